@@ -1,0 +1,5 @@
+//! Switchyard: a persistent router for MCP tool calls.
+
+pub mod clock;
+pub mod error;
+pub mod model;

@@ -1,0 +1,3 @@
+//! The `switchyard` program.
+
+fn main() {}

@@ -1,0 +1,31 @@
+//! Plain values that every other module speaks in: names, ids, times, server specifications, calls.
+//!
+//! Changes when the vocabulary of the product changes. Knows nothing of I/O, clocks, locks or logs:
+//! values in, values out.
+
+mod call;
+mod caller;
+mod name;
+mod nearest;
+mod secret;
+mod server;
+mod settings;
+mod time;
+mod units;
+mod version;
+
+pub use call::{
+    CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, SessionRef, ToolCall, ToolTarget,
+};
+pub use caller::{AuthKind, Caller, Scope, Scopes};
+pub use name::{ExposedName, NameError, ServerName, ToolName};
+pub use nearest::{did_you_mean, nearest};
+pub use secret::Secret;
+pub use server::{
+    ArgumentsLevel, AuditLevels, NamingMode, OnChange, Replay, ResultsLevel, ServerSource,
+    ServerSpec, SessionMode, ToolFilter, ToolOverride, ToolStatus, TransportKind, TransportSpec,
+};
+pub use settings::{Knobs, RetryBudget, RetryMode, ServerSettings};
+pub use time::{Timestamp, Uptime};
+pub use units::{UnitError, format_duration, parse_duration, parse_size};
+pub use version::{Era, ProtocolVersion};

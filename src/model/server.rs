@@ -1,0 +1,419 @@
+//! What an operator says about one upstream server.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Knobs;
+
+/// How to talk to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportKind {
+    /// Streamable HTTP; finds out which era the server speaks.
+    Http,
+    /// HTTP with server-sent events, the transport of 2024-11-05.
+    Sse,
+    /// A child process that speaks on its standard input and output.
+    Stdio,
+    /// The predecessor's dialect: bare JSON-RPC over HTTP without a handshake.
+    Jsonrpc,
+}
+
+impl TransportKind {
+    /// The name in the configuration, the database and the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Sse => "sse",
+            Self::Stdio => "stdio",
+            Self::Jsonrpc => "jsonrpc",
+        }
+    }
+}
+
+/// Where a server is and how to reach it. Values are as written: `${VAR}` is not expanded here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum TransportSpec {
+    /// Streamable HTTP.
+    Http {
+        /// Address of the MCP endpoint.
+        url: String,
+        /// Headers sent with every request, in order of name.
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+    },
+    /// HTTP+SSE of 2024-11-05.
+    Sse {
+        /// Address of the event stream.
+        url: String,
+        /// Headers sent with every request, in order of name.
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+    },
+    /// The predecessor's dialect.
+    Jsonrpc {
+        /// Base address: `{url}/mcp` and `{url}/mcp/tools` are used.
+        url: String,
+        /// Headers sent with every request, in order of name.
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+    },
+    /// A child process.
+    Stdio {
+        /// Program, looked up in `PATH`.
+        command: String,
+        /// Arguments.
+        #[serde(default)]
+        args: Vec<String>,
+        /// Environment beside the few inherited variables.
+        #[serde(default)]
+        env: BTreeMap<String, String>,
+        /// Working folder.
+        #[serde(default)]
+        cwd: Option<String>,
+    },
+}
+
+impl TransportSpec {
+    /// Which transport this is.
+    #[must_use]
+    pub const fn kind(&self) -> TransportKind {
+        match self {
+            Self::Http { .. } => TransportKind::Http,
+            Self::Sse { .. } => TransportKind::Sse,
+            Self::Jsonrpc { .. } => TransportKind::Jsonrpc,
+            Self::Stdio { .. } => TransportKind::Stdio,
+        }
+    }
+
+    /// The headers (HTTP kinds) or environment (stdio): the values that may hold secrets.
+    #[must_use]
+    pub const fn secret_values(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Http { headers, .. }
+            | Self::Sse { headers, .. }
+            | Self::Jsonrpc { headers, .. } => headers,
+            Self::Stdio { env, .. } => env,
+        }
+    }
+
+    /// The same, to change.
+    pub const fn secret_values_mut(&mut self) -> &mut BTreeMap<String, String> {
+        match self {
+            Self::Http { headers, .. }
+            | Self::Sse { headers, .. }
+            | Self::Jsonrpc { headers, .. } => headers,
+            Self::Stdio { env, .. } => env,
+        }
+    }
+}
+
+/// Everything an operator said about one server; what is not said is `None`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerSpec {
+    /// How to reach it.
+    pub transport: TransportSpec,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Whether calls are routed to it, as the file or the request says; the registry row may differ.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Numbers that override the defaults.
+    #[serde(default)]
+    pub knobs: Knobs,
+    /// Which of its tools are offered.
+    #[serde(default)]
+    pub tools: ToolFilter,
+    /// What the operator says about single tools, by upstream name.
+    #[serde(default)]
+    pub tool_overrides: BTreeMap<String, ToolOverride>,
+    /// One upstream session for all callers, or one for each.
+    #[serde(default)]
+    pub sessions: SessionMode,
+    /// Whether `readOnlyHint` and `idempotentHint` are believed, for retries only.
+    #[serde(default = "yes")]
+    pub trust_annotations: bool,
+    /// What happens when a tool's definition changes.
+    #[serde(default)]
+    pub on_change: OnChange,
+    /// What the ledger keeps for this server's calls.
+    #[serde(default)]
+    pub audit: AuditLevels,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl ServerSpec {
+    /// A specification with nothing but a transport.
+    #[must_use]
+    pub fn new(transport: TransportSpec) -> Self {
+        Self {
+            transport,
+            description: String::new(),
+            enabled: true,
+            knobs: Knobs::default(),
+            tools: ToolFilter::default(),
+            tool_overrides: BTreeMap::new(),
+            sessions: SessionMode::default(),
+            trust_annotations: true,
+            on_change: OnChange::default(),
+            audit: AuditLevels::default(),
+        }
+    }
+}
+
+/// Which of a server's tools are offered: glob patterns over upstream names; `deny` wins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ToolFilter {
+    /// Offered when one of these matches.
+    pub allow: Vec<String>,
+    /// Not offered when one of these matches.
+    pub deny: Vec<String>,
+}
+
+impl Default for ToolFilter {
+    fn default() -> Self {
+        Self { allow: vec!["*".to_owned()], deny: Vec::new() }
+    }
+}
+
+impl ToolFilter {
+    /// Whether a tool of this upstream name is offered.
+    #[must_use]
+    pub fn admits(&self, tool: &str) -> bool {
+        self.allow.iter().any(|pattern| glob_matches(pattern, tool))
+            && !self.deny.iter().any(|pattern| glob_matches(pattern, tool))
+    }
+}
+
+/// `*` is any run of characters, `?` one character, everything else itself.
+fn glob_matches(pattern: &str, text: &str) -> bool {
+    // The classic two-pointer walk: on a mismatch go back to the last star and let it eat one more.
+    let pattern: Vec<char> = pattern.chars().collect();
+    let text: Vec<char> = text.chars().collect();
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some('?') => {
+                p += 1;
+                t += 1;
+            }
+            Some(c) if Some(c) == text.get(t) => {
+                p += 1;
+                t += 1;
+            }
+            _ => match star {
+                Some((star_p, star_t)) => {
+                    p = star_p + 1;
+                    t = star_t + 1;
+                    star = Some((star_p, t));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(p).all(|c| *c == '*')
+}
+
+/// What an operator says about one tool.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ToolOverride {
+    /// Whether a call may be repeated; wins over annotations.
+    pub replay: Option<Replay>,
+    /// One attempt's time limit.
+    pub timeout: Option<Duration>,
+    /// Neither listed nor callable.
+    pub hidden: bool,
+    /// What the ledger keeps for this tool's calls.
+    pub audit: AuditLevels,
+}
+
+/// Whether a call may be repeated after a failure that may have run it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Replay {
+    /// Yes.
+    Safe,
+    /// No.
+    Unsafe,
+}
+
+/// One upstream session for all callers, or one for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionMode {
+    /// One for all.
+    #[default]
+    Shared,
+    /// One for each downstream session.
+    Isolated,
+}
+
+/// How exposed names are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NamingMode {
+    /// `{server}__{tool}`.
+    #[default]
+    Prefix,
+    /// The upstream's own name.
+    Bare,
+}
+
+/// What happens when a tool's definition changes after the first discovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    /// Taken silently.
+    Accept,
+    /// Taken, logged and kept in the history.
+    #[default]
+    Warn,
+    /// Neither listed nor callable until approved.
+    Hold,
+}
+
+/// What the ledger keeps of arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ArgumentsLevel {
+    /// Nothing but the length.
+    None,
+    /// The arguments with secrets replaced.
+    Redacted,
+    /// The arguments; known secrets are removed all the same.
+    Full,
+}
+
+/// What the ledger keeps of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultsLevel {
+    /// Nothing but the length.
+    None,
+    /// Kinds and sizes of the content, the first line of an error.
+    Summary,
+    /// The result; known secrets are removed all the same.
+    Full,
+}
+
+/// Payload levels, each optional: the tool's, else the server's, else the file's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditLevels {
+    /// What is kept of arguments.
+    pub arguments: Option<ArgumentsLevel>,
+    /// What is kept of results.
+    pub results: Option<ResultsLevel>,
+}
+
+/// Where a registry entry came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerSource {
+    /// The configuration file.
+    Config,
+    /// The API or the command line.
+    Api,
+}
+
+impl ServerSource {
+    /// The name in the database and the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Api => "api",
+        }
+    }
+
+    /// Reads a source's name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Config, Self::Api].into_iter().find(|source| source.as_str() == text)
+    }
+}
+
+/// Where a tool stands in the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolStatus {
+    /// In the server's last list.
+    Active,
+    /// In the last list we got; the server could not be asked again.
+    Stale,
+    /// No longer in the server's list.
+    Gone,
+    /// Its definition changed and waits for approval.
+    Held,
+}
+
+impl ToolStatus {
+    /// The name in the database, the API and the metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Stale => "stale",
+            Self::Gone => "gone",
+            Self::Held => "held",
+        }
+    }
+
+    /// Reads a status' name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Active, Self::Stale, Self::Gone, Self::Held]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_as_people_expect() {
+        for (pattern, text, expected) in [
+            ("*", "anything", true),
+            ("*", "", true),
+            ("delete_*", "delete_repo", true),
+            ("delete_*", "undelete_repo", false),
+            ("*_file", "read_file", true),
+            ("*_file", "read_files", false),
+            ("a*b*c", "aXbYc", true),
+            ("a*b*c", "acb", false),
+            ("get_?", "get_x", true),
+            ("get_?", "get_", false),
+            ("exact", "exact", true),
+            ("", "", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(glob_matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn deny_wins_over_allow() {
+        let filter = ToolFilter { allow: vec!["get_*".into()], deny: vec!["get_secret*".into()] };
+        assert!(filter.admits("get_time"));
+        assert!(!filter.admits("get_secrets"));
+        assert!(!filter.admits("set_time"));
+    }
+}
