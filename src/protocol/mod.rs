@@ -1,0 +1,28 @@
+//! JSON-RPC and MCP messages of both eras: bytes in, values out.
+//!
+//! Changes when the wire format does. Knows nothing of sockets, clocks or the router: everything
+//! here is a function of its arguments. Arguments and results stay raw bytes throughout.
+
+mod answer;
+mod incoming;
+mod names;
+mod object;
+mod outgoing;
+mod shape;
+mod sse;
+mod tool;
+
+pub use answer::{Answer, AnswerError, AnswerKind, MessageKind, message_kind};
+pub use incoming::{
+    CallParams, Incoming, IncomingError, ModernMeta, RequestId, RpcErrorCode, error_response,
+    push_head, result_response,
+};
+pub use names::{
+    CLIENT_CAPABILITIES, CLIENT_INFO, HeaderDecodeError, LOG_LEVEL, PROTOCOL_VERSION, RESERVED,
+    SERVER_INFO, decode_header, encode_header,
+};
+pub use object::{ObjectError, RawObject};
+pub use outgoing::{OutgoingRequest, PeerIdentity, render_notification};
+pub use shape::{ResultFacts, first_text, result_for};
+pub use sse::{SseError, SseEvent, SseParser};
+pub use tool::{ToolDefinition, ToolDefinitionError, ToolList, canonical_json};
