@@ -1,0 +1,590 @@
+//! What a file may say, and what is said back when it may not.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{RetryMode, TransportSpec};
+
+fn environment() -> Environment {
+    Environment::new(|name| match name {
+        "TOKEN" => Some("tok-12345".to_owned()),
+        "SECONDS" => Some("7".to_owned()),
+        "INJECT" => Some("x\nmcp_servers: {evil: {url: http://evil}}".to_owned()),
+        _ => None,
+    })
+}
+
+fn read(text: &str) -> Result<Config, String> {
+    parse(text, "switchyard.yaml", &environment()).map_err(|error| error.to_string())
+}
+
+fn refused(text: &str) -> String {
+    read(text).err().unwrap_or_else(|| panic!("accepted: {text}"))
+}
+
+fn server<'a>(config: &'a Config, name: &str) -> &'a ServerSpec {
+    config.servers.get(&ServerName::parse(name).unwrap()).unwrap()
+}
+
+const EXAMPLE: &str = r#"
+listen: 127.0.0.1:8300
+data_dir: ./switchyard-data
+defaults:
+  timeout: 30
+  connect_timeout: 5
+  retry_attempts: 3
+  retry_delay: 1.0
+  retry_max_delay: 30.0
+  retry_mode: safe
+  circuit_breaker_threshold: 5
+  circuit_breaker_timeout: 30.0
+  max_concurrency: 64
+  max_response_size: 16MiB
+health_check_interval: 30
+mcp_servers:
+  github:
+    transport: http
+    url: ${GITHUB_MCP_URL:-https://api.githubcopilot.com/mcp/}
+    headers: { Authorization: "Bearer ${TOKEN}" }
+    description: GitHub
+    enabled: true
+    tools: { allow: ["*"], deny: ["delete_*"] }
+  files:
+    transport: stdio
+    command: npx
+    args: ["-y", "@modelcontextprotocol/server-filesystem", "."]
+    env: { NODE_ENV: production }
+    cwd: .
+audit:
+  durability: batched
+  arguments: redacted
+  results: summary
+  redact: ["password", "token", "secret", "api_key", "authorization"]
+  retention: 90d
+  max_size: 10GiB
+auth:
+  mode: auto
+http:
+  allowed_hosts: []
+  allowed_origins: []
+naming: prefix
+limits: { body: 4MiB, sessions: 20000, tools_per_server: 5000 }
+admin: { stdio_commands: {} }
+"#;
+
+#[test]
+fn the_whole_example_is_read() {
+    let config = read(EXAMPLE).unwrap();
+    assert_eq!(config.servers.len(), 2);
+    assert_eq!(config.defaults.timeout, Some(Duration::from_secs(30)));
+    assert_eq!(config.audit.retention, Duration::from_secs(90 * 86_400));
+    let TransportSpec::Http { url, headers } = &server(&config, "github").transport else {
+        panic!("not http")
+    };
+    assert_eq!(url, "${GITHUB_MCP_URL:-https://api.githubcopilot.com/mcp/}");
+    assert_eq!(headers["Authorization"], "Bearer ${TOKEN}");
+    let secrets: Vec<&str> = config.secrets.iter().map(Secret::expose).collect();
+    assert_eq!(secrets, ["tok-12345"]);
+    assert!(!server(&config, "github").tools.admits("delete_repo"));
+}
+
+#[test]
+fn the_predecessors_file_is_read_as_it_is() {
+    let config = read(
+        r#"
+default_timeout: 45
+default_retry_attempts: 2
+connection_pool_size: 10
+health_check_interval: 15
+mcp_servers: {git-ops: {url: "${GIT_OPS_URL:-http://localhost:8003}", transport: http, timeout: 60, retry_attempts: 3, retry_delay: 1.0, retry_max_delay: 30.0, circuit_breaker_threshold: 5, circuit_breaker_timeout: 30.0, enabled: true, description: "Git operations"}}
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.defaults.timeout, Some(Duration::from_secs(45)));
+    assert_eq!(config.defaults.retry_attempts, Some(2));
+    assert_eq!(server(&config, "git-ops").knobs.timeout, Some(Duration::from_secs(60)));
+    assert!(config.notes.iter().any(|note| note.contains("connection_pool_size")));
+}
+
+#[test]
+fn a_file_that_says_nothing_is_the_defaults() {
+    for text in ["", "\n", "# only a comment\n", "---\n"] {
+        assert_eq!(read(text).unwrap().listen, Config::defaults().listen, "{text:?}");
+    }
+    let config = read("mcp_servers:\naudit:\nlisten:\n").unwrap();
+    assert!(config.servers.is_empty());
+}
+
+#[test]
+fn any_value_may_come_from_the_environment() {
+    let config = read(
+        "defaults: {timeout: '${SECONDS}', retry_mode: '${MODE:-off}'}\n\
+         mcp_servers: {a: {url: 'http://h/mcp', enabled: '${ON:-false}', max_concurrency: '${N:-8}'}}\n\
+         listen: '${LISTEN:-localhost:9000}'\n",
+    )
+    .unwrap();
+    assert_eq!(config.defaults.timeout, Some(Duration::from_secs(7)));
+    assert_eq!(config.defaults.retry_mode, Some(RetryMode::Off));
+    assert_eq!(config.listen.port(), 9000);
+    let a = server(&config, "a");
+    assert_eq!((a.enabled, a.knobs.max_concurrency), (false, Some(8)));
+}
+
+#[test]
+fn a_variable_never_changes_the_structure() {
+    let config = read("mcp_servers:\n  a: {url: 'http://h/', description: '${INJECT}'}\n").unwrap();
+    assert_eq!(config.servers.len(), 1);
+    assert!(server(&config, "a").description.contains("evil"));
+}
+
+#[test]
+fn mistakes_are_named_with_their_place_and_the_nearest_right_word() {
+    for (text, expected) in [
+        ("lisen: x\n", "switchyard.yaml:1:1: unknown key `lisen`; did you mean `listen`?"),
+        (
+            "mcp_servers:\n  a:\n    url: http://h/\n    retry_atempts: 3\n",
+            "switchyard.yaml:4:5: unknown key `retry_atempts`; did you mean `retry_attempts`?",
+        ),
+        ("defaults: {timout: 3}\n", "unknown key `timout`; did you mean `timeout`?"),
+        (
+            "audit:\n  durabilty: strict\n",
+            "switchyard.yaml:2:3: unknown key `durabilty`; did you mean `durability`?",
+        ),
+        (
+            "audit:\n  durability: stric\n",
+            "switchyard.yaml:2:15: `stric` is not one of batched, strict; did you mean `strict`?",
+        ),
+        ("a1b2: 1\n", "unknown key `a1b2`; keys here are listen, "),
+        ("listen: a\nlisten: b\n", "switchyard.yaml:2:1: the key `listen` stands twice"),
+        (
+            "mcp_servers:\n  a: {url: http://h/}\n  a: {url: http://i/}\n",
+            "switchyard.yaml:3:3: the key `a` stands twice",
+        ),
+        ("defaults:\n  timeout: soon\n", "switchyard.yaml:2:12: `soon` is not a duration"),
+        ("defaults:\n  timeout: 0\n", "switchyard.yaml:2:12: `timeout` must be above zero"),
+        ("defaults:\n  timeout: -1\n", "switchyard.yaml:2:12: `-1` is not a duration"),
+        ("defaults:\n  max_response_size: lots\n", "`lots` is not a size"),
+        (
+            "defaults:\n  retry_attempts: many\n",
+            "expected a whole number from 0 to 4294967295, found `many`",
+        ),
+        ("defaults:\n  retry_attempts: 1.5\n", "expected a whole number"),
+        (
+            "mcp_servers:\n  a: {url: 'http://h/${NOPE}'}\n",
+            "switchyard.yaml:2:12: the environment variable `NOPE` is not set; set it, or give a default: ${NOPE:-value}",
+        ),
+        (
+            "mcp_servers:\n  a:\n    command: x\n    env:\n      K: ${K:?ask the platform team}\n",
+            "switchyard.yaml:5:10: the environment variable `K` is not set: ask the platform team",
+        ),
+        ("mcp_servers:\n  a: {}\n", "server `a` needs `url` (reached over HTTP) or `command`"),
+        (
+            "mcp_servers:\n  a: {url: 'http://h/', command: x}\n",
+            "server `a` has both `url` and `command`; drop one of them",
+        ),
+        (
+            "mcp_servers:\n  a: {transport: stdio, url: 'http://h/', command: x}\n",
+            "`url` does not belong to transport `stdio`",
+        ),
+        ("mcp_servers:\n  a: {url: 'ftp://h/'}\n", "begins with `ftp:`; write http:// or https://"),
+        ("mcp_servers:\n  a: {url: 'not an address'}\n", "is not an address"),
+        ("mcp_servers:\n  'a b': {url: 'http://h/'}\n", "has the character ' '"),
+        (
+            "mcp_servers:\n  a: {url: 'http://h/', enabled: perhaps}\n",
+            "expected true or false, found `perhaps`",
+        ),
+        ("mcp_servers: 3\n", "switchyard.yaml:1:14: "),
+        ("listen: here\n", "`here` is not an address to listen on"),
+        ("listen: 0.0.0.0:1\nauth: {mode: none}\n", "`auth.mode: none` is refused on 0.0.0.0:1"),
+        ("database: postgres://h/db\n", "this version keeps its state in SQLite only"),
+        ("- a\n- b\n", "switchyard.yaml:1:"),
+        ("just text\n", "switchyard.yaml:1:"),
+        ("listen: [1\n", "switchyard.yaml:"),
+        ("listen:\n\t- x\n", "switchyard.yaml:"),
+    ] {
+        let message = refused(text);
+        assert!(message.contains(expected), "{text}\n--- expected\n{expected}\n--- got\n{message}");
+    }
+}
+
+#[test]
+fn every_problem_is_reported_with_its_line() {
+    let text = "defaults:\n  timeout: soon\n  retry_attempts: 1000\nlisten: here\n";
+    let message = parse(text, "switchyard.yaml", &environment()).unwrap_err();
+    let message = message.with_source().to_string();
+    assert_eq!(message.matches("switchyard.yaml:").count(), 3, "{message}");
+    assert!(message.contains("2 |   timeout: soon\n    |            ^"), "{message}");
+}
+
+#[test]
+fn numbers_that_are_meant_as_texts_keep_their_letters() {
+    let fifty = "12345678901234567890123456789012345678901234567890";
+    let values = [
+        ("F", "1.10"),
+        ("V", "2.0"),
+        ("Z", "01234"),
+        ("P", "+49123"),
+        ("H", "0x10"),
+        ("T", "yes"),
+        ("N", ".nan"),
+        ("E", "1e3"),
+        ("B", "True"),
+        ("M", "-0.0"),
+        ("I", fifty),
+    ];
+    let flow: Vec<String> = values.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+    let text = format!(
+        "# é\nmcp_servers:\n  a:\n    command: x\n    cwd: 1.0\n    description: 2.50\n    args: [&v 1.10, *v, 007]\n    env: {{{}}}\n",
+        flow.join(", ")
+    );
+    for text in [text.clone(), format!("\u{feff}{text}"), text.replace('\n', "\r\n")] {
+        let config = read(&text).unwrap();
+        let a = server(&config, "a");
+        let TransportSpec::Stdio { args, env, cwd, .. } = &a.transport else {
+            panic!("no program")
+        };
+        assert_eq!(args, &["1.10", "1.10", "007"]);
+        assert_eq!((cwd.as_deref(), a.description.as_str()), (Some("1.0"), "2.50"));
+        for (key, value) in values {
+            assert_eq!(env[key], value, "{key}");
+        }
+    }
+    let json = br#"{"url": "http://h/", "headers": {"X-Version": 1.10}}"#;
+    let spec = server_from_json(&ServerName::parse("a").unwrap(), json).unwrap();
+    assert_eq!(spec.transport.secret_values()["X-Version"], "1.10");
+}
+
+#[test]
+fn messages_do_not_tell_what_is_secret() {
+    let environment = Environment::new(|_| Some("ftp://me:hunter22@h".to_owned()));
+    for (text, expected) in [
+        (
+            "mcp_servers:\n  a: {url: 'http://h/', headers: {A: 'Bearer hunter22'}, timout: 3}\n",
+            "did you mean `timeout`?",
+        ),
+        ("mcp_servers:\n  a: {url: '${U}'}\n", "`${U}` does not give an address"),
+        ("mcp_servers:\n  a: {url: 'ftp://me:hunter22@h'}\n", "the address"),
+        ("mcp_servers:\n  a: {url: 'http://me:hunter22@h:x'}\n", "the address"),
+        ("defaults: {timeout: '${TK}'}\n", "`${TK}` does not give a duration"),
+        ("listen: '${TK}'\n", "`${TK}` is not an address to listen on"),
+        ("naming: '${TK}'\n", "`${TK}` does not give one of prefix bare"),
+        ("defaults: 'hunter22'\n", "expected"),
+    ] {
+        let error = parse(text, "x", &environment).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(expected) && !message.contains("hunter22"), "{text}\n{message}");
+        let shown = error.with_source().to_string();
+        assert!(shown.contains(text.lines().last().unwrap()), "{shown}");
+    }
+}
+
+#[test]
+fn what_can_never_work_is_refused() {
+    for (text, expected) in [
+        ("mcp_servers:\n  a: {url: 'http://user:pw@h/'}\n", "put them into `headers`"),
+        (
+            "mcp_servers:\n  a: {url: 'http://h/', headers: {A: \"x\\ny\"}}\n",
+            "header `A` has a line break",
+        ),
+        (
+            "mcp_servers:\n  a: {command: x, env: {'A=B': c}}\n",
+            "`A=B` cannot be the name of a variable",
+        ),
+        ("mcp_servers:\n  a: {command: x, env: {\"A\\0\": c}}\n", "`A\\0` cannot be the name"),
+        ("mcp_servers:\n  a: {command: x, args: [\"a\\0\"]}\n", "NUL character"),
+        ("http: {allowed_origins: ['https://h/path']}\n", "`https://h/path` is not an origin"),
+        ("http: {allowed_origins: [h.example]}\n", "is not an origin"),
+        ("http: {allowed_origins: ['*']}\n", "is not an origin"),
+        ("http: {allowed_hosts: ['https://h']}\n", "`https://h` is not a host name"),
+        ("http: {allowed_hosts: [h/path]}\n", "is not a host name"),
+        ("data_dir: ''\n", "`data_dir` must be a folder"),
+        ("data_dir: ./d\naudit: {checkpoints: d/checks}\n", "`checkpoints` lies inside `data_dir`"),
+    ] {
+        let message = refused(text);
+        assert!(message.contains(expected), "{text}\n{message}");
+    }
+    read("http: {allowed_origins: ['https://a.example:8443', 'http://[::1]:3', 'vscode-webview://x1'], allowed_hosts: [h.example, 'h:80', '::1', '[::1]:80']}\naudit: {checkpoints: ./data-checks}\ndata_dir: ./data\n").unwrap();
+}
+
+#[test]
+fn wrong_shapes_are_told_in_words() {
+    for (text, expected) in [
+        ("auth: none\n", "x:1:7: expected a mapping (KEY: VALUE lines), found a text"),
+        ("mcp_servers: [a]\n", "x:1:14: expected a mapping (KEY: VALUE lines), found a list"),
+        (
+            "mcp_servers:\n  a: http://x\n",
+            "x:2:6: expected a mapping (KEY: VALUE lines), found a text",
+        ),
+        (
+            "mcp_servers:\n  a: {command: x, args: \"x\"}\n",
+            "x:2:25: expected a list, such as [\"x\"], found a text",
+        ),
+        ("audit: {redact: password}\n", "x:1:17: expected a list, such as [\"x\"], found a text"),
+        ("audit: 3\n", "expected a mapping (KEY: VALUE lines), found a number"),
+        ("defaults: {timeout: .inf}\n", "`inf` is not a duration"),
+        ("defaults: {retry_budget: {ratio: .nan}}\n", "`ratio` must be from 0 to 1000"),
+        ("listen: ':1'\n---\nlisten: ':2'\n", "more than one document"),
+        ("mcp_servers:\n  a: {url: [x]}\n", "expected a text, found a list"),
+        ("mcp_servers:\n  ok: {url: 'http://h/'}\n  a b:\n    url: http://h/\n", "x:3:3: "),
+    ] {
+        let message = parse(text, "x", &environment()).unwrap_err().to_string();
+        assert!(message.contains(expected) && message.lines().count() == 1, "{text}\n{message}");
+        assert!(!message.contains("at line"), "{text}\n{message}");
+    }
+    let deep = parse(&format!("listen: {}", "[".repeat(20_000)), "x", &environment());
+    let message = deep.unwrap_err().to_string();
+    assert!(message.contains("nested deeper"), "{message}");
+}
+
+fn imported(name: &str, text: &str) -> Result<Vec<(ServerName, ServerSpec, Vec<String>)>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    client::read(&path).map_err(|error| error.to_string())
+}
+
+#[test]
+fn our_own_file_is_imported_whole() {
+    let found = imported(
+        "switchyard.yaml",
+        "listen: ':1'\nmcp_servers:\n  a: {url: 'http://h/', timeout: 7, on_change: hold, tools: {deny: [x]}}\n",
+    )
+    .unwrap();
+    let (name, spec, notes) = &found[0];
+    assert_eq!((name.as_str(), notes.len()), ("a", 0));
+    assert_eq!(spec.knobs.timeout, Some(Duration::from_secs(7)));
+    assert!(spec.on_change == crate::model::OnChange::Hold && !spec.tools.admits("x"));
+    let wrong =
+        imported("x.yaml", "mcp_servers:\n  a: {url: 'http://h/', timout: 7}\n").unwrap_err();
+    assert!(wrong.contains("did you mean `timeout`?"), "{wrong}");
+}
+
+#[test]
+fn files_of_editors_may_have_comments() {
+    let text = "{\n\t// one\n\t\"servers\": { /* two\n\t*/ \"a\": {\"url\": \"http://h//x/*y*/\\\"//\"}, // three\n\t}\n}\n";
+    for name in ["mcp.json", "mcp.JSONC"] {
+        let found = imported(name, text).unwrap();
+        let TransportSpec::Http { url, .. } = &found[0].1.transport else { panic!("not http") };
+        assert_eq!(url, "http://h//x/*y*/\"//");
+    }
+    let wrong =
+        imported("x.json", "{/* é */ \"servers\": {\"a\": {\"comand\": \"x\"}}}").unwrap_err();
+    assert!(wrong.contains("x.json:1:38: unknown key `comand`"), "{wrong}");
+    assert_eq!(wrong.lines().count(), 1, "{wrong}");
+}
+
+#[test]
+fn slips_in_the_form_of_clients_are_found_and_foreign_keys_are_not() {
+    for (slip, known) in
+        [("arg", "args"), ("envs", "env"), ("comand", "command"), ("header", "headers")]
+    {
+        let text = format!("mcpServers: {{a: {{command: x, {slip}: []}}}}\n");
+        let message = refused(&text);
+        assert!(message.contains(&format!("did you mean `{known}`?")), "{message}");
+    }
+    for foreign in [
+        "autoApprove",
+        "alwaysAllow",
+        "timeout",
+        "trust",
+        "envFile",
+        "dev",
+        "name",
+        "oauth",
+        "tools",
+        "gallery",
+    ] {
+        let config = read(&format!("mcpServers: {{a: {{command: x, {foreign}: []}}}}\n")).unwrap();
+        assert!(config.notes.iter().any(|note| note.contains(foreign)), "{foreign}");
+    }
+}
+
+#[test]
+fn a_dollar_of_a_client_stays_one() {
+    let config = read(r#"{"mcpServers": {"a": {"command": "x", "args": ["pa$$word", "$HOME", "a${TOKEN}$", "$${TOKEN}", "${"]}}}"#).unwrap();
+    let TransportSpec::Stdio { args, .. } = &server(&config, "a").transport else { panic!() };
+    let given: Vec<String> =
+        args.iter().map(|arg| expand::expand(arg, &environment()).unwrap()).collect();
+    assert_eq!(given, ["pa$$word", "$HOME", "atok-12345$", "$tok-12345", "${"]);
+}
+
+#[test]
+fn hostile_files_end_quickly() {
+    let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for n in 1..10 {
+        let alias = vec![format!("*a{}", n - 1); 9].join(", ");
+        bomb.push_str(&format!("a{n}: &a{n} [{alias}]\n"));
+    }
+    let began = crate::clock::uptime();
+    refused(&bomb);
+    refused(&format!("listen: {}", "[".repeat(20_000)));
+    assert!(crate::clock::uptime().since(began) < Duration::from_secs(5));
+}
+
+#[test]
+fn the_form_of_desktop_clients_is_read() {
+    let config = read(
+        r#"{"mcpServers": {
+            "my files": {"command": "npx", "args": ["-y", "x"], "env": {"KEY": "${env:TOKEN}"}, "autoApprove": []},
+            "remote": {"type": "streamable-http", "url": "https://h/mcp", "headers": {"X": "y"}},
+            "off": {"url": "http://h/", "disabled": true}}}"#,
+    )
+    .unwrap();
+    assert!(matches!(server(&config, "my-files").transport, TransportSpec::Stdio { .. }));
+    assert!(matches!(server(&config, "remote").transport, TransportSpec::Http { .. }));
+    assert!(!server(&config, "off").enabled);
+    assert!(config.notes.iter().any(|note| note.contains("autoApprove")));
+    assert!(config.notes.iter().any(|note| note.contains("`my-files`")));
+    assert!(
+        refused(r#"{"mcpServers": {"a": {"command": "x", "env": {"K": "${input:key}"}}}}"#)
+            .contains("`${input:key}` is not a reference")
+    );
+}
+
+#[test]
+fn a_server_over_the_api_is_read_strictly() {
+    let name = ServerName::parse("a").unwrap();
+    let read = |json: &str| server_from_json(&name, json.as_bytes()).map_err(|e| e.to_string());
+    let spec = read(r#"{"url": "http://h/mcp", "timeout": "250ms", "headers": {"A": "é\u00e9"}}"#)
+        .unwrap();
+    assert_eq!(spec.knobs.timeout, Some(Duration::from_millis(250)));
+    for (json, expected) in [
+        (r#"{"url": "http://h/", "timeuot": 1}"#, "did you mean `timeout`?"),
+        (r#"{"url": "http://h/", "url": "http://i/"}"#, "stands twice"),
+        (r#"{"url": "http://h/"} x"#, "not JSON"),
+        ("url: http://h/", "not JSON"),
+        (r#"{"timeout": 1}"#, "needs `url`"),
+        (r#"{"url": "http://h/", "timeout": "${T}"}"#, "is not replaced here"),
+    ] {
+        let message = read(json).unwrap_err();
+        assert!(message.contains(expected), "{json}: {message}");
+    }
+}
+
+#[test]
+fn what_may_be_a_secret_counts_as_one() {
+    let text = "mcp_servers:
+  a:
+    url: 'https://h/mcp?key=${TOKEN}'
+    headers: {Authorization: 'Bearer literal-1', X-Team: 'literal-2', Accept: application/json, Cookie: abcd, X-D: '${NO:-default-3}', X-M: 'pre-${SECONDS}-post'}
+  b:
+    command: x
+    args: ['--level=${NO:-verbose-level}', literal-argument]
+    env: {A: literal-4, B: production, C: /usr/local/lib, D: '123456789', E: 'https://h/x', F: 'postgres://u:p@h', PASSWORD: 5678, USE_AUTH: 'true', G: '${HOME}', H: '${NO:-default-5}', I: '${NO:-./relative}'}
+";
+    let environment = Environment::new(|name| match name {
+        "TOKEN" => Some("tok-12345".to_owned()),
+        "SECONDS" => Some("7".to_owned()),
+        "HOME" => Some("/home/someone".to_owned()),
+        _ => None,
+    });
+    let expected = [
+        "5678",
+        "abcd",
+        "default-3",
+        "default-5",
+        "literal-1",
+        "literal-2",
+        "literal-4",
+        "postgres://u:p@h",
+        "pre-7-post",
+        "tok-12345",
+    ];
+    let config = parse(text, "x", &environment).unwrap();
+    let sorted = |secrets: &[Secret]| {
+        let mut secrets: Vec<String> = secrets.iter().map(|s| s.expose().to_owned()).collect();
+        secrets.sort();
+        secrets
+    };
+    assert_eq!(sorted(&config.secrets), expected);
+    let single: Vec<Secret> =
+        config.servers.values().flat_map(|spec| secrets_of(spec, &environment)).collect();
+    assert_eq!(sorted(&single), expected);
+    // What does not expand is no reason to forget the rest.
+    let none = Environment::new(|_| None);
+    let left: Vec<Secret> =
+        config.servers.values().flat_map(|spec| secrets_of(spec, &none)).collect();
+    assert!(sorted(&left).contains(&"literal-1".to_owned()));
+}
+
+#[test]
+fn an_address_is_shown_without_what_may_be_secret() {
+    for (url, shown) in [
+        ("http://u:p@h/x", "http://h/x"),
+        ("http://h/x?key=1", "http://h/x?***"),
+        ("http://h:1", "http://h:1"),
+        ("${URL}", "${URL}"),
+        ("http://h/${X}?k=${K}", "http://h/${X}?k=${K}"),
+    ] {
+        assert_eq!(shown_address(url), shown);
+    }
+}
+
+#[test]
+fn literal_values_are_not_shown() {
+    let name = ServerName::parse("a").unwrap();
+    let json = br#"{"command": "x", "env": {"A": "hidden", "B": "${B}", "C": "${C:-hidden}", "D": "Bearer ${D}", "E": "hidden${E}"}}"#;
+    let shown = server_to_json(&server_from_json(&name, json).unwrap()).to_string();
+    assert!(!shown.contains("hidden"), "{shown}");
+    for kept in ["${B}", "${C:-***}", "Bearer ${D}", "***${E}"] {
+        assert!(shown.contains(kept), "{shown}");
+    }
+}
+
+#[test]
+fn the_committed_schema_is_the_one_of_the_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/switchyard.schema.json");
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == json_schema(),
+        "docs/switchyard.schema.json is not what the code says; run: switchyard schema > docs/switchyard.schema.json"
+    );
+}
+
+#[test]
+fn the_schema_says_what_numbers_and_switches_may_be() {
+    let schema: serde_json::Value = serde_json::from_str(&json_schema()).unwrap();
+    let knobs = &schema["$defs"]["RawKnobs"]["properties"];
+    assert_eq!(knobs["timeout"]["exclusiveMinimum"], 0);
+    assert_eq!(knobs["retry_delay"].get("exclusiveMinimum"), None);
+    assert_eq!(knobs["max_concurrency"]["minimum"], 1);
+    for key in ["timeout", "max_concurrency", "max_response_size"] {
+        assert!(knobs[key].to_string().contains("pattern"), "{key}");
+    }
+    let enabled = schema["$defs"]["RawServer"]["properties"]["enabled"].to_string();
+    assert!(enabled.contains("[Yy]es"), "{enabled}");
+    let client = schema["properties"]["mcpServers"].to_string();
+    assert!(
+        client.contains(r#""additionalProperties":{"additionalProperties":true,"type":"object"}"#),
+        "{client}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn servers_written_as_yaml_read_back(
+        command in "[a-zA-Z0-9 /\"'{}:#éß\\\\-]{1,20}",
+        args in proptest::collection::vec("[ -~é]{0,12}", 0..4),
+        seconds in proptest::option::of(1_u64..100_000),
+        enabled in any::<bool>(),
+    ) {
+        prop_assume!(!command.trim().is_empty());
+        let args: Vec<String> = args.into_iter().map(|arg| arg.replace('$', "")).collect();
+        let mut spec = ServerSpec::new(TransportSpec::Stdio {
+            command,
+            args,
+            env: BTreeMap::from([("KEY".to_owned(), "va: l'ue # x".to_owned())]),
+            cwd: None,
+        });
+        spec.enabled = enabled;
+        spec.knobs.timeout = seconds.map(Duration::from_millis);
+        let yaml = client::to_yaml(&[(ServerName::parse("s-1.x").unwrap(), spec.clone())]);
+        let config = read(&yaml).unwrap();
+        prop_assert_eq!(server(&config, "s-1.x"), &spec);
+    }
+
+    #[test]
+    fn any_text_is_survived(text in "[a-z_:{}\\[\\]\"'$ \n\t-]{0,60}") {
+        let _ = read(&text);
+    }
+}

@@ -1,0 +1,243 @@
+//! From what a file says to a [`Config`]: references replaced, numbers checked, contradictions
+//! refused. Every independent problem is reported, not only the first.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::raw::RawConfig;
+use super::reader::Reader;
+use super::refuse;
+use super::scalar::Node;
+use super::secrecy::Place;
+use super::{AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, Limits, StdioCommand, client};
+use crate::model::{Knobs, ServerName, TransportKind};
+
+/// Key names whose values the ledger never keeps, unless the file has a list of its own.
+const REDACT: [&str; 5] = ["password", "token", "secret", "api_key", "authorization"];
+
+/// Reads a whole file. The result only counts when the reader has no problems.
+pub(super) fn config(reader: &mut Reader<'_>, raw: &RawConfig, path: Option<&Path>) -> Config {
+    let mut config = Config::defaults();
+    config.path = path.map(Path::to_path_buf);
+    front_door(reader, raw, &mut config);
+    ledger(reader, raw, &mut config);
+    numbers(reader, raw, &mut config);
+    servers(reader, raw, &mut config);
+    note_what_waits(reader, raw, &config);
+    config.secrets = std::mem::take(&mut reader.secrets);
+    config.notes = std::mem::take(&mut reader.notes);
+    config
+}
+
+fn front_door(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
+    if let Some(field) = &raw.listen
+        && let Some(text) = reader.get(Some(field))
+    {
+        let shown = match &field.node {
+            Node::Text(written) => written,
+            _ => &text,
+        };
+        match parse_listen(&text) {
+            Some(address) => config.listen = address,
+            None => reader.problem(
+                &field.at,
+                format!("`{shown}` is not an address to listen on; write HOST:PORT, such as 127.0.0.1:8300"),
+            ),
+        }
+    }
+    if let Some(raw) = &raw.http {
+        config.http = HttpConfig {
+            allowed_hosts: reader.texts_unless(raw.allowed_hosts.as_ref(), refuse::host),
+            allowed_origins: reader.texts_unless(raw.allowed_origins.as_ref(), refuse::origin),
+        };
+    }
+    if let Some(field) = raw.auth.as_ref().and_then(|auth| auth.mode.as_ref())
+        && let Some(mode) = reader.get(Some(field))
+    {
+        config.auth = mode;
+        if mode == AuthMode::None && !config.listen.ip().is_loopback() {
+            reader.problem(
+                &field.at,
+                format!("`auth.mode: none` is refused on {}, which others can reach; use `auto` or `keys`", config.listen),
+            );
+        }
+    }
+    if let Some(raw) = &raw.admin {
+        let commands = raw.stdio_commands.iter().flatten().filter_map(|(id, command)| {
+            let args =
+                command.args.iter().filter_map(|arg| reader.written(arg, Place::Public)).collect();
+            let command = reader.written(&command.command, Place::Public)?;
+            Some((id.clone(), StdioCommand { command, args }))
+        });
+        config.admin = AdminConfig { stdio_commands: commands.collect() };
+    }
+}
+
+fn parse_listen(text: &str) -> Option<SocketAddr> {
+    let text = text.trim();
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let text = text.strip_prefix("localhost:").map_or_else(
+        || text.strip_prefix(':').map_or(text.to_owned(), |port| format!("127.0.0.1:{port}")),
+        |port| format!("127.0.0.1:{port}"),
+    );
+    text.to_socket_addrs().ok()?.next()
+}
+
+fn ledger(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
+    let Some(raw) = &raw.audit else { return };
+    let usual = AuditConfig::default();
+    config.audit = AuditConfig {
+        durability: reader.get(raw.durability.as_ref()).unwrap_or(usual.durability),
+        arguments: reader.get(raw.arguments.as_ref()).unwrap_or(usual.arguments),
+        results: reader.get(raw.results.as_ref()).unwrap_or(usual.results),
+        redact: reader.texts(raw.redact.as_ref()).unwrap_or(usual.redact),
+        retention: reader.span("retention", raw.retention.as_ref()).unwrap_or(usual.retention),
+        max_size: reader
+            .check("max_size", raw.max_size.as_ref(), "at least 16MiB", |size| size.0 >= 16 << 20)
+            .map_or(usual.max_size, |size| size.0),
+        checkpoints: reader.get(raw.checkpoints.as_ref()).map(PathBuf::from),
+    };
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            durability: super::Durability::Batched,
+            arguments: crate::model::ArgumentsLevel::Redacted,
+            results: crate::model::ResultsLevel::Summary,
+            redact: REDACT.map(str::to_owned).to_vec(),
+            retention: Duration::from_secs(90 * 86_400),
+            max_size: 10 << 30,
+            checkpoints: None,
+        }
+    }
+}
+
+fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
+    if let Some(folder) = reader
+        .check("data_dir", raw.data_dir.as_ref(), "a folder", |folder| !folder.trim().is_empty())
+    {
+        config.data_dir = PathBuf::from(folder);
+    }
+    if let (Some(folder), Some(field)) =
+        (&config.audit.checkpoints, raw.audit.as_ref().and_then(|raw| raw.checkpoints.as_ref()))
+        && let Some(message) = refuse::checkpoints(folder, &config.data_dir)
+    {
+        reader.problem(&field.at, message);
+    }
+    if let Some(field) = &raw.database
+        && let Some(text) = reader.get(Some(field))
+    {
+        let message = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            "this version keeps its state in SQLite only; leave `database` out".to_owned()
+        } else {
+            "`database` takes postgres://…; leave it out for SQLite in `data_dir`".to_owned()
+        };
+        reader.problem(&field.at, message);
+    }
+    if let Some(raw) = &raw.defaults {
+        config.defaults = reader.knobs(raw);
+    }
+    if let Some(timeout) = reader.span("default_timeout", raw.default_timeout.as_ref()) {
+        config.defaults.timeout.get_or_insert(timeout);
+    }
+    if let Some(attempts) = reader.get(raw.default_retry_attempts.as_ref()) {
+        config.defaults.retry_attempts.get_or_insert(attempts);
+    }
+    if raw.connection_pool_size.is_some() {
+        reader.notes.push(
+            "`connection_pool_size` has no effect: connections are opened as needed and shared"
+                .to_owned(),
+        );
+    }
+    if let Some(interval) = reader.span("health_check_interval", raw.health_check_interval.as_ref())
+    {
+        config.health_check_interval = interval;
+    }
+    if let Some(naming) = reader.get(raw.naming.as_ref()) {
+        config.naming = naming;
+    }
+    config.otlp_endpoint = reader.get(raw.otlp_endpoint.as_ref());
+    if config.otlp_endpoint.is_some() {
+        reader.notes.push("`otlp_endpoint` has no effect in this version".to_owned());
+    }
+    if let Some(raw) = &raw.limits {
+        let usual = Limits::default();
+        config.limits = Limits {
+            body: reader
+                .check("body", raw.body.as_ref(), "from 1KiB to 1GiB", |size| {
+                    (1 << 10..=1 << 30).contains(&size.0)
+                })
+                .map_or(usual.body, |size| size.0),
+            sessions: reader
+                .check("sessions", raw.sessions.as_ref(), "at least 1", |count| *count >= 1)
+                .unwrap_or(usual.sessions),
+            tools_per_server: reader
+                .check("tools_per_server", raw.tools_per_server.as_ref(), "at least 1", |count| {
+                    *count >= 1
+                })
+                .unwrap_or(usual.tools_per_server),
+        };
+    }
+}
+
+/// Says which settings are read and checked and have no effect yet.
+fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
+    let waits = |knobs: &Knobs| {
+        knobs.retry_attempts.is_some()
+            || knobs.retry_delay.is_some()
+            || knobs.retry_max_delay.is_some()
+            || knobs.retry_mode.is_some()
+            || knobs.retry_budget.is_some()
+            || knobs.circuit_breaker_threshold.is_some()
+            || knobs.circuit_breaker_timeout.is_some()
+    };
+    let mut note = |text: String| reader.notes.push(text);
+    if waits(&config.defaults) || config.servers.values().any(|spec| waits(&spec.knobs)) {
+        note("`retry_*` and `circuit_breaker_*` have no effect in this version: every call is one attempt".to_owned());
+    }
+    let audit = raw.audit.as_ref();
+    if audit.is_some_and(|audit| audit.retention.is_some() || audit.max_size.is_some()) {
+        note("`audit.retention` and `audit.max_size` have no effect in this version: no call is ever deleted".to_owned());
+    }
+    if config.audit.checkpoints.is_some() {
+        note("`audit.checkpoints` has no effect in this version".to_owned());
+    }
+    for (name, spec) in &config.servers {
+        if spec.sessions == crate::model::SessionMode::Isolated {
+            note(format!(
+                "server `{name}`: `sessions: isolated` has no effect in this version: all callers share one session"
+            ));
+        }
+        let kind = spec.transport.kind();
+        if matches!(kind, TransportKind::Sse | TransportKind::Jsonrpc) {
+            note(format!(
+                "server `{name}`: transport `{}` is not spoken in this version; calls to it fail",
+                kind.as_str()
+            ));
+        }
+    }
+}
+
+fn servers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
+    for (name, server) in raw.mcp_servers.iter().flatten() {
+        let parsed = match ServerName::parse(&name.text) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                reader.problem(&name.at, error.to_string());
+                continue;
+            }
+        };
+        if let Some(spec) = reader.server(&name.text, &server.value, &server.referenced) {
+            config.servers.insert(parsed, spec);
+        }
+    }
+    for (name, server) in raw.client_servers.iter().flatten() {
+        if let Some((name, spec)) = client::server(reader, &config.servers, name, server) {
+            config.servers.insert(name, spec);
+        }
+    }
+}
