@@ -1,8 +1,11 @@
 //! Switchyard: a persistent router for MCP tool calls.
 
+pub mod audit;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod protocol;
+pub mod store;

@@ -1,0 +1,198 @@
+//! [`AuditEntry`]: one call as the call path hands it over, and what of it is held and stored.
+//!
+//! Changes when the ledger keeps something new of a call. Building and moving one allocates nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::redact::{Redactor, Strictness};
+use super::summary;
+use crate::error::ErrorCode;
+use crate::model::{
+    ArgumentsLevel, CallId, ClientInfo, Entrance, ExposedName, Failure, Outcome, ResultsLevel,
+    ServerName, Timestamp, ToolName,
+};
+use crate::store::CallRow;
+
+/// Characters kept of a tool's name that nobody knows.
+const ASKED_NAME: usize = 128;
+/// Bytes kept of an error's text.
+const ERROR_TEXT: usize = 2 * 1024;
+/// A payload larger than this is copied up to it when it is queued, so that a large buffer does not
+/// stay in memory for the sake of the 64 KiB that are kept of it.
+const LARGEST_HELD: usize = 256 * 1024;
+
+/// The tool a call was for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToolLabel {
+    /// A tool of the catalogue.
+    Exposed(ExposedName),
+    /// What was asked for and is not in the catalogue.
+    Asked(Arc<str>),
+}
+
+impl ToolLabel {
+    /// A name that is not in the catalogue, cut to 128 characters.
+    #[must_use]
+    pub fn asked(name: &str) -> Self {
+        let end = name.char_indices().nth(ASKED_NAME).map_or(name.len(), |(at, _)| at);
+        Self::Asked(name.get(..end).unwrap_or(name).into())
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Exposed(name) => name.as_str(),
+            Self::Asked(name) => name,
+        }
+    }
+}
+
+/// One call, finished or refused.
+#[derive(Debug, Clone)]
+pub struct AuditEntry {
+    /// The call's id.
+    pub id: CallId,
+    /// When it came in.
+    pub started_at: Timestamp,
+    /// Who called.
+    pub caller: Arc<str>,
+    /// Hash of the legacy session it belongs to.
+    pub session: Option<Arc<str>>,
+    /// What the client said of itself.
+    pub client: Option<Arc<ClientInfo>>,
+    /// Through which door it came.
+    pub entrance: Entrance,
+    /// The tool as exposed or as asked for.
+    pub tool: ToolLabel,
+    /// The tool as its server names it.
+    pub upstream_tool: Option<ToolName>,
+    /// The server.
+    pub server: Option<ServerName>,
+    /// The definition in force.
+    pub definition_hash: Option<[u8; 32]>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Our code for a failure.
+    pub error_code: Option<ErrorCode>,
+    /// The failure in words, not yet redacted.
+    pub error: Option<String>,
+    /// What kind of failure the last attempt met.
+    pub failure: Option<Failure>,
+    /// HTTP status of our answer.
+    pub http_status: u16,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Time spent waiting for a free place.
+    pub queue: Duration,
+    /// Time spent waiting for the server, over all attempts.
+    pub upstream: Duration,
+    /// Time from request to answer.
+    pub total: Duration,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the answer.
+    pub response_bytes: u64,
+    /// The arguments as received, whatever the level: what is not kept is dropped in the queue.
+    pub arguments: Option<Bytes>,
+    /// The `result` as received, whatever the level.
+    pub result: Option<Bytes>,
+    /// What is kept of arguments and result.
+    pub levels: (ArgumentsLevel, ResultsLevel),
+}
+
+impl AuditEntry {
+    /// Lets go of what will not be stored, and gives the bytes that stay held.
+    pub(super) fn slim(&mut self) -> usize {
+        let (arguments, results) = self.levels;
+        if arguments == ArgumentsLevel::None {
+            self.arguments = None;
+        }
+        match results {
+            ResultsLevel::None => self.result = None,
+            ResultsLevel::Summary => {
+                self.result = self.result.take().filter(|all| all.len() <= summary::LARGEST_READ);
+            }
+            ResultsLevel::Full => {}
+        }
+        hold_head(&mut self.arguments) + hold_head(&mut self.result)
+    }
+
+    /// The row to store. The costly part, done by the writer.
+    pub(super) fn into_row(self, redactor: &Redactor) -> CallRow {
+        let (arguments_level, results_level) = self.levels;
+        let arguments = self.arguments.and_then(|arguments| match arguments_level {
+            ArgumentsLevel::None => None,
+            ArgumentsLevel::Redacted => Some(redactor.payload(&arguments, Strictness::Everything)),
+            ArgumentsLevel::Full => Some(redactor.payload(&arguments, Strictness::KnownSecrets)),
+        });
+        let result = match results_level {
+            ResultsLevel::None => None,
+            // A call that was refused has no result to summarise.
+            ResultsLevel::Summary => {
+                (self.result.is_some() || self.response_bytes > 0).then(|| {
+                    summary::summarize(self.result.as_deref(), self.response_bytes, |line| {
+                        redactor.text(line, ERROR_TEXT)
+                    })
+                })
+            }
+            ResultsLevel::Full => {
+                self.result.map(|result| redactor.payload(&result, Strictness::KnownSecrets))
+            }
+        };
+        let tool = match self.tool {
+            ToolLabel::Exposed(name) => name.as_str().into(),
+            // A caller can put anything here, also a secret.
+            ToolLabel::Asked(name) => redactor.text(&name, ERROR_TEXT).into(),
+        };
+        CallRow {
+            seq: 0,
+            id: self.id,
+            started_at: self.started_at,
+            caller: self.caller,
+            session: self.session,
+            client: self.client.map(|client| redact_client(client, redactor)),
+            entrance: self.entrance,
+            tool,
+            upstream_tool: self.upstream_tool,
+            server: self.server,
+            definition_hash: self.definition_hash,
+            outcome: self.outcome,
+            error_code: self.error_code,
+            error: self.error.map(|error| redactor.text(&error, ERROR_TEXT)),
+            failure: self.failure,
+            http_status: self.http_status,
+            attempts: self.attempts,
+            queue: self.queue,
+            upstream: self.upstream,
+            total: self.total,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            arguments,
+            result,
+        }
+    }
+}
+
+fn hold_head(payload: &mut Option<Bytes>) -> usize {
+    let Some(bytes) = payload else { return 0 };
+    if let Some(head) = bytes.get(..LARGEST_HELD)
+        && bytes.len() > LARGEST_HELD
+    {
+        *bytes = Bytes::copy_from_slice(head);
+    }
+    bytes.len()
+}
+/// A client can call itself anything, also what it should keep to itself.
+fn redact_client(client: Arc<ClientInfo>, redactor: &Redactor) -> Arc<ClientInfo> {
+    let name = redactor.text(&client.name, client.name.len());
+    let version = redactor.text(&client.version, client.version.len());
+    if name == client.name && version == client.version {
+        client
+    } else {
+        Arc::new(ClientInfo { name, version })
+    }
+}

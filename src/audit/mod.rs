@@ -1,0 +1,16 @@
+//! The ledger: every call becomes a row, through one bounded queue and one writer.
+//!
+//! Changes when the product's promise about the ledger changes. The call path gives an
+//! [`AuditEntry`] away and goes on; what is kept of it, redaction and encoding are the writer's.
+
+mod entry;
+mod query;
+mod redact;
+mod summary;
+mod writer;
+
+pub use crate::config::Durability;
+pub use entry::{AuditEntry, ToolLabel};
+pub use query::{AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
+pub use redact::{Redactor, Secrets, Strictness};
+pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

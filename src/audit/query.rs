@@ -1,0 +1,197 @@
+//! [`AuditQuery`]: the ledger as people and programs read it.
+//!
+//! Changes when the shape of a ledger entry in the API changes. Decides nothing: filter, page and
+//! order are the store's.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::error::ErrorCode;
+use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName};
+use crate::store::{AuditFilter, CallRow, Cursor, Store, StoreError};
+
+/// Reads the ledger.
+#[derive(Debug, Clone)]
+pub struct AuditQuery {
+    store: Store,
+}
+
+/// One call, without payloads.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallRecord {
+    /// The call's id, equal to `x-request-id` and `request_id`.
+    pub id: String,
+    /// Place in the ledger.
+    pub seq: i64,
+    /// When it came in, RFC 3339.
+    pub started_at: String,
+    /// When it came in, milliseconds since 1970.
+    pub started_at_ms: i64,
+    /// Who called.
+    pub caller: String,
+    /// Hash of the legacy session.
+    pub session: Option<String>,
+    /// Name the client gave itself.
+    pub client_name: Option<String>,
+    /// Version the client gave itself.
+    pub client_version: Option<String>,
+    /// `mcp` or `rest`.
+    pub entrance: &'static str,
+    /// The protocol version in force, for `mcp`.
+    pub protocol_version: Option<&'static str>,
+    /// The tool as exposed or as asked for.
+    pub tool: String,
+    /// The tool as its server names it.
+    pub upstream_tool: Option<ToolName>,
+    /// The server.
+    pub server: Option<ServerName>,
+    /// SHA-256 of the definition in force, hexadecimal.
+    pub definition_hash: Option<String>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Our code for a failure.
+    pub error_code: Option<ErrorCode>,
+    /// The failure in words.
+    pub error: Option<String>,
+    /// What kind of failure the last attempt met.
+    pub failure: Option<Failure>,
+    /// HTTP status of our answer.
+    pub http_status: u16,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Time from request to answer, in milliseconds.
+    pub duration_ms: f64,
+    /// Time spent waiting for the server, in milliseconds.
+    pub upstream_ms: f64,
+    /// Time spent waiting for a free place, in milliseconds.
+    pub queue_ms: f64,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the answer.
+    pub response_bytes: u64,
+}
+
+/// One call with what is kept of its payloads.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallRecordDetail {
+    /// The call.
+    #[serde(flatten)]
+    pub call: CallRecord,
+    /// The arguments: JSON as it was kept, or a string when they were cut.
+    pub arguments: Option<Box<RawValue>>,
+    /// The result or its summary, likewise.
+    pub result: Option<Box<RawValue>>,
+}
+
+/// Some calls, and where the rest begins.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallRecordPage {
+    /// The calls, newest first.
+    pub calls: Vec<CallRecord>,
+    /// The `cursor` of the next page; absent after the last.
+    pub next_cursor: Option<String>,
+}
+
+impl AuditQuery {
+    /// Reads from `store`.
+    #[must_use]
+    pub const fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// A page of calls, newest first; `cursor` is the `next_cursor` of the page before.
+    ///
+    /// # Errors
+    /// [`StoreError::BadCursor`] and what any statement can give.
+    pub async fn page(
+        &self,
+        filter: &AuditFilter,
+        cursor: Option<&str>,
+        limit: u16,
+    ) -> Result<CallRecordPage, StoreError> {
+        let cursor = cursor.map(Cursor::parse).transpose()?;
+        let page = self.store.audit_page(filter, cursor, limit).await?;
+        Ok(CallRecordPage {
+            calls: page.rows.into_iter().map(CallRecord::from).collect(),
+            next_cursor: page.next.map(|cursor| cursor.to_string()),
+        })
+    }
+
+    /// One call with its payloads.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn get(&self, id: CallId) -> Result<Option<CallRecordDetail>, StoreError> {
+        Ok(self.store.audit_call(id).await?.map(|mut row| CallRecordDetail {
+            arguments: row.arguments.take().as_deref().map(json_or_string),
+            result: row.result.take().as_deref().map(json_or_string),
+            call: row.into(),
+        }))
+    }
+
+    /// Calls stored after `seq`, oldest first.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn after(&self, seq: i64, limit: u16) -> Result<Vec<CallRecord>, StoreError> {
+        let rows = self.store.audit_after(seq, limit).await?;
+        Ok(rows.into_iter().map(CallRecord::from).collect())
+    }
+
+    /// How many calls the ledger has.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn count(&self) -> Result<u64, StoreError> {
+        self.store.audit_count().await
+    }
+}
+
+impl From<CallRow> for CallRecord {
+    fn from(row: CallRow) -> Self {
+        let (entrance, protocol_version) = match row.entrance {
+            Entrance::Mcp(version) => ("mcp", Some(version.as_str())),
+            Entrance::Rest => ("rest", None),
+        };
+        let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+        Self {
+            id: row.id.to_string(),
+            seq: row.seq,
+            started_at: row.started_at.to_string(),
+            started_at_ms: row.started_at.as_millis(),
+            caller: row.caller.as_ref().to_owned(),
+            session: row.session.map(|session| session.as_ref().to_owned()),
+            client_name: row.client.as_ref().map(|client| client.name.clone()),
+            client_version: row.client.as_ref().map(|client| client.version.clone()),
+            entrance,
+            protocol_version,
+            tool: row.tool.as_ref().to_owned(),
+            upstream_tool: row.upstream_tool,
+            server: row.server,
+            definition_hash: row.definition_hash.map(hex),
+            outcome: row.outcome,
+            error_code: row.error_code,
+            error: row.error,
+            failure: row.failure,
+            http_status: row.http_status,
+            attempts: row.attempts,
+            duration_ms: millis(row.total),
+            upstream_ms: millis(row.upstream),
+            queue_ms: millis(row.queue),
+            request_bytes: row.request_bytes,
+            response_bytes: row.response_bytes,
+        }
+    }
+}
+
+fn hex(hash: [u8; 32]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Kept text as it goes out: as JSON when it is JSON, so that numbers beyond any type survive.
+fn json_or_string(text: &str) -> Box<RawValue> {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    RawValue::from_string(text.to_owned())
+        .or_else(|_not_json| RawValue::from_string(quoted(text)))
+        .unwrap_or_else(|_impossible| RawValue::NULL.to_owned())
+}

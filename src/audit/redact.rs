@@ -1,0 +1,171 @@
+//! [`Redactor`]: takes secrets out of what the ledger keeps. PURE: bytes in, text out.
+//!
+//! Changes when another kind of secret must be recognised. Knows nothing of calls, queues or the
+//! store. JSON is copied byte for byte except for what is replaced, so that numbers beyond any
+//! type, duplicate keys and spacing survive; a text that is not JSON is searched as one string.
+//! The work is linear in the input for a given set of secrets.
+
+mod json;
+mod search;
+
+use std::fmt;
+
+use crate::model::Secret;
+
+use search::Searcher;
+
+/// What stands for a secret.
+const MASK: &str = "***";
+/// Longest value kept, in bytes: enough for a prompt, not for an uploaded file.
+const VALUE_LIMIT: usize = 8 * 1024;
+/// Longest record kept, in bytes.
+const RECORD_LIMIT: usize = 64 * 1024;
+/// Strings that hold JSON are looked into this many levels deep.
+const NESTED_JSON_LEVELS: u8 = 3;
+
+/// The values that must never be stored, whatever the level: every secret the configuration
+/// expanded or the registry opened.
+#[derive(Debug, Clone, Default)]
+pub struct Secrets(Vec<Secret>);
+
+impl Secrets {
+    /// A set of known secrets.
+    #[must_use]
+    pub fn new(secrets: Vec<Secret>) -> Self {
+        Self(secrets)
+    }
+}
+
+impl FromIterator<Secret> for Secrets {
+    fn from_iter<T: IntoIterator<Item = Secret>>(secrets: T) -> Self {
+        Self(secrets.into_iter().collect())
+    }
+}
+
+/// How much is taken out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// Known secrets, values under telling keys, and values that look like credentials.
+    Everything,
+    /// Known secrets only.
+    KnownSecrets,
+}
+
+/// Takes secrets out of texts and JSON.
+pub struct Redactor {
+    /// Lower case, letters and digits only.
+    key_names: Vec<String>,
+    everything: Searcher,
+    known_secrets: Searcher,
+}
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redactor").field("key_names", &self.key_names).finish_non_exhaustive()
+    }
+}
+
+impl Redactor {
+    /// Prepares the search. `key_names` match anywhere in a key, without regard to case and
+    /// punctuation: `api_key` also finds `X-API-Key` and `apiKey`. A known secret shorter than four
+    /// bytes is not searched for: it would be found everywhere.
+    #[must_use]
+    pub fn new(key_names: &[String], secrets: &Secrets) -> Self {
+        let values: Vec<&str> = secrets.0.iter().map(Secret::expose).collect();
+        Self {
+            key_names: key_names
+                .iter()
+                .map(|name| plain_key(name))
+                .filter(|name| !name.is_empty())
+                .collect(),
+            everything: Searcher::new(&values, Strictness::Everything),
+            known_secrets: Searcher::new(&values, Strictness::KnownSecrets),
+        }
+    }
+
+    /// Redacts and cuts a payload: JSON when it is JSON, else one text.
+    #[must_use]
+    pub fn payload(&self, input: &[u8], strictness: Strictness) -> String {
+        let text = String::from_utf8_lossy(input);
+        json::redact(self, &text, strictness, NESTED_JSON_LEVELS)
+            .unwrap_or_else(|| self.cut_text(&text, RECORD_LIMIT, strictness))
+    }
+
+    /// Redacts a text such as an error message, and cuts it after `limit` bytes.
+    #[must_use]
+    pub fn text(&self, text: &str, limit: usize) -> String {
+        self.cut_text(text, limit, Strictness::Everything)
+    }
+
+    fn cut_text(&self, text: &str, limit: usize, strictness: Strictness) -> String {
+        self.kept(text, limit, strictness).unwrap_or_else(|| text.to_owned())
+    }
+
+    /// What is kept of `text` when that is not all of it: secrets replaced, cut after `limit`.
+    fn kept(&self, text: &str, limit: usize, strictness: Strictness) -> Option<String> {
+        let too_long = text.len() > limit;
+        let mut kept = match self.replace(text, limit, strictness) {
+            Some(replaced) => replaced,
+            None if too_long => text.get(..text.floor_char_boundary(limit))?.to_owned(),
+            None => return None,
+        };
+        if too_long {
+            cut(&mut kept, limit, text.len());
+        }
+        Some(kept)
+    }
+
+    /// The first `limit` bytes of `text` with secrets replaced, or `None` when they hold none.
+    fn replace(&self, text: &str, limit: usize, strictness: Strictness) -> Option<String> {
+        let searcher = self.searcher(strictness);
+        // A secret that begins before the limit must be seen whole.
+        let window = limit.saturating_add(searcher.longest());
+        let head = text.get(..text.floor_char_boundary(window))?;
+        let limit = head.floor_char_boundary(limit);
+        let mut replaced = String::new();
+        let mut at = 0;
+        for span in searcher.spans(head).into_iter().filter(|span| span.start < limit) {
+            replaced.push_str(head.get(at..span.start).unwrap_or_default());
+            replaced.push_str(MASK);
+            at = span.end;
+        }
+        if at == 0 {
+            return None;
+        }
+        replaced.push_str(head.get(at..limit).unwrap_or_default());
+        Some(replaced)
+    }
+
+    const fn searcher(&self, strictness: Strictness) -> &Searcher {
+        match strictness {
+            Strictness::Everything => &self.everything,
+            Strictness::KnownSecrets => &self.known_secrets,
+        }
+    }
+
+    fn is_telling_key(&self, key: &str, strictness: Strictness) -> bool {
+        if strictness == Strictness::KnownSecrets || self.key_names.is_empty() {
+            return false;
+        }
+        let key = plain_key(key);
+        self.key_names.iter().any(|name| key.contains(name.as_str()))
+    }
+}
+
+/// Letters and digits of a key, in lower case.
+fn plain_key(key: &str) -> String {
+    if key.is_ascii() {
+        let letters = key.bytes().filter(u8::is_ascii_alphanumeric);
+        return letters.map(|byte| char::from(byte.to_ascii_lowercase())).collect();
+    }
+    key.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// Cuts `text` after `limit` bytes and says how long the whole was.
+fn cut(text: &mut String, limit: usize, whole: usize) {
+    text.truncate(text.floor_char_boundary(limit));
+    text.push_str(&format!("…[cut, {whole} bytes]"));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,356 @@
+//! Redaction of JSON while it is copied: a tokenizer with a stack of its own, so that depth costs
+//! one byte and not a stack frame.
+
+use std::borrow::Cow;
+
+use super::{RECORD_LIMIT, Redactor, Strictness, VALUE_LIMIT, cut};
+
+/// [`super::MASK`] as a JSON string.
+const MASK_STRING: &str = r#""***""#;
+
+/// What may come next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Value,
+    ValueOrEnd,
+    KeyOrEnd,
+    Key,
+    Colon,
+    CommaOrEnd,
+    Nothing,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Container {
+    Object,
+    Array,
+}
+
+/// Copies `text` with secrets replaced; `None` when it is not JSON.
+pub(super) fn redact(
+    redactor: &Redactor,
+    text: &str,
+    strictness: Strictness,
+    levels: u8,
+) -> Option<String> {
+    let mut copy = Copy {
+        redactor,
+        strictness,
+        levels,
+        text,
+        at: 0,
+        out: String::with_capacity(text.len().min(RECORD_LIMIT) + 16),
+        open: Vec::new(),
+        hidden: None,
+    };
+    copy.run()?;
+    Some(copy.out)
+}
+
+struct Copy<'a> {
+    redactor: &'a Redactor,
+    strictness: Strictness,
+    levels: u8,
+    text: &'a str,
+    at: usize,
+    out: String,
+    open: Vec<Container>,
+    /// While inside a value that is replaced as a whole: how many containers were open before it.
+    hidden: Option<usize>,
+}
+
+impl<'a> Copy<'a> {
+    fn run(&mut self) -> Option<()> {
+        let mut expect = Expect::Value;
+        loop {
+            self.spaces();
+            // Once nothing more is kept, the rest need not be read.
+            if self.out.len() > RECORD_LIMIT {
+                cut(&mut self.out, RECORD_LIMIT, self.text.len());
+                return Some(());
+            }
+            let Some(byte) = self.peek() else {
+                return (expect == Expect::Nothing).then_some(());
+            };
+            expect = match (expect, byte) {
+                (Expect::KeyOrEnd, b'}') => self.end(Container::Object)?,
+                (Expect::ValueOrEnd, b']') => self.end(Container::Array)?,
+                (Expect::KeyOrEnd | Expect::Key, b'"') => self.key()?,
+                (Expect::Colon, b':') => {
+                    self.copy(1);
+                    Expect::Value
+                }
+                (Expect::CommaOrEnd, b',') => {
+                    self.copy(1);
+                    match self.open.last()? {
+                        Container::Object => Expect::Key,
+                        Container::Array => Expect::Value,
+                    }
+                }
+                (Expect::CommaOrEnd, b'}') => self.end(Container::Object)?,
+                (Expect::CommaOrEnd, b']') => self.end(Container::Array)?,
+                (Expect::Value | Expect::ValueOrEnd, _) => self.value(byte)?,
+                _ => return None,
+            };
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn rest(&self) -> &str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    fn emit(&mut self, text: &str) {
+        if self.hidden.is_none() {
+            self.out.push_str(text);
+        }
+    }
+
+    /// Takes `length` bytes over as they are.
+    fn copy(&mut self, length: usize) {
+        let end = self.at + length;
+        if self.hidden.is_none() {
+            self.out.push_str(self.text.get(self.at..end).unwrap_or_default());
+        }
+        self.at = end;
+    }
+
+    fn spaces(&mut self) {
+        let length = self
+            .rest()
+            .bytes()
+            .position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+            .unwrap_or(self.text.len() - self.at);
+        if length > 0 {
+            self.copy(length);
+        }
+    }
+
+    fn value(&mut self, byte: u8) -> Option<Expect> {
+        match byte {
+            b'{' => {
+                self.copy(1);
+                self.open.push(Container::Object);
+                return Some(Expect::KeyOrEnd);
+            }
+            b'[' => {
+                self.copy(1);
+                self.open.push(Container::Array);
+                return Some(Expect::ValueOrEnd);
+            }
+            b'"' => self.string()?,
+            b't' => self.word("true")?,
+            b'f' => self.word("false")?,
+            b'n' => self.word("null")?,
+            b'-' | b'0'..=b'9' => self.number()?,
+            _ => return None,
+        }
+        Some(self.after_value())
+    }
+
+    fn end(&mut self, container: Container) -> Option<Expect> {
+        if self.open.pop()? != container {
+            return None;
+        }
+        self.copy(1);
+        Some(self.after_value())
+    }
+
+    fn after_value(&mut self) -> Expect {
+        if self.hidden == Some(self.open.len()) {
+            self.hidden = None;
+        }
+        if self.open.is_empty() { Expect::Nothing } else { Expect::CommaOrEnd }
+    }
+
+    fn word(&mut self, word: &str) -> Option<()> {
+        self.rest().starts_with(word).then(|| self.copy(word.len()))
+    }
+
+    /// A number may be a secret too: a PIN, an account.
+    fn number(&mut self) -> Option<()> {
+        let length = number_length(self.rest().as_bytes())?;
+        let token = self.rest().get(..length)?;
+        if self.redactor.replace(token, VALUE_LIMIT, self.strictness).is_some() {
+            self.emit(MASK_STRING);
+            self.at += length;
+        } else {
+            self.copy(length);
+        }
+        Some(())
+    }
+
+    fn key(&mut self) -> Option<Expect> {
+        let token = self.string_token()?;
+        let key = decode(token)?;
+        if self.hidden.is_none() && self.redactor.is_telling_key(&key, self.strictness) {
+            let length = token.len();
+            self.write_string(&key, length);
+            let after = self.rest();
+            let colon = after.trim_start_matches([' ', '\t', '\n', '\r']);
+            if !colon.starts_with(':') {
+                return None;
+            }
+            self.copy(after.len() - colon.len() + 1);
+            self.spaces();
+            self.emit(MASK_STRING);
+            self.hidden = Some(self.open.len());
+            return Some(Expect::Value);
+        }
+        let length = token.len();
+        self.write_string(&key, length);
+        Some(Expect::Colon)
+    }
+
+    fn string(&mut self) -> Option<()> {
+        let token = self.string_token()?;
+        let length = token.len();
+        if self.hidden.is_some() {
+            self.at += length;
+            return Some(());
+        }
+        let value = decode(token)?;
+        self.write_string(&value, length);
+        Some(())
+    }
+
+    /// Writes the string token of `length` bytes that stands here and means `value`.
+    fn write_string(&mut self, value: &str, length: usize) {
+        if self.hidden.is_some() {
+            self.at += length;
+            return;
+        }
+        let nested = (self.levels > 0 && value.starts_with(['{', '[']))
+            .then(|| redact(self.redactor, value, self.strictness, self.levels - 1))
+            .flatten()
+            .filter(|nested| nested != value);
+        let kept = match &nested {
+            Some(nested) => self.redactor.kept(nested, VALUE_LIMIT, self.strictness),
+            None => self.redactor.kept(value, VALUE_LIMIT, self.strictness),
+        };
+        match kept.or(nested) {
+            Some(kept) => {
+                write_json_string(&mut self.out, &kept);
+                self.at += length;
+            }
+            None => self.copy(length),
+        }
+    }
+
+    /// The string that begins here, with its quotes.
+    fn string_token(&self) -> Option<&'a str> {
+        let rest = self.text.get(self.at..)?;
+        let bytes = rest.as_bytes();
+        let mut at = 1;
+        loop {
+            let special = memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
+            at += special;
+            if bytes.get(at) == Some(&b'"') {
+                return rest.get(..=at);
+            }
+            at += 2;
+        }
+    }
+}
+
+/// What a string token means; `None` when it is malformed. A lone surrogate is malformed for the
+/// decoder, yet common: it is replaced, so that the rest is still searched.
+fn decode(token: &str) -> Option<Cow<'_, str>> {
+    let inner = token.get(1..token.len().checked_sub(1)?)?;
+    if !inner.contains('\\') {
+        return Some(Cow::Borrowed(inner));
+    }
+    let mut text = String::with_capacity(inner.len());
+    let mut rest = inner;
+    let mut high: Option<u16> = None;
+    while let Some((before, after)) = rest.split_once('\\') {
+        if !before.is_empty() && high.take().is_some() {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+        text.push_str(before);
+        let kind = after.chars().next()?;
+        rest = after.get(kind.len_utf8()..)?;
+        let simple = match kind {
+            '"' | '\\' | '/' => Some(kind),
+            'b' => Some('\u{8}'),
+            'f' => Some('\u{c}'),
+            'n' => Some('\n'),
+            'r' => Some('\r'),
+            't' => Some('\t'),
+            'u' => None,
+            _ => return None,
+        };
+        if let Some(simple) = simple {
+            if high.take().is_some() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+            text.push(simple);
+            continue;
+        }
+        let unit = u16::from_str_radix(rest.get(..4)?, 16).ok()?;
+        rest = rest.get(4..)?;
+        match (high.take(), unit) {
+            (None, 0xd800..=0xdbff) => high = Some(unit),
+            (first, unit) => {
+                let pair = [first.unwrap_or(unit), unit];
+                let units = if first.is_some() { pair.as_slice() } else { &[unit] };
+                text.push_str(&String::from_utf16_lossy(units));
+            }
+        }
+    }
+    if high.is_some() {
+        text.push(char::REPLACEMENT_CHARACTER);
+    }
+    text.push_str(rest);
+    Some(Cow::Owned(text))
+}
+
+fn write_json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// Length of the number at the beginning of `bytes`, by the grammar of RFC 8259.
+fn number_length(bytes: &[u8]) -> Option<usize> {
+    let digits = |from: usize| {
+        let rest = bytes.get(from..).unwrap_or_default();
+        rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len())
+    };
+    let mut at = usize::from(bytes.first() == Some(&b'-'));
+    let whole = digits(at);
+    if whole == 0 || (whole > 1 && bytes.get(at) == Some(&b'0')) {
+        return None;
+    }
+    at += whole;
+    if bytes.get(at) == Some(&b'.') {
+        let fraction = digits(at + 1);
+        if fraction == 0 {
+            return None;
+        }
+        at += 1 + fraction;
+    }
+    if matches!(bytes.get(at), Some(b'e' | b'E')) {
+        at += 1;
+        at += usize::from(matches!(bytes.get(at), Some(b'+' | b'-')));
+        let exponent = digits(at);
+        if exponent == 0 {
+            return None;
+        }
+        at += exponent;
+    }
+    Some(at)
+}

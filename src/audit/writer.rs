@@ -1,0 +1,500 @@
+//! [`AuditWriter`]: the bounded queue in front of the ledger and the one task behind it.
+//!
+//! Changes when the promise of a durability, or the bounds of the queue, change. What a row looks
+//! like is `entry.rs`'s, what is taken out of it `redact.rs`'s.
+//!
+//! A place in the queue is reserved before a call is dispatched, so that recording a call never
+//! waits and never fails. When the places are used up, new calls wait for a quarter of a second and
+//! are refused then. When the database cannot be written, `strict` refuses new calls and keeps what
+//! it has; `batched` goes on serving, and after five seconds lets go of the oldest calls, counts
+//! them and says so.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::AuditEntry;
+use super::redact::{Redactor, Secrets};
+use crate::clock;
+use crate::config::Durability;
+use crate::metrics::AuditMetrics;
+use crate::model::Uptime;
+use crate::store::{CallRow, Store, StoreError};
+
+/// Calls admitted and not yet committed.
+const PLACES: usize = 16_384;
+/// Bytes of payloads that wait; beyond it no call is admitted.
+const HELD_BYTES: usize = 64 * 1024 * 1024;
+/// How long a call waits for a place before it is refused.
+const ADMISSION: Duration = Duration::from_millis(250);
+/// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
+const COLLECT: Duration = Duration::from_millis(50);
+/// Calls in one commit.
+const BATCH: usize = 4_096;
+/// Rows encoded, or bytes redacted, before other tasks of the thread get a turn.
+const ENCODE_ROWS: usize = 128;
+const ENCODE_BYTES: usize = 64 * 1024;
+/// How long a failing database is retried before `batched` lets go of calls.
+const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+
+/// How the ledger is kept.
+#[derive(Debug, Clone)]
+pub struct AuditSettings {
+    /// When a call's answer may go out.
+    pub durability: Durability,
+    /// Key names whose values are never kept.
+    pub redact: Vec<String>,
+    /// Values that are never kept.
+    pub secrets: Arc<Secrets>,
+}
+
+/// Why a call cannot be taken on: the answer is 503 `MCPAuditUnavailableError`, nothing was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuditUnavailable {
+    /// Every place is used and none became free in time.
+    #[error("could not record the call: the ledger's queue is full; try again later")]
+    QueueFull,
+    /// The database cannot be written and `durability` is `strict`.
+    #[error("could not record the call: the ledger cannot be written; see the router's log")]
+    NotWritable,
+    /// The router is shutting down.
+    #[error("could not record the call: the router is shutting down")]
+    Closed,
+}
+
+/// A call was recorded, but it is not known to be in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("could not commit the call to the ledger in time; it may have run")]
+pub struct NotRecorded;
+
+/// Takes finished calls. Clones are handles to the same queue.
+#[derive(Clone)]
+pub struct AuditWriter {
+    shared: Arc<Shared>,
+    /// Shared with every slot, apart from `shared` because permits need it so.
+    places: Arc<Semaphore>,
+}
+
+struct Shared {
+    durability: Durability,
+    patience: Duration,
+    queue: Mutex<Queue>,
+    /// The queue is no longer empty, or there is something else to do.
+    work: Notify,
+    /// There is no reason to wait for more.
+    hurry: Notify,
+    /// A place or bytes became free.
+    freed: Notify,
+    held_bytes: AtomicUsize,
+    failing: AtomicBool,
+    closed: AtomicBool,
+    redactor: ArcSwap<Redactor>,
+    metrics: AuditMetrics,
+}
+
+#[derive(Default)]
+struct Queue {
+    entries: Vec<Queued>,
+    flushes: Vec<oneshot::Sender<()>>,
+    /// The task is gone: what comes now is lost, and counted.
+    ended: bool,
+}
+
+struct Queued {
+    entry: AuditEntry,
+    bytes: usize,
+    /// Gives the place back when the row is committed.
+    place: OwnedSemaphorePermit,
+    waiter: Option<oneshot::Sender<()>>,
+}
+
+/// A reserved place in the queue. Dropping it gives the place back.
+#[must_use = "a call that is admitted must be recorded"]
+pub struct AuditSlot {
+    shared: Arc<Shared>,
+    place: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for AuditWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuditWriter").field("durability", &self.shared.durability).finish()
+    }
+}
+
+impl std::fmt::Debug for AuditSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuditSlot")
+    }
+}
+
+impl AuditWriter {
+    /// Starts the task that writes, on `tracker`. It ends after [`Self::close`].
+    #[must_use]
+    pub fn start(
+        store: Store,
+        settings: &AuditSettings,
+        metrics: AuditMetrics,
+        tracker: &TaskTracker,
+    ) -> Self {
+        Self::start_with(store, settings, metrics, tracker, PATIENCE)
+    }
+
+    fn start_with(
+        store: Store,
+        settings: &AuditSettings,
+        metrics: AuditMetrics,
+        tracker: &TaskTracker,
+        patience: Duration,
+    ) -> Self {
+        let redactor = Redactor::new(&settings.redact, &settings.secrets);
+        let shared = Arc::new(Shared {
+            durability: settings.durability,
+            patience,
+            queue: Mutex::default(),
+            work: Notify::new(),
+            hurry: Notify::new(),
+            freed: Notify::new(),
+            held_bytes: AtomicUsize::new(0),
+            failing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            redactor: ArcSwap::from_pointee(redactor),
+            metrics,
+        });
+        let task = Task { store, shared: Arc::clone(&shared), failing_since: None, oldest: None };
+        tracker.spawn(task.run());
+        Self { shared, places: Arc::new(Semaphore::new(PLACES)) }
+    }
+
+    /// When answers may go out.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.shared.durability
+    }
+
+    /// Whether calls are committed as they come: `false` while the database cannot be written.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        !self.shared.failing.load(Ordering::Relaxed)
+    }
+
+    /// Whether every place is taken, so that calls are being refused.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.places.available_permits() == 0 || self.shared.is_over_bytes()
+    }
+
+    /// Replaces what is redacted, for rows encoded from now on.
+    pub fn set_redaction(&self, key_names: &[String], secrets: &Secrets) {
+        self.shared.redactor.store(Arc::new(Redactor::new(key_names, secrets)));
+    }
+
+    /// Reserves a place for a call before it is dispatched. Waits only when none is free.
+    ///
+    /// # Errors
+    /// [`AuditUnavailable`] when there is no place within 250 ms, in `strict` also when the
+    /// database cannot be written.
+    pub async fn admit(&self) -> Result<AuditSlot, AuditUnavailable> {
+        match self.try_admit() {
+            Err(AuditUnavailable::Closed) => return Err(AuditUnavailable::Closed),
+            Err(_) => {}
+            Ok(slot) => return Ok(slot),
+        }
+        // The timer is paid for by calls that have to wait only.
+        match tokio::time::timeout(ADMISSION, self.wait_for_place()).await {
+            Ok(admitted) => admitted,
+            Err(_elapsed) => self.try_admit(),
+        }
+    }
+
+    fn try_admit(&self) -> Result<AuditSlot, AuditUnavailable> {
+        let shared = &self.shared;
+        if shared.closed.load(Ordering::Relaxed) {
+            return Err(AuditUnavailable::Closed);
+        }
+        if shared.durability == Durability::Strict && shared.failing.load(Ordering::Relaxed) {
+            return Err(AuditUnavailable::NotWritable);
+        }
+        if shared.is_over_bytes() {
+            return Err(AuditUnavailable::QueueFull);
+        }
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => Ok(AuditSlot { shared: Arc::clone(shared), place }),
+            Err(_) => Err(AuditUnavailable::QueueFull),
+        }
+    }
+
+    async fn wait_for_place(&self) -> Result<AuditSlot, AuditUnavailable> {
+        loop {
+            let freed = self.shared.freed.notified();
+            match self.try_admit() {
+                Ok(slot) => return Ok(slot),
+                Err(AuditUnavailable::Closed) => return Err(AuditUnavailable::Closed),
+                Err(AuditUnavailable::QueueFull | AuditUnavailable::NotWritable) => freed.await,
+            }
+        }
+    }
+
+    /// Resolves when everything recorded before is committed, or given up.
+    pub async fn flush(&self) {
+        let (done, committed) = oneshot::channel();
+        {
+            let mut queue = self.shared.queue.lock();
+            if queue.ended {
+                return;
+            }
+            queue.flushes.push(done);
+        }
+        self.shared.wake();
+        // An error means that the task has ended, which it does when all is committed.
+        let _ended = committed.await;
+    }
+
+    /// Admits no more calls, commits everything recorded and ends the task. Calls still in flight
+    /// should have been recorded before.
+    pub async fn close(&self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.freed.notify_waiters();
+        self.flush().await;
+    }
+}
+
+impl Shared {
+    fn is_over_bytes(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) >= HELD_BYTES
+    }
+
+    fn wake(&self) {
+        self.work.notify_one();
+        self.hurry.notify_one();
+    }
+
+    fn push(
+        &self,
+        mut entry: AuditEntry,
+        place: OwnedSemaphorePermit,
+        waiter: Option<oneshot::Sender<()>>,
+    ) {
+        let bytes = entry.slim();
+        let urgent = waiter.is_some();
+        let depth = {
+            let mut queue = self.queue.lock();
+            if queue.ended {
+                drop(queue);
+                self.metrics.dropped(1);
+                tracing::warn!(call.id = %entry.id, "a call ended after the ledger was closed and is missing from it");
+                return;
+            }
+            queue.entries.push(Queued { entry, bytes, place, waiter });
+            queue.entries.len()
+        };
+        self.metrics.queued();
+        let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // One wake for the first of a batch, one more when it is full: not one for each call.
+        if depth == 1 {
+            self.work.notify_one();
+        }
+        if urgent || depth == BATCH || (held >= HELD_BYTES / 2 && held - bytes < HELD_BYTES / 2) {
+            self.hurry.notify_one();
+        }
+    }
+}
+
+impl AuditSlot {
+    /// Hands a finished call over. Neither waits nor fails, so it may be done while a cancelled
+    /// call is being dropped.
+    pub fn record(self, entry: AuditEntry) {
+        self.shared.push(entry, self.place, None);
+    }
+
+    /// Hands a finished call over and resolves when its row is committed. The call is recorded
+    /// even if the future is dropped after its first poll.
+    ///
+    /// # Errors
+    /// [`NotRecorded`] when it is not committed within five seconds; the row may still follow.
+    pub async fn record_durably(self, entry: AuditEntry) -> Result<(), NotRecorded> {
+        let (done, committed) = oneshot::channel();
+        let patience = self.shared.patience;
+        self.shared.push(entry, self.place, Some(done));
+        match tokio::time::timeout(patience, committed).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(NotRecorded),
+        }
+    }
+}
+
+/// The one that writes.
+struct Task {
+    store: Store,
+    shared: Arc<Shared>,
+    failing_since: Option<Uptime>,
+    /// Whether the metric of the oldest call is set.
+    oldest: Option<()>,
+}
+
+/// What was taken from the queue at once.
+struct Taken {
+    entries: Vec<Queued>,
+    flushes: Vec<oneshot::Sender<()>>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        if let Ok(Some(oldest)) = self.store.audit_oldest().await {
+            self.shared.metrics.oldest(oldest);
+            self.oldest = Some(());
+        }
+        let mut spare = Vec::new();
+        loop {
+            let Some(mut taken) = self.take(spare) else { break };
+            if taken.entries.is_empty() && taken.flushes.is_empty() {
+                spare = taken.entries;
+                self.shared.work.notified().await;
+                if self.shared.durability == Durability::Batched {
+                    self.collect().await;
+                }
+                continue;
+            }
+            while !taken.entries.is_empty() {
+                let rest = taken.entries.len().min(BATCH);
+                let batch: Vec<Queued> = taken.entries.drain(..rest).collect();
+                self.write(batch).await;
+            }
+            for flush in taken.flushes {
+                // Nobody waits any more: nothing to tell.
+                let _gone = flush.send(());
+            }
+            spare = taken.entries;
+            // A burst must not keep its memory for ever.
+            spare.shrink_to(BATCH);
+        }
+    }
+
+    /// Takes everything that is queued; `None` when the writer is closed and all is done.
+    fn take(&self, spare: Vec<Queued>) -> Option<Taken> {
+        let mut queue = self.shared.queue.lock();
+        if queue.entries.is_empty()
+            && queue.flushes.is_empty()
+            && self.shared.closed.load(Ordering::Relaxed)
+        {
+            queue.ended = true;
+            return None;
+        }
+        Some(Taken {
+            entries: std::mem::replace(&mut queue.entries, spare),
+            flushes: std::mem::take(&mut queue.flushes),
+        })
+    }
+
+    /// Waits a little for more calls, without being woken for each.
+    async fn collect(&self) {
+        tokio::select! {
+            () = tokio::time::sleep(COLLECT) => {}
+            () = self.shared.hurry.notified() => {}
+        }
+    }
+
+    async fn write(&mut self, batch: Vec<Queued>) {
+        let redactor = self.shared.redactor.load_full();
+        let mut rows = Vec::with_capacity(batch.len());
+        let mut places = Vec::with_capacity(batch.len());
+        let mut waiters = Vec::new();
+        let (mut held, mut encoded) = (0, 0);
+        for queued in batch {
+            rows.push(queued.entry.into_row(&redactor));
+            places.push(queued.place);
+            waiters.extend(queued.waiter);
+            held += queued.bytes;
+            encoded += queued.bytes;
+            if encoded >= ENCODE_BYTES || rows.len().is_multiple_of(ENCODE_ROWS) {
+                encoded = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        let committed = self.commit(&rows).await;
+        if committed {
+            self.count(&rows);
+            for waiter in waiters {
+                // The caller went away: the row is there all the same.
+                let _gone = waiter.send(());
+            }
+        } else {
+            self.shared.metrics.dropped(rows.len());
+        }
+        self.shared.metrics.dequeued(rows.len());
+        self.shared.held_bytes.fetch_sub(held, Ordering::Relaxed);
+        drop(places);
+        self.shared.freed.notify_waiters();
+    }
+
+    fn count(&mut self, rows: &[CallRow]) {
+        for row in rows {
+            self.shared.metrics.recorded(row.outcome);
+        }
+        if self.oldest.is_none()
+            && let Some(first) = rows.first()
+        {
+            self.shared.metrics.oldest(first.started_at);
+            self.oldest = Some(());
+        }
+    }
+
+    /// Commits a batch, however often it must be tried; `false` when it was given up.
+    async fn commit(&mut self, rows: &[CallRow]) -> bool {
+        let mut delay = FIRST_RETRY;
+        loop {
+            let began = clock::uptime();
+            let error = match self.store.append_calls(rows).await {
+                Ok(()) => {
+                    self.shared.metrics.committed(clock::uptime().since(began));
+                    self.recovered();
+                    return true;
+                }
+                Err(error) => error,
+            };
+            let failing = clock::uptime().since(self.failed(&error));
+            let closing = self.shared.closed.load(Ordering::Relaxed);
+            let keeps = self.shared.durability == Durability::Strict && !closing;
+            if failing >= self.shared.patience && !keeps {
+                tracing::warn!(
+                    calls = rows.len(),
+                    error = &error as &dyn std::error::Error,
+                    "{} calls are missing from the ledger: it could not be written",
+                    rows.len()
+                );
+                return false;
+            }
+            tokio::time::sleep(delay).await;
+            delay = delay.saturating_mul(2).min(LONGEST_RETRY);
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) -> Uptime {
+        *self.failing_since.get_or_insert_with(|| {
+            self.shared.failing.store(true, Ordering::Relaxed);
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the ledger cannot be written: {error}"
+            );
+            clock::uptime()
+        })
+    }
+
+    fn recovered(&mut self) {
+        if let Some(since) = self.failing_since.take() {
+            self.shared.failing.store(false, Ordering::Relaxed);
+            self.shared.freed.notify_waiters();
+            let seconds = clock::uptime().since(since).as_secs_f64();
+            tracing::info!(seconds, "the ledger is written again after {seconds:.1} s");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

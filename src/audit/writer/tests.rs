@@ -1,0 +1,296 @@
+use std::path::Path;
+
+use bytes::Bytes;
+use prometheus::Registry;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use uuid::Uuid;
+
+use super::super::{AuditQuery, ToolLabel};
+use super::*;
+use crate::error::ErrorCode;
+use crate::model::{
+    ArgumentsLevel, CallId, Entrance, ExposedName, Outcome, ResultsLevel, Secret, Timestamp,
+};
+use crate::store::AuditFilter;
+
+/// For tests that wait until the writer gives up.
+const IMPATIENT: Duration = Duration::from_millis(200);
+
+struct Ledger {
+    folder: tempfile::TempDir,
+    store: Store,
+    writer: AuditWriter,
+    tracker: TaskTracker,
+    registry: Registry,
+}
+
+impl Ledger {
+    async fn start(durability: Durability) -> Self {
+        Self::start_with(durability, PATIENCE).await
+    }
+
+    async fn start_with(durability: Durability, patience: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let registry = Registry::new();
+        let tracker = TaskTracker::new();
+        let settings = AuditSettings {
+            durability,
+            redact: vec!["password".to_owned()],
+            secrets: Arc::new(Secrets::new(vec![Secret::new("known-secret-value")])),
+        };
+        let metrics = AuditMetrics::register(&registry).unwrap();
+        let writer = AuditWriter::start_with(store.clone(), &settings, metrics, &tracker, patience);
+        Self { folder, store, writer, tracker, registry }
+    }
+
+    fn metric(&self, line: &str) -> bool {
+        let text =
+            prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
+        text.lines().any(|found| found == line)
+    }
+
+    async fn end(self) {
+        self.writer.close().await;
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+fn entry(arguments: &str) -> AuditEntry {
+    AuditEntry {
+        id: CallId::from_uuid(Uuid::now_v7()),
+        started_at: Timestamp::from_millis(1_700_000_000_000),
+        caller: "alice".into(),
+        session: None,
+        client: None,
+        entrance: Entrance::Rest,
+        tool: ToolLabel::Exposed(ExposedName::parse("s__echo").unwrap()),
+        upstream_tool: None,
+        server: None,
+        definition_hash: None,
+        outcome: Outcome::Ok,
+        error_code: None,
+        error: None,
+        failure: None,
+        http_status: 200,
+        attempts: 1,
+        queue: Duration::ZERO,
+        upstream: Duration::from_millis(2),
+        total: Duration::from_millis(3),
+        request_bytes: 10,
+        response_bytes: 20,
+        arguments: Some(Bytes::copy_from_slice(arguments.as_bytes())),
+        result: Some(Bytes::from_static(br#"{"content":[{"type":"text","text":"hi"}]}"#)),
+        levels: (ArgumentsLevel::Redacted, ResultsLevel::Summary),
+    }
+}
+
+/// Holds the ledger's write lock as another process would.
+async fn lock(folder: &Path) -> SqliteConnection {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("audit.db"));
+    let mut other = options.connect().await.unwrap();
+    sqlx::raw_sql("begin immediate").execute(&mut other).await.unwrap();
+    other
+}
+
+#[tokio::test]
+async fn everything_recorded_is_committed_by_flush_in_order() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let mut ids = Vec::new();
+    for number in 0..5000 {
+        let entry = entry(&format!(r#"{{"n":{number},"password":"hunter2"}}"#));
+        ids.push(entry.id.to_string());
+        ledger.writer.admit().await.unwrap().record(entry);
+    }
+    ledger.writer.flush().await;
+    let query = AuditQuery::new(ledger.store.clone());
+    assert_eq!(query.count().await.unwrap(), 5000);
+    let stored = query.after(0, 5000).await.unwrap();
+    assert_eq!(stored.into_iter().map(|call| call.id).collect::<Vec<_>>(), ids);
+    let last = query.get(CallId::parse(&ids[4999]).unwrap()).await.unwrap().unwrap();
+    let json = serde_json::to_value(&last).unwrap();
+    assert_eq!(json["arguments"], serde_json::json!({"n": 4999, "password": "***"}));
+    assert_eq!(json["result"]["content"], serde_json::json!(["text:2"]));
+    assert_eq!(json["started_at"], "2023-11-14T22:13:20.000Z");
+    assert_eq!((&json["duration_ms"], &json["entrance"]), (&3.0.into(), &"rest".into()));
+    assert!(ledger.metric(r#"switchyard_audit_events_total{outcome="ok"} 5000"#));
+    assert!(ledger.metric("switchyard_audit_queue_depth 0"));
+    assert!(ledger.metric("switchyard_audit_oldest_timestamp_seconds 1700000000"));
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn batched_commits_by_itself() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    ledger.writer.admit().await.unwrap().record(entry("{}"));
+    let committed = async {
+        while ledger.store.audit_count().await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), committed).await.unwrap();
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn a_strict_record_is_there_when_its_caller_hears_of_it() {
+    let ledger = Ledger::start(Durability::Strict).await;
+    for count in 1..=20 {
+        let slot = ledger.writer.admit().await.unwrap();
+        slot.record_durably(entry("{}")).await.unwrap();
+        assert_eq!(ledger.store.audit_count().await.unwrap(), count);
+    }
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn close_commits_what_is_queued_and_admits_no_more() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let late = ledger.writer.admit().await.unwrap();
+    for _ in 0..100 {
+        ledger.writer.admit().await.unwrap().record(entry("{}"));
+    }
+    let (writer, store) = (ledger.writer.clone(), ledger.store.clone());
+    writer.close().await;
+    assert_eq!(writer.admit().await.unwrap_err(), AuditUnavailable::Closed);
+    ledger.tracker.close();
+    ledger.tracker.wait().await;
+    assert_eq!(store.audit_count().await.unwrap(), 100);
+    late.record(entry("{}"));
+    assert!(ledger.metric("switchyard_audit_dropped_total 1"), "lost, and counted");
+    writer.flush().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_after_a_while_and_a_freed_place_is_taken() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let mut slots = Vec::new();
+    for _ in 0..PLACES {
+        slots.push(ledger.writer.admit().await.unwrap());
+    }
+    assert!(ledger.writer.is_full());
+    let began = clock::uptime();
+    assert_eq!(ledger.writer.admit().await.unwrap_err(), AuditUnavailable::QueueFull);
+    assert!(clock::uptime().since(began) >= ADMISSION);
+    // A recorded call gives its place back when it is committed, and wakes who waits.
+    let waiting = ledger.writer.admit();
+    slots.pop().unwrap().record(entry("{}"));
+    drop(waiting.await.unwrap());
+    // A slot that is dropped gives it back at once.
+    drop(slots.pop());
+    ledger.writer.admit().await.unwrap().record(entry("{}"));
+    drop(slots);
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn held_bytes_are_bounded_too() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let mut other = lock(ledger.folder.path()).await;
+    let large = "x".repeat(200 * 1024);
+    let refused = loop {
+        match ledger.writer.admit().await {
+            Ok(slot) => slot.record(entry(&large)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, AuditUnavailable::QueueFull);
+    let held = ledger.writer.shared.held_bytes.load(Ordering::Relaxed);
+    assert!((HELD_BYTES..HELD_BYTES + 300 * 1024).contains(&held), "{held}");
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    ledger.writer.flush().await;
+    assert_eq!(ledger.writer.shared.held_bytes.load(Ordering::Relaxed), 0);
+    assert!(ledger.metric("switchyard_audit_dropped_total 0"));
+    other.close().await.unwrap();
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn a_call_of_a_level_that_keeps_nothing_holds_nothing() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let mut bare = entry(r#"{"a":1}"#);
+    bare.levels = (ArgumentsLevel::None, ResultsLevel::None);
+    let mut huge = entry("{}");
+    huge.result = Some(Bytes::from(vec![b'x'; 5 << 20]));
+    let mut full = entry(r#"{"password":"known-secret-value","q":"Bearer abcdefghijkl"}"#);
+    full.levels = (ArgumentsLevel::Full, ResultsLevel::Full);
+    full.result = Some(Bytes::from(format!(r#"{{"t":"known-secret-value{}"}}"#, "y".repeat(9000))));
+    assert_eq!(bare.slim(), 0);
+    assert_eq!(huge.slim(), 2);
+    let ids = [bare.id, huge.id, full.id];
+    for entry in [bare, huge, full] {
+        ledger.writer.admit().await.unwrap().record(entry);
+    }
+    ledger.writer.flush().await;
+    let [bare, huge, full] = ids.map(|id| {
+        let store = ledger.store.clone();
+        async move { store.audit_call(id).await.unwrap().unwrap() }
+    });
+    let (bare, huge, full) = tokio::join!(bare, huge, full);
+    assert_eq!((bare.arguments, bare.result), (None, None));
+    assert_eq!(huge.result.as_deref(), Some(r#"{"bytes":20}"#));
+    let arguments = full.arguments.unwrap();
+    assert_eq!(arguments, r#"{"password":"***","q":"Bearer abcdefghijkl"}"#);
+    let result = full.result.unwrap();
+    assert!(result.starts_with(r#"{"t":"***yyy"#) && result.contains("…[cut, 9018 bytes]"));
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn a_refused_call_keeps_its_reason_without_secrets() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let mut refused = entry("{}");
+    refused.outcome = Outcome::Refused;
+    refused.error_code = Some(ErrorCode::ToolNotFound);
+    refused.error = Some("no tool `known-secret-value`".to_owned());
+    refused.tool = ToolLabel::asked(&format!("known-secret-value{}", "é".repeat(300)));
+    (refused.result, refused.response_bytes) = (None, 0);
+    ledger.writer.admit().await.unwrap().record(refused);
+    ledger.writer.flush().await;
+    let filter = AuditFilter { outcome: Some(Outcome::Refused), ..AuditFilter::default() };
+    let page = AuditQuery::new(ledger.store.clone()).page(&filter, None, 10).await.unwrap();
+    let call = &page.calls[0];
+    assert_eq!(call.error.as_deref(), Some("no tool `***`"));
+    assert_eq!(call.tool, format!("***{}", "é".repeat(110)));
+    assert!(page.next_cursor.is_none());
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn redaction_follows_a_reload() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let secrets = Secrets::new(vec![Secret::new("a-new-secret")]);
+    ledger.writer.set_redaction(&["pin".to_owned()], &secrets);
+    let entry = entry(r#"{"pin":1,"password":"p","q":"a-new-secret"}"#);
+    let id = entry.id;
+    ledger.writer.admit().await.unwrap().record(entry);
+    ledger.writer.flush().await;
+    let row = ledger.store.audit_call(id).await.unwrap().unwrap();
+    let expected = r#"{"pin":"***","password":"p","q":"***"}"#;
+    assert_eq!(row.arguments.as_deref(), Some(expected));
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn batched_lets_go_of_calls_when_the_database_stays_away() {
+    let ledger = Ledger::start_with(Durability::Batched, IMPATIENT).await;
+    ledger.store.close().await.unwrap();
+    ledger.writer.admit().await.unwrap().record(entry("{}"));
+    ledger.writer.flush().await;
+    assert!(ledger.metric("switchyard_audit_dropped_total 1"));
+    assert!(!ledger.writer.is_healthy());
+    // Serving goes on.
+    ledger.writer.admit().await.unwrap().record(entry("{}"));
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn strict_refuses_before_dispatch_when_the_ledger_cannot_be_written() {
+    let ledger = Ledger::start_with(Durability::Strict, IMPATIENT).await;
+    let slot = ledger.writer.admit().await.unwrap();
+    ledger.store.close().await.unwrap();
+    assert_eq!(slot.record_durably(entry("{}")).await, Err(NotRecorded));
+    assert_eq!(ledger.writer.admit().await.unwrap_err(), AuditUnavailable::NotWritable);
+    ledger.end().await;
+}

@@ -1,0 +1,183 @@
+//! Histograms of one tool: the two durations of the semantic conventions.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::proto::LabelPair;
+use prometheus::{Histogram, HistogramVec};
+
+use super::Metrics;
+use crate::model::{Entrance, ExposedName, ProtocolVersion, ServerName, TransportKind};
+
+/// Labels of `mcp_server_operation_duration_seconds`.
+pub(super) const SERVER_LABELS: [&str; 5] = [
+    "mcp_method_name",
+    "gen_ai_tool_name",
+    "error_type",
+    "mcp_protocol_version",
+    "network_transport",
+];
+/// Labels of `mcp_client_operation_duration_seconds`.
+pub(super) const CLIENT_LABELS: [&str; 6] = [
+    "mcp_method_name",
+    "gen_ai_tool_name",
+    "error_type",
+    "mcp_protocol_version",
+    "network_transport",
+    "server",
+];
+
+/// One slot for each protocol version and one for calls that came without (`/mcp/call`).
+const SLOTS: usize = ProtocolVersion::ALL.len() + 1;
+
+/// What one finished call is labelled with.
+#[derive(Debug, Clone, Copy)]
+pub struct CallLabels {
+    /// Through which door it came.
+    pub entrance: Entrance,
+    /// Whether it came over the admin socket.
+    pub over_socket: bool,
+    /// What went wrong, from a closed set; `None` for success.
+    pub error_type: Option<&'static str>,
+}
+
+/// Handles of one tool. A successful call finds its histogram by index, without a hash or a lock;
+/// the series appears with the first call.
+#[derive(Debug)]
+pub struct ToolMetrics {
+    tool: String,
+    server: String,
+    operations: HistogramVec,
+    attempts: HistogramVec,
+    served: [OnceLock<Histogram>; SLOTS],
+    attempted: [OnceLock<Histogram>; SLOTS],
+}
+
+impl Metrics {
+    /// Handles for one tool. `_other` stands for every tool that is not in the catalogue.
+    #[must_use]
+    pub fn tool(
+        &self,
+        server: Option<&ServerName>,
+        tool: Option<&ExposedName>,
+    ) -> Arc<ToolMetrics> {
+        if let (Some(server), Some(tool)) = (server, tool) {
+            self.owners.lock().insert(tool.as_str().to_owned(), server.as_str().to_owned());
+        }
+        Arc::new(ToolMetrics {
+            tool: tool.map_or("_other", ExposedName::as_str).to_owned(),
+            server: server.map_or("_other", ServerName::as_str).to_owned(),
+            operations: self.operations.clone(),
+            attempts: self.attempts.clone(),
+            served: [const { OnceLock::new() }; SLOTS],
+            attempted: [const { OnceLock::new() }; SLOTS],
+        })
+    }
+
+    /// Removes the series of a server's tools. What was labelled how is asked of the histograms
+    /// themselves, so that a call has nothing to keep books on.
+    pub(super) fn forget_tools(&self, server: &str) {
+        let mut owners = self.owners.lock();
+        forget(&self.operations, &SERVER_LABELS, |[_, tool, ..]| {
+            owners.get(tool).is_some_and(|owner| owner == server)
+        });
+        forget(&self.attempts, &CLIENT_LABELS, |[.., of]| of == server);
+        owners.retain(|_, owner| owner != server);
+    }
+
+    /// Records an operation that is not a tool call, such as `tools/list`. `method` must come
+    /// from a closed set.
+    pub fn observe_operation(
+        &self,
+        method: &str,
+        version: ProtocolVersion,
+        ok: bool,
+        took: Duration,
+    ) {
+        let error = if ok { "" } else { "error" };
+        self.operations
+            .with_label_values(&[method, "", error, version.as_str(), "tcp"])
+            .observe(took.as_secs_f64());
+    }
+}
+
+/// Removes the series for whose labels, in the order of `names`, `is_gone` holds.
+fn forget<const N: usize>(
+    histograms: &HistogramVec,
+    names: &[&str; N],
+    is_gone: impl Fn([&str; N]) -> bool,
+) {
+    for family in histograms.collect() {
+        for series in family.get_metric() {
+            // Collected labels are sorted by name.
+            let value = |name: &str| {
+                let pair = series.get_label().iter().find(|pair| pair.name() == name);
+                pair.map_or("", LabelPair::value)
+            };
+            let values = names.map(value);
+            if is_gone(values) {
+                // An error means that there is no such series, which is what is wanted.
+                let _ = histograms.remove_label_values(&values);
+            }
+        }
+    }
+}
+
+impl ToolMetrics {
+    /// Records a call as its client saw it.
+    pub fn observe_call(&self, labels: CallLabels, took: Duration) {
+        let (slot, version) = match labels.entrance {
+            Entrance::Mcp(version) => (version.index(), version.as_str()),
+            Entrance::Rest => (SLOTS - 1, ""),
+        };
+        let transport = if labels.over_socket { "unix" } else { "tcp" };
+        let error = labels.error_type.unwrap_or_default();
+        let make = || {
+            self.operations.with_label_values(&[
+                "tools/call",
+                &self.tool,
+                error,
+                version,
+                transport,
+            ])
+        };
+        match self.served.get(slot) {
+            Some(slot) if labels.error_type.is_none() && !labels.over_socket => {
+                slot.get_or_init(make).observe(took.as_secs_f64());
+            }
+            _ => make().observe(took.as_secs_f64()),
+        }
+    }
+
+    /// Records one attempt at the upstream.
+    pub fn observe_attempt(
+        &self,
+        version: Option<ProtocolVersion>,
+        transport: TransportKind,
+        error_type: Option<&'static str>,
+        took: Duration,
+    ) {
+        let network = match transport {
+            TransportKind::Stdio => "pipe",
+            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => "tcp",
+        };
+        let make = || {
+            self.attempts.with_label_values(&[
+                "tools/call",
+                &self.tool,
+                error_type.unwrap_or_default(),
+                version.map_or("", ProtocolVersion::as_str),
+                network,
+                &self.server,
+            ])
+        };
+        let slot = version.map_or(SLOTS - 1, ProtocolVersion::index);
+        match self.attempted.get(slot) {
+            Some(slot) if error_type.is_none() => {
+                slot.get_or_init(make).observe(took.as_secs_f64());
+            }
+            _ => make().observe(took.as_secs_f64()),
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! [`Store`]: the one seam to a database. Registry, catalogue, callers, sessions, ledger.
+//!
+//! Changes when the product has something new to remember. Callers see domain types and intent;
+//! no SQL, no driver type and no transaction leaves this module. Every method that writes commits
+//! before it returns; dropping its future before that leaves either all of it or nothing.
+
+mod error;
+mod rows;
+mod seal;
+mod sqlite;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::model::{CallId, ServerName, ServerSource, ServerSpec, Timestamp, ToolName};
+
+pub use error::{StoreError, StoreFailure};
+pub use rows::{
+    AuditFilter, CallRow, Cursor, DiscoveryRow, EventRow, FileSize, HistoryKind, HistoryRow,
+    KeyRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, ToolRow, Upserted,
+};
+
+/// An open database. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Store(Backend);
+
+/// Closed set of backends: a `match` finds every place that a new one must fill.
+#[derive(Clone)]
+enum Backend {
+    Sqlite(Arc<sqlite::SqliteStore>),
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Backend::Sqlite(_) => f.write_str("Store(sqlite)"),
+        }
+    }
+}
+
+/// Forwards to the backend's method of the same name.
+macro_rules! forward {
+    ($store:expr, $method:ident($($argument:expr),*)) => {
+        match &$store.0 {
+            Backend::Sqlite(store) => store.$method($($argument),*).await,
+        }
+    };
+}
+
+impl Store {
+    /// Opens the database in `data_dir`, making folder and files when they are missing, and keeps
+    /// other routers out until the last handle is gone.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], [`StoreError::NotAFolder`], [`StoreError::Files`],
+    /// [`StoreError::NetworkFileSystem`], [`StoreError::NewerSchema`],
+    /// [`StoreError::ForeignDatabase`], [`StoreError::Damaged`], [`StoreError::OldEngine`], and
+    /// what any statement can give. A file that is refused is not changed.
+    pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        Ok(Self(Backend::Sqlite(Arc::new(sqlite::SqliteStore::open(data_dir).await?))))
+    }
+
+    /// Moves the write-ahead logs into the files and closes them. Later calls of any method give
+    /// [`StoreError::Closed`]; the data folder stays locked until the last handle is dropped.
+    ///
+    /// # Errors
+    /// What any statement can give; the files are safe all the same.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        forward!(self, close())
+    }
+
+    /// Sizes of the files on disk.
+    #[must_use]
+    pub fn size_bytes(&self) -> StoreSize {
+        match &self.0 {
+            Backend::Sqlite(store) => store.size_bytes(),
+        }
+    }
+
+    /// Checks both files for damage, beside the traffic. Reads them whole.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] with the first finding, and what any statement can give.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        forward!(self, check())
+    }
+
+    /// Checks the ledger for damage, beside the traffic, unless it was small enough to be checked
+    /// when it was opened. [`Self::close`] ends it early.
+    ///
+    /// The write-ahead log grows while this reads: what it has seen may not be moved to the file.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] with the first finding, [`StoreError::Closed`] when it was ended
+    /// early, and what any statement can give.
+    pub async fn check_ledger(&self) -> Result<(), StoreError> {
+        forward!(self, check_ledger())
+    }
+
+    /// The registry, by name. A server whose sealed values do not open is there with
+    /// [`ServerRow::sealed_problem`].
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`], and what any statement can give.
+    pub async fn servers(&self) -> Result<Vec<ServerRow>, StoreError> {
+        forward!(self, servers())
+    }
+
+    /// Adds or changes one server; an operator's enable or disable stays.
+    ///
+    /// # Errors
+    /// As [`Self::upsert_servers`].
+    pub async fn upsert_server(
+        &self,
+        name: &ServerName,
+        spec: &ServerSpec,
+        enabled: bool,
+        source: ServerSource,
+        now: Timestamp,
+    ) -> Result<Upserted, StoreError> {
+        let server = ServerUpsert { name: name.clone(), spec: spec.clone(), enabled, source };
+        let done = self.upsert_servers(&[server], now).await?;
+        Ok(done.first().copied().unwrap_or(Upserted::Unchanged))
+    }
+
+    /// Adds or changes servers in one transaction; writes nothing for those that are just so.
+    /// A server that was retired is back.
+    ///
+    /// # Errors
+    /// [`StoreError::SealKey`] or [`StoreError::Files`] when a literal value cannot be sealed,
+    /// and what any statement can give.
+    pub async fn upsert_servers(
+        &self,
+        servers: &[ServerUpsert],
+        now: Timestamp,
+    ) -> Result<Vec<Upserted>, StoreError> {
+        forward!(self, upsert_servers(servers, now))
+    }
+
+    /// Stores an operator's word, which wins over the file's and lasts over reloads. `false` when
+    /// there is no such server.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn set_server_enabled(
+        &self,
+        name: &ServerName,
+        enabled: bool,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        forward!(self, set_server_enabled(name, enabled, now))
+    }
+
+    /// Disables servers that are gone from the file they came from; nothing of them is lost.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn retire_servers(
+        &self,
+        names: &[ServerName],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        forward!(self, retire_servers(names, now))
+    }
+
+    /// Removes a server and its tools; the history of its tools stays. `false` when there is no
+    /// such server.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn delete_server(&self, name: &ServerName) -> Result<bool, StoreError> {
+        forward!(self, delete_server(name))
+    }
+
+    /// Stores what a discovery found, in place of what the one before found. `false` when there is
+    /// no such server.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn record_discovery(
+        &self,
+        name: &ServerName,
+        found: &DiscoveryRow,
+    ) -> Result<bool, StoreError> {
+        forward!(self, record_discovery(name, found))
+    }
+
+    /// Every tool of every server, also those that are gone, by server and place in its list.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn tools(&self) -> Result<Vec<ToolRow>, StoreError> {
+        forward!(self, tools())
+    }
+
+    /// Stores a server's tools as they are now: new and known ones as given, with the first sight
+    /// of known ones kept; those that are not in `tools` become [`gone`](crate::model::ToolStatus).
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownServer`] and what any statement can give.
+    pub async fn replace_tools(
+        &self,
+        server: &ServerName,
+        tools: &[ToolRow],
+        history: &[HistoryRow],
+    ) -> Result<(), StoreError> {
+        forward!(self, replace_tools(server, tools, history))
+    }
+
+    /// Marks a server's active tools stale; gives their number.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn mark_tools_stale(&self, server: &ServerName) -> Result<u64, StoreError> {
+        forward!(self, mark_tools_stale(server))
+    }
+
+    /// The changes of one tool's definition, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn tool_history(
+        &self,
+        server: &ServerName,
+        tool: &ToolName,
+        limit: u16,
+    ) -> Result<Vec<HistoryRow>, StoreError> {
+        forward!(self, tool_history(server, tool, limit))
+    }
+
+    /// A definition by its hash, byte for byte as received.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn definition(&self, hash: &[u8; 32]) -> Result<Option<Bytes>, StoreError> {
+        forward!(self, definition(hash))
+    }
+
+    /// Every key, also revoked and expired ones, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn keys(&self) -> Result<Vec<KeyRow>, StoreError> {
+        forward!(self, keys())
+    }
+
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyNameTaken`] and what any statement can give.
+    pub async fn insert_key(&self, key: &KeyRow) -> Result<(), StoreError> {
+        forward!(self, insert_key(key))
+    }
+
+    /// Revokes the key with this id, or the one in force with this name. `false` when there is none.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn revoke_key(&self, id_or_name: &str, now: Timestamp) -> Result<bool, StoreError> {
+        forward!(self, revoke_key(id_or_name, now))
+    }
+
+    /// Stores when keys were last used.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn touch_keys(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
+        forward!(self, touch_keys(used))
+    }
+
+    /// Every stored session.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        forward!(self, sessions())
+    }
+
+    /// Adds sessions, or changes those that are there.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn save_sessions(&self, sessions: &[SessionRow]) -> Result<(), StoreError> {
+        forward!(self, save_sessions(sessions))
+    }
+
+    /// Stores when sessions were last used.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn touch_sessions(&self, seen: &[([u8; 32], Timestamp)]) -> Result<(), StoreError> {
+        forward!(self, touch_sessions(seen))
+    }
+
+    /// Removes sessions.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn delete_sessions(&self, hashes: &[[u8; 32]]) -> Result<(), StoreError> {
+        forward!(self, delete_sessions(hashes))
+    }
+
+    /// Removes sessions that were last used before `last_seen`; gives their number.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn delete_sessions_before(&self, last_seen: Timestamp) -> Result<u64, StoreError> {
+        forward!(self, delete_sessions_before(last_seen))
+    }
+
+    /// Stores an administrative act.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn append_event(&self, event: &EventRow) -> Result<(), StoreError> {
+        forward!(self, append_event(event))
+    }
+
+    /// Administrative acts, newest first.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn events(&self, limit: u16) -> Result<Vec<EventRow>, StoreError> {
+        forward!(self, events(limit))
+    }
+
+    /// Adds calls to the ledger in one transaction, in this order; `seq` is given here.
+    ///
+    /// # Errors
+    /// What any statement can give; then none of them is stored.
+    pub async fn append_calls(&self, calls: &[CallRow]) -> Result<(), StoreError> {
+        forward!(self, append_calls(calls))
+    }
+
+    /// Calls, newest first, without payloads, from `cursor` on.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn audit_page(
+        &self,
+        filter: &AuditFilter,
+        cursor: Option<Cursor>,
+        limit: u16,
+    ) -> Result<Page<CallRow>, StoreError> {
+        forward!(self, audit_page(filter, cursor, limit))
+    }
+
+    /// Calls that were stored after the one with `seq`, oldest first, without payloads.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn audit_after(&self, seq: i64, limit: u16) -> Result<Vec<CallRow>, StoreError> {
+        forward!(self, audit_after(seq, limit))
+    }
+
+    /// One call with its payloads.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn audit_call(&self, id: CallId) -> Result<Option<CallRow>, StoreError> {
+        forward!(self, audit_call(id))
+    }
+
+    /// How many calls the ledger has.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn audit_count(&self) -> Result<u64, StoreError> {
+        forward!(self, audit_count())
+    }
+
+    /// When the oldest call in the ledger came in.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn audit_oldest(&self) -> Result<Option<Timestamp>, StoreError> {
+        forward!(self, audit_oldest())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,363 @@
+//! What the tables hold, in domain types; shared by all backends.
+//!
+//! Changes when a table gains something that callers must see. Knows no SQL.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+
+use super::StoreError;
+use crate::error::ErrorCode;
+use crate::model::{
+    CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scopes, ServerName,
+    ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus,
+};
+
+/// One server of the registry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerRow {
+    /// Its name.
+    pub name: ServerName,
+    /// What was said about it, with sealed values opened.
+    pub spec: ServerSpec,
+    /// Why some values of `spec` are sealed still, and what to do; nobody may connect with them.
+    pub sealed_problem: Option<String>,
+    /// Whether the file or the request that brought it wants it enabled.
+    pub enabled: bool,
+    /// What an operator said since; wins over `enabled` and lasts over reloads.
+    pub enabled_override: Option<bool>,
+    /// Gone from the file it came from: disabled whatever the other two say.
+    pub retired: bool,
+    /// Where it came from.
+    pub source: ServerSource,
+    /// Increased with every change of `spec`, `enabled` or `source`.
+    pub revision: i64,
+    /// When it was first stored.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// What the last discovery found; `None` before the first.
+    pub discovery: Option<DiscoveryRow>,
+}
+
+impl ServerRow {
+    /// Whether calls are routed to it, all things considered.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        !self.retired && self.enabled_override.unwrap_or(self.enabled)
+    }
+}
+
+/// A server to be put into the registry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerUpsert {
+    /// Its name.
+    pub name: ServerName,
+    /// What is said about it.
+    pub spec: ServerSpec,
+    /// Whether it shall be enabled, unless an operator said otherwise.
+    pub enabled: bool,
+    /// Where it comes from.
+    pub source: ServerSource,
+}
+
+/// What an upsert did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upserted {
+    /// It was not there before.
+    Created,
+    /// It was there and is different now.
+    Changed,
+    /// It was there just so; nothing was written.
+    Unchanged,
+}
+
+/// What a discovery found, or why it failed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DiscoveryRow {
+    /// The protocol version in use, as written in messages.
+    pub protocol_version: Option<String>,
+    /// Which way of speaking was found to work; tried first next time.
+    pub dialect: Option<String>,
+    /// The server's `serverInfo`, raw JSON.
+    pub server_info: Option<String>,
+    /// The server's `instructions`.
+    pub instructions: Option<String>,
+    /// When a discovery last succeeded.
+    pub ok_at: Option<Timestamp>,
+    /// Why the last one failed; `None` when it did not.
+    pub error: Option<String>,
+    /// When it failed.
+    pub error_at: Option<Timestamp>,
+}
+
+/// One tool of one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolRow {
+    /// The server.
+    pub server: ServerName,
+    /// The server's name for it.
+    pub tool: ToolName,
+    /// SHA-256 that identifies the definition.
+    pub hash: [u8; 32],
+    /// The definition, byte for byte as received.
+    pub definition: Bytes,
+    /// Where it stands.
+    pub status: ToolStatus,
+    /// Its place in the server's list.
+    pub position: u32,
+    /// When it was first seen; storing a known tool again does not change it.
+    pub first_seen_at: Timestamp,
+    /// When it was last seen.
+    pub last_seen_at: Timestamp,
+}
+
+/// What happened to a tool's definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistoryKind {
+    /// The tool is new.
+    Added,
+    /// Its definition changed.
+    Changed,
+    /// It is gone from the server's list.
+    Removed,
+    /// Somebody approved a changed definition.
+    Approved,
+}
+
+impl HistoryKind {
+    const ALL: [Self; 4] = [Self::Added, Self::Changed, Self::Removed, Self::Approved];
+
+    /// The name in the database, the API and the metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Changed => "changed",
+            Self::Removed => "removed",
+            Self::Approved => "approved",
+        }
+    }
+
+    /// Reads a kind's name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// One change of one tool's definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryRow {
+    /// The server.
+    pub server: ServerName,
+    /// The tool.
+    pub tool: ToolName,
+    /// The definition before.
+    pub old_hash: Option<[u8; 32]>,
+    /// The definition after.
+    pub new_hash: Option<[u8; 32]>,
+    /// What happened.
+    pub kind: HistoryKind,
+    /// When.
+    pub at: Timestamp,
+    /// Who did it; `None` when the server did.
+    pub by: Option<String>,
+}
+
+/// One key of a caller. The key itself is known to its owner only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRow {
+    /// Identifies it for good; may be shown.
+    pub id: String,
+    /// The name in the ledger; free again after revocation.
+    pub name: String,
+    /// SHA-256 of the key.
+    pub hash: [u8; 32],
+    /// What it allows.
+    pub scopes: Scopes,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+    /// When it was last used, to about a minute.
+    pub last_used_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// One legacy session, kept so that clients go on after a restart without a new handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    /// SHA-256 of the session id.
+    pub hash: [u8; 32],
+    /// Name of the caller it belongs to.
+    pub caller: String,
+    /// The version that was negotiated.
+    pub protocol_version: ProtocolVersion,
+    /// What the client said of itself.
+    pub client: ClientInfo,
+    /// The client's capabilities, raw JSON.
+    pub capabilities: Option<String>,
+    /// When it began.
+    pub created_at: Timestamp,
+    /// When it was last used.
+    pub last_seen_at: Timestamp,
+}
+
+/// One administrative act or change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// When.
+    pub at: Timestamp,
+    /// Who: a caller's name, or `router`.
+    pub actor: String,
+    /// What, for example `server.added`.
+    pub kind: String,
+    /// To what, for example a server's name.
+    pub subject: String,
+    /// The rest, a JSON object.
+    pub detail: String,
+}
+
+/// One call in the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallRow {
+    /// Place in the order of commits; given by the store, 0 before.
+    pub seq: i64,
+    /// The call's id.
+    pub id: CallId,
+    /// When it came in.
+    pub started_at: Timestamp,
+    /// Who called.
+    pub caller: Arc<str>,
+    /// Hash of the legacy session it belongs to.
+    pub session: Option<Arc<str>>,
+    /// What the client said of itself.
+    pub client: Option<Arc<ClientInfo>>,
+    /// Through which door it came.
+    pub entrance: Entrance,
+    /// The tool as exposed, or as asked for when it is unknown.
+    pub tool: Arc<str>,
+    /// The tool as its server names it.
+    pub upstream_tool: Option<ToolName>,
+    /// The server.
+    pub server: Option<ServerName>,
+    /// The definition in force.
+    pub definition_hash: Option<[u8; 32]>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Our code for a failure.
+    pub error_code: Option<ErrorCode>,
+    /// The failure in words, redacted.
+    pub error: Option<String>,
+    /// What kind of failure the last attempt met.
+    pub failure: Option<Failure>,
+    /// HTTP status of our answer.
+    pub http_status: u16,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Time spent waiting for a free place.
+    pub queue: Duration,
+    /// Time spent waiting for the server, over all attempts.
+    pub upstream: Duration,
+    /// Time from request to answer.
+    pub total: Duration,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the answer.
+    pub response_bytes: u64,
+    /// What is kept of the arguments. Pages leave it out.
+    pub arguments: Option<String>,
+    /// What is kept of the result. Pages leave it out.
+    pub result: Option<String>,
+}
+
+/// Which calls a page shall show; every field that is set must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditFilter {
+    /// Calls to this server.
+    pub server: Option<String>,
+    /// Calls of this tool, by exposed or upstream name.
+    pub tool: Option<String>,
+    /// Calls that ended so.
+    pub outcome: Option<Outcome>,
+    /// Calls by this caller.
+    pub caller: Option<String>,
+    /// Calls in this session.
+    pub session: Option<String>,
+    /// Calls that failed with this code.
+    pub error_code: Option<String>,
+    /// Calls that came in at or after this.
+    pub since: Option<Timestamp>,
+    /// Calls that came in before this.
+    pub until: Option<Timestamp>,
+    /// Calls with this text in error, arguments or result, as they were kept; ASCII case is ignored.
+    pub text: Option<String>,
+}
+
+/// Where the next page begins. Opaque to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor(pub(super) i64);
+
+impl Cursor {
+    /// Reads a cursor's printed form.
+    ///
+    /// # Errors
+    /// [`StoreError::BadCursor`] for anything that [`Cursor`] does not print.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        URL_SAFE_NO_PAD
+            .decode(text)
+            .ok()
+            .and_then(|bytes| <[u8; 8]>::try_from(bytes).ok())
+            .map(i64::from_be_bytes)
+            .filter(|seq| *seq > 0)
+            .map(Self)
+            .ok_or_else(|| StoreError::BadCursor { cursor: text.chars().take(64).collect() })
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(self.0.to_be_bytes()))
+    }
+}
+
+/// Some rows, and where the rest begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    /// The rows.
+    pub rows: Vec<T>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<Cursor>,
+}
+
+/// Sizes of the database's files, write-ahead logs included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreSize {
+    /// Registry, catalogue and callers.
+    pub state: FileSize,
+    /// The ledger.
+    pub audit: FileSize,
+}
+
+/// Size of one database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileSize {
+    /// The database file.
+    pub database_bytes: u64,
+    /// Its write-ahead log.
+    pub wal_bytes: u64,
+}
+
+impl FileSize {
+    /// File and log.
+    #[must_use]
+    pub const fn total(self) -> u64 {
+        self.database_bytes.saturating_add(self.wal_bytes)
+    }
+}

@@ -1,0 +1,344 @@
+//! SQL of tables `calls` and `payloads`: the ledger.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+
+use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
+use crate::error::ErrorCode;
+use crate::model::{
+    CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, ServerName, Timestamp,
+    ToolName,
+};
+use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
+
+const TABLE: &str = "calls";
+
+const CALLS: &str = "insert into calls
+    (seq, id, started_at_ms, caller, session, client_name, client_version, entrance,
+     protocol_version, tool, upstream_tool, server, definition_hash, outcome, error_code, error,
+     failure, http_status, attempts, queue_us, upstream_us, total_us, request_bytes,
+     response_bytes)";
+const CALL_COLUMNS: usize = 24;
+const PAYLOADS: &str = "insert into payloads (seq, arguments, result)";
+const PAYLOAD_COLUMNS: usize = 3;
+
+static INSERT_CALLS: LazyLock<[&str; 2]> =
+    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(CALLS, CALL_COLUMNS, rows, "")));
+static INSERT_PAYLOADS: LazyLock<[&str; 2]> =
+    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(PAYLOADS, PAYLOAD_COLUMNS, rows, "")));
+
+const SELECT: &str = "select c.seq, c.id, c.started_at_ms, c.caller, c.session, c.client_name,
+    c.client_version, c.entrance, c.protocol_version, c.tool, c.upstream_tool, c.server,
+    c.definition_hash, c.outcome, c.error_code, c.error, c.failure, c.http_status, c.attempts,
+    c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes";
+
+type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// The `seq` that follows the last one used, also when its call is gone and its payload is not.
+async fn next_seq(transaction: &mut Transaction<'_, Sqlite>) -> Result<i64, StoreError> {
+    let last: Option<i64> = sqlx::query_scalar(
+        "select max(seq) from
+            (select max(seq) as seq from calls union all select max(seq) from payloads)",
+    )
+    .fetch_one(&mut **transaction)
+    .await?;
+    Ok(last.unwrap_or(0).saturating_add(1))
+}
+
+impl SqliteStore {
+    pub(in crate::store) async fn append_calls(&self, calls: &[CallRow]) -> Result<(), StoreError> {
+        let mut writer = self.audit.writer().await?;
+        let mut transaction = begin(&mut writer).await?;
+        // Read anew: a counter kept in memory is wrong after a commit whose answer was not awaited.
+        let first = next_seq(&mut transaction).await?;
+        let numbered: Vec<(i64, &CallRow)> = (first..).zip(calls).collect();
+        let [many, one] = *INSERT_CALLS;
+        for (sql, rows) in statements(&numbered, many, one) {
+            rows.iter()
+                .fold(sqlx::query(sql), |query, (seq, row)| bind_call(query, *seq, row))
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let payloads: Vec<(i64, &CallRow)> = numbered
+            .into_iter()
+            .filter(|(_, row)| row.arguments.is_some() || row.result.is_some())
+            .collect();
+        let [many, one] = *INSERT_PAYLOADS;
+        for (sql, rows) in statements(&payloads, many, one) {
+            rows.iter()
+                .fold(sqlx::query(sql), |query, (seq, row)| {
+                    query.bind(*seq).bind(row.arguments.clone()).bind(row.result.clone())
+                })
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn audit_page(
+        &self,
+        filter: &AuditFilter,
+        cursor: Option<Cursor>,
+        limit: u16,
+    ) -> Result<Page<CallRow>, StoreError> {
+        let limit = limit.max(1);
+        let mut query = page_query(filter, cursor);
+        // One more than asked for says whether there is a next page.
+        query.push(" order by c.seq desc limit ").push_bind(i64::from(limit) + 1);
+        let rows = query.build().fetch_all(&self.audit.readers).await?;
+        let mut rows: Vec<CallRow> = rows.iter().map(call).collect::<Result<_, _>>()?;
+        let more = rows.len() > usize::from(limit);
+        rows.truncate(usize::from(limit));
+        let next = rows.last().filter(|_| more).map(|row| Cursor(row.seq));
+        Ok(Page { rows, next })
+    }
+
+    pub(in crate::store) async fn audit_after(
+        &self,
+        seq: i64,
+        limit: u16,
+    ) -> Result<Vec<CallRow>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(" from calls c where c.seq > ").push_bind(seq);
+        query.push(" order by c.seq limit ").push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.audit.readers).await?;
+        rows.iter().map(call).collect()
+    }
+
+    pub(in crate::store) async fn audit_call(
+        &self,
+        id: CallId,
+    ) -> Result<Option<CallRow>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(
+            ", p.arguments, p.result from calls c left join payloads p on p.seq = c.seq
+             where c.id = ",
+        );
+        query.push_bind(id.as_bytes().to_vec());
+        let Some(row) = query.build().fetch_optional(&self.audit.readers).await? else {
+            return Ok(None);
+        };
+        let mut found = call(&row)?;
+        found.arguments = row.try_get("arguments")?;
+        found.result = row.try_get("result")?;
+        Ok(Some(found))
+    }
+
+    pub(in crate::store) async fn audit_count(&self) -> Result<u64, StoreError> {
+        let count: i64 =
+            sqlx::query_scalar("select count(*) from calls").fetch_one(&self.audit.readers).await?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
+    pub(in crate::store) async fn audit_oldest(&self) -> Result<Option<Timestamp>, StoreError> {
+        let oldest: Option<i64> =
+            sqlx::query_scalar("select started_at_ms from calls order by seq limit 1")
+                .fetch_optional(&self.audit.readers)
+                .await?;
+        Ok(oldest.map(Timestamp::from_millis))
+    }
+}
+
+/// Cuts `rows` into statements of [`CHUNK`] rows and, for the rest, of one.
+fn statements<'a, 'b>(
+    rows: &'b [(i64, &'a CallRow)],
+    many: &'static str,
+    one: &'static str,
+) -> impl Iterator<Item = (&'static str, &'b [(i64, &'a CallRow)])> {
+    let (chunks, rest) = rows.as_chunks::<CHUNK>();
+    let chunks = chunks.iter().map(move |chunk| (many, chunk.as_slice()));
+    chunks.chain(rest.chunks(1).map(move |row| (one, row)))
+}
+
+fn bind_call<'q>(query: Statement<'q>, seq: i64, row: &CallRow) -> Statement<'q> {
+    let (entrance, version) = match row.entrance {
+        Entrance::Mcp(version) => ("mcp", Some(version.as_str())),
+        Entrance::Rest => ("rest", None),
+    };
+    query
+        .bind(seq)
+        .bind(row.id.as_bytes().as_slice())
+        .bind(row.started_at.as_millis())
+        .bind(Arc::clone(&row.caller))
+        .bind(row.session.clone())
+        .bind(row.client.as_ref().map(|client| client.name.clone()))
+        .bind(row.client.as_ref().map(|client| client.version.clone()))
+        .bind(entrance)
+        .bind(version)
+        .bind(Arc::clone(&row.tool))
+        .bind(row.upstream_tool.as_ref().map(|tool| tool.as_str().to_owned()))
+        .bind(row.server.as_ref().map(|server| server.as_str().to_owned()))
+        .bind(row.definition_hash.as_ref().map(|hash| hash.to_vec()))
+        .bind(row.outcome.as_str())
+        .bind(row.error_code.map(ErrorCode::as_str))
+        .bind(row.error.clone())
+        .bind(row.failure.map(Failure::as_str))
+        .bind(row.http_status)
+        .bind(row.attempts)
+        .bind(micros(row.queue))
+        .bind(micros(row.upstream))
+        .bind(micros(row.total))
+        .bind(signed(row.request_bytes))
+        .bind(signed(row.response_bytes))
+}
+
+fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(SELECT);
+    query.push(" from calls c");
+    if filter.text.is_some() {
+        query.push(" left join payloads p on p.seq = c.seq");
+    }
+    query.push(" where true");
+    if let Some(Cursor(seq)) = cursor {
+        query.push(" and c.seq < ").push_bind(seq);
+    }
+    let equal = [
+        (" and c.server = ", &filter.server),
+        (" and c.caller = ", &filter.caller),
+        (" and c.session = ", &filter.session),
+        (" and c.error_code = ", &filter.error_code),
+    ];
+    for (condition, value) in equal {
+        if let Some(value) = value {
+            query.push(condition).push_bind(value.clone());
+        }
+    }
+    if let Some(tool) = &filter.tool {
+        query.push(" and (c.tool = ").push_bind(tool.clone());
+        query.push(" or c.upstream_tool = ").push_bind(tool.clone()).push(")");
+    }
+    if let Some(outcome) = filter.outcome {
+        query.push(" and c.outcome = ").push_bind(outcome.as_str());
+    }
+    if let Some(since) = filter.since {
+        query.push(" and c.started_at_ms >= ").push_bind(since.as_millis());
+    }
+    if let Some(until) = filter.until {
+        query.push(" and c.started_at_ms < ").push_bind(until.as_millis());
+    }
+    if let Some(text) = &filter.text {
+        let pattern = like_pattern(text);
+        for (at, column) in ["c.error", "p.arguments", "p.result"].into_iter().enumerate() {
+            query.push(if at == 0 { " and (" } else { " or " });
+            query.push(column).push(" like ").push_bind(pattern.clone()).push(r" escape '\'");
+        }
+        query.push(")");
+    }
+    query
+}
+
+fn like_pattern(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len() + 2);
+    pattern.push('%');
+    for character in text.chars() {
+        if matches!(character, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}
+
+fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
+    let bad = |column: &'static str, value: &str| StoreError::bad_value(TABLE, column, value);
+    let id: &[u8] = row.try_get("id")?;
+    let outcome: &str = row.try_get("outcome")?;
+    let error_code: Option<&str> = row.try_get("error_code")?;
+    let failure: Option<&str> = row.try_get("failure")?;
+    let server: Option<&str> = row.try_get("server")?;
+    let upstream_tool: Option<&str> = row.try_get("upstream_tool")?;
+    let definition_hash: Option<&[u8]> = row.try_get("definition_hash")?;
+    let client_name: Option<String> = row.try_get("client_name")?;
+    let client_version: Option<String> = row.try_get("client_version")?;
+    Ok(CallRow {
+        seq: row.try_get("seq")?,
+        id: CallId::from_slice(id).ok_or_else(|| bad("id", &format!("{} bytes", id.len())))?,
+        started_at: Timestamp::from_millis(row.try_get("started_at_ms")?),
+        caller: row.try_get::<&str, _>("caller")?.into(),
+        session: row.try_get::<Option<&str>, _>("session")?.map(Into::into),
+        client: client_name
+            .map(|name| Arc::new(ClientInfo { name, version: client_version.unwrap_or_default() })),
+        entrance: entrance(row)?,
+        tool: row.try_get::<&str, _>("tool")?.into(),
+        upstream_tool: upstream_tool
+            .map(|name| ToolName::parse(name).map_err(|_not_a_name| bad("upstream_tool", name)))
+            .transpose()?,
+        server: server
+            .map(|name| ServerName::parse(name).map_err(|_not_a_name| bad("server", name)))
+            .transpose()?,
+        definition_hash: definition_hash
+            .map(|bytes| hash_of(TABLE, "definition_hash", bytes))
+            .transpose()?,
+        outcome: Outcome::parse(outcome).ok_or_else(|| bad("outcome", outcome))?,
+        error_code: error_code
+            .map(|name| {
+                ErrorCode::ALL
+                    .into_iter()
+                    .find(|code| code.as_str() == name)
+                    .ok_or_else(|| bad("error_code", name))
+            })
+            .transpose()?,
+        error: row.try_get("error")?,
+        failure: failure
+            .map(|name| parse_failure(name).ok_or_else(|| bad("failure", name)))
+            .transpose()?,
+        http_status: row.try_get("http_status")?,
+        attempts: row.try_get("attempts")?,
+        queue: duration(row, "queue_us")?,
+        upstream: duration(row, "upstream_us")?,
+        total: duration(row, "total_us")?,
+        request_bytes: unsigned(row, "request_bytes")?,
+        response_bytes: unsigned(row, "response_bytes")?,
+        arguments: None,
+        result: None,
+    })
+}
+
+fn entrance(row: &SqliteRow) -> Result<Entrance, StoreError> {
+    let entrance: &str = row.try_get("entrance")?;
+    let version: Option<&str> = row.try_get("protocol_version")?;
+    match (entrance, version) {
+        ("rest", _) => Ok(Entrance::Rest),
+        ("mcp", Some(version)) => ProtocolVersion::parse(version)
+            .map(Entrance::Mcp)
+            .ok_or_else(|| StoreError::bad_value(TABLE, "protocol_version", version)),
+        _ => Err(StoreError::bad_value(TABLE, "entrance", entrance)),
+    }
+}
+
+fn parse_failure(name: &str) -> Option<Failure> {
+    [
+        Failure::NotSent,
+        Failure::Refused,
+        Failure::Ambiguous,
+        Failure::Timeout,
+        Failure::Answered,
+        Failure::Cancelled,
+    ]
+    .into_iter()
+    .find(|failure| failure.as_str() == name)
+}
+
+fn duration(row: &SqliteRow, column: &'static str) -> Result<Duration, StoreError> {
+    unsigned(row, column).map(Duration::from_micros)
+}
+
+fn unsigned(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+    let value: i64 = row.try_get(column)?;
+    u64::try_from(value)
+        .map_err(|_negative| StoreError::bad_value(TABLE, column, &value.to_string()))
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

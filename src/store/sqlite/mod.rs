@@ -1,0 +1,609 @@
+//! The SQLite backend: two files in the data folder, one writer connection and a few readers each.
+//!
+//! Changes when the way files are opened, migrated or closed changes. The SQL of a table is in the
+//! table's own file.
+
+mod audit;
+mod events;
+mod keys;
+mod servers;
+mod sessions;
+mod tools;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{Access, FlockOperation, access, flock};
+use sqlx::pool::PoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool,
+    Transaction, raw_sql,
+};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+
+use super::seal::Sealer;
+use super::{FileSize, StoreError, StoreSize};
+
+/// Marks a file as ours: "SwYd".
+const APPLICATION_ID: i64 = 0x5377_5964;
+
+/// How long a writer waits for another process' lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Readers per file: pages are short, and each connection costs a thread and 2 MiB of cache.
+const READERS: u32 = 2;
+
+/// How many steps of SQLite's machine a check goes on for after the store was closed.
+const STEPS_BETWEEN_LOOKS: i32 = 1000;
+
+/// What is particular to one of the two files.
+struct Schema {
+    file: &'static str,
+    /// Applied in order; `user_version` counts those applied. A shipped one is never edited.
+    migrations: &'static [&'static str],
+    /// Extra settings of a new file, before its first table.
+    new_file: &'static str,
+    /// Pages in the write-ahead log before they are moved to the file.
+    autocheckpoint: &'static str,
+    /// The largest file, log included, that is read whole at every start to find damage.
+    checked_up_to: u64,
+}
+
+const STATE: Schema = Schema {
+    file: "state.db",
+    migrations: &[include_str!("../../../migrations/sqlite/state/0001_state.sql")],
+    new_file: "",
+    autocheckpoint: "1000",
+    // Small and precious.
+    checked_up_to: u64::MAX,
+};
+
+const AUDIT: Schema = Schema {
+    file: "audit.db",
+    migrations: &[include_str!("../../../migrations/sqlite/audit/0001_calls.sql")],
+    // Retention gives pages back in small steps; this cannot be switched on later.
+    new_file: "pragma auto_vacuum = incremental;",
+    // 16 MiB: at full speed a checkpoint every few batches costs more than the log's space.
+    autocheckpoint: "4000",
+    // A few milliseconds; a larger one is checked once the router answers.
+    checked_up_to: 8 * 1024 * 1024,
+};
+
+/// Both files, open.
+pub(super) struct SqliteStore {
+    state: Database,
+    audit: Database,
+    sealer: Sealer,
+    /// Holds the lock on the data folder until the store is gone.
+    _lock: File,
+}
+
+/// One open file.
+struct Database {
+    path: PathBuf,
+    options: SqliteConnectOptions,
+    writer: Mutex<Option<SqliteConnection>>,
+    readers: SqlitePool,
+    /// Whether the whole file was found good when it was opened.
+    checked: bool,
+    /// Tells a check that goes on beside the traffic to stop.
+    closing: Arc<AtomicBool>,
+}
+
+impl SqliteStore {
+    pub(super) async fn open(folder: &Path) -> Result<Self, StoreError> {
+        let lock = prepare_folder(folder)?;
+        let (state, audit) =
+            tokio::try_join!(Database::open(folder, &STATE), Database::open(folder, &AUDIT))?;
+        Ok(Self { state, audit, sealer: Sealer::new(folder.join("seal.key")), _lock: lock })
+    }
+
+    pub(super) async fn close(&self) -> Result<(), StoreError> {
+        let (state, audit) = tokio::join!(self.state.close(), self.audit.close());
+        state.and(audit)
+    }
+
+    pub(super) fn size_bytes(&self) -> StoreSize {
+        StoreSize { state: self.state.size(), audit: self.audit.size() }
+    }
+
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
+        let (state, audit) = tokio::join!(self.state.check(), self.audit.check());
+        state.and(audit)
+    }
+
+    pub(super) async fn check_ledger(&self) -> Result<(), StoreError> {
+        if self.audit.checked { Ok(()) } else { self.audit.check().await }
+    }
+}
+
+impl Database {
+    async fn open(folder: &Path, schema: &Schema) -> Result<Self, StoreError> {
+        let path = folder.join(schema.file);
+        let found = create_private(&path)?;
+        let options = connect_options(&path, schema);
+        let opening = |error| StoreError::while_opening(error, &path);
+        let synchronous = match found {
+            Found::New => "off",
+            Found::Existing => "full",
+        };
+        let mut writer =
+            options.clone().pragma("synchronous", synchronous).connect().await.map_err(opening)?;
+        let version = identify(&mut writer, &path, schema).await?;
+        let mut checked = true;
+        match version {
+            Version::Empty => create(&mut writer, schema).await.map_err(opening)?,
+            Version::Known(version) => {
+                checked = size_of(&path).total() <= schema.checked_up_to;
+                if checked {
+                    quick_check(&mut writer, &path).await?;
+                }
+                begin_writing(&mut writer, version).await.map_err(opening)?;
+                migrate(&mut writer, &path, schema, version).await?;
+            }
+        }
+        let options = options.pragma("query_only", "on");
+        let readers = PoolOptions::<Sqlite>::new()
+            .max_connections(READERS)
+            .acquire_timeout(BUSY_TIMEOUT)
+            .test_before_acquire(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(options.clone());
+        let writer = Mutex::new(Some(writer));
+        let closing = Arc::new(AtomicBool::new(false));
+        Ok(Self { path, options, writer, readers, checked, closing })
+    }
+
+    /// The one connection that writes. Nothing but the database may be awaited while it is held.
+    async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
+        MutexGuard::try_map(self.writer.lock().await, Option::as_mut)
+            .map_err(|_closed| StoreError::Closed)
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.closing.store(true, Ordering::Relaxed);
+        self.readers.close().await;
+        let Some(mut writer) = self.writer.lock().await.take() else {
+            return Ok(());
+        };
+        raw_sql("pragma wal_checkpoint(truncate)").execute(&mut writer).await?;
+        writer.close().await?;
+        Ok(())
+    }
+
+    /// On a connection of its own: a large file takes minutes, and the readers serve requests.
+    async fn check(&self) -> Result<(), StoreError> {
+        let opening = |error| StoreError::while_opening(error, &self.path);
+        let mut connection = self.options.connect().await.map_err(opening)?;
+        let closing = Arc::clone(&self.closing);
+        connection
+            .lock_handle()
+            .await?
+            .set_progress_handler(STEPS_BETWEEN_LOOKS, move || !closing.load(Ordering::Relaxed));
+        let verdict = quick_check(&mut connection, &self.path).await;
+        if self.closing.load(Ordering::Relaxed) { Err(StoreError::Closed) } else { verdict }
+    }
+
+    fn size(&self) -> FileSize {
+        size_of(&self.path)
+    }
+}
+
+fn size_of(database: &Path) -> FileSize {
+    let wal = database.with_extension("db-wal");
+    let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    FileSize { database_bytes: length(database), wal_bytes: length(&wal) }
+}
+
+/// Makes an existing file ready for writing, and fails when it cannot be written.
+///
+/// SQLite opens such a file for reading without a word and begins a transaction on it, too; only a
+/// statement that writes tells. Writing the version that is there changes nothing.
+async fn begin_writing(writer: &mut SqliteConnection, version: usize) -> Result<(), sqlx::Error> {
+    let script = format!(
+        "pragma journal_mode = wal; pragma synchronous = full;
+         begin immediate; pragma user_version = {version}; rollback;"
+    );
+    raw_sql(AssertSqlSafe(script)).execute(writer).await?;
+    Ok(())
+}
+
+/// Begins a transaction that takes the write lock at once: one that upgrades later fails without
+/// waiting when another process holds the lock.
+async fn begin(writer: &mut SqliteConnection) -> Result<Transaction<'_, Sqlite>, StoreError> {
+    Ok(writer.begin_with("begin immediate").await?)
+}
+
+fn connect_options(path: &Path, schema: &Schema) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("trusted_schema", "off")
+        .pragma("cell_size_check", "on")
+        .pragma("mmap_size", "0")
+        .pragma("temp_store", "memory")
+        .pragma("journal_size_limit", "67108864")
+        .pragma("wal_autocheckpoint", schema.autocheckpoint)
+        .disable_statement_logging()
+}
+
+enum Version {
+    Empty,
+    Known(usize),
+}
+
+/// Reads what the file says of itself, without changing it.
+async fn identify(
+    writer: &mut SqliteConnection,
+    path: &Path,
+    schema: &Schema,
+) -> Result<Version, StoreError> {
+    let row = sqlx::query(
+        "select sqlite_version(), (select application_id from pragma_application_id),
+                (select user_version from pragma_user_version),
+                (select count(*) from sqlite_schema)",
+    )
+    .fetch_one(writer)
+    .await
+    .map_err(|error| StoreError::while_opening(error, path))?;
+    let engine: String = row.try_get(0)?;
+    let (application_id, found, objects): (i64, i64, i64) =
+        (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    if is_older_than_3_51_3(&engine) {
+        return Err(StoreError::OldEngine { version: engine });
+    }
+    if application_id == 0 && found == 0 && objects == 0 {
+        return Ok(Version::Empty);
+    }
+    if application_id != APPLICATION_ID {
+        return Err(StoreError::ForeignDatabase { path: path.to_owned() });
+    }
+    usize::try_from(found)
+        .ok()
+        .filter(|version| *version <= schema.migrations.len())
+        .map(Version::Known)
+        .ok_or_else(|| StoreError::NewerSchema {
+            path: path.to_owned(),
+            found,
+            known: i64::try_from(schema.migrations.len()).unwrap_or(i64::MAX),
+        })
+}
+
+fn is_older_than_3_51_3(version: &str) -> bool {
+    let numbers: Vec<u32> = version.split('.').map_while(|part| part.parse().ok()).collect();
+    numbers.as_slice() < [3, 51, 3].as_slice()
+}
+
+/// Makes the tables of a new file. Nothing in it is worth a sync until it is complete; the one
+/// checkpoint at the end puts file and log on disk before the first row that matters.
+async fn create(writer: &mut SqliteConnection, schema: &Schema) -> Result<(), sqlx::Error> {
+    let migrations = schema.migrations.concat();
+    let script = format!(
+        "{new_file} pragma journal_mode = wal;
+         begin immediate;
+         {migrations}
+         {stamp}
+         commit;
+         pragma synchronous = full;
+         pragma wal_checkpoint(passive);",
+        new_file = schema.new_file,
+        stamp = stamp(schema),
+    );
+    raw_sql(AssertSqlSafe(script)).execute(writer).await?;
+    Ok(())
+}
+
+fn stamp(schema: &Schema) -> String {
+    format!(
+        "pragma application_id = {APPLICATION_ID}; pragma user_version = {};",
+        schema.migrations.len()
+    )
+}
+
+/// Brings an older file up to date in one transaction, after a copy of it was made beside it.
+async fn migrate(
+    writer: &mut SqliteConnection,
+    path: &Path,
+    schema: &Schema,
+    version: usize,
+) -> Result<(), StoreError> {
+    let pending = schema.migrations.get(version..).unwrap_or_default();
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let copy = path.with_extension(format!("v{version}.db"));
+    match fs::remove_file(&copy) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(files("write", &copy)(error));
+        }
+        Err(_) | Ok(()) => {}
+    }
+    create_private(&copy)?;
+    sqlx::query("vacuum into ?")
+        .bind(copy.to_string_lossy().into_owned())
+        .execute(&mut *writer)
+        .await?;
+    let mut transaction = begin(writer).await?;
+    let script = format!("{} {}", pending.concat(), stamp(schema));
+    raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await?;
+    let broken: Option<SqliteRow> = sqlx::query("select * from pragma_foreign_key_check limit 1")
+        .fetch_optional(&mut *transaction)
+        .await?;
+    if broken.is_some() {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail: "rows refer to others that are not there".to_owned(),
+        });
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn quick_check(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+    let verdict: String = sqlx::query_scalar("pragma quick_check(1)")
+        .fetch_one(connection)
+        .await
+        .map_err(|error| StoreError::while_opening(error, path))?;
+    if verdict == "ok" {
+        return Ok(());
+    }
+    Err(StoreError::Damaged { path: path.to_owned(), detail: verdict })
+}
+
+/// Makes the folder, refuses one that cannot be used, and takes the lock that keeps out a second
+/// router.
+fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
+    match fs::metadata(folder) {
+        Ok(meta) if !meta.is_dir() => {
+            return Err(StoreError::NotAFolder { path: folder.to_owned() });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(files("create", folder))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(StoreError::NotAFolder { path: folder.to_owned() });
+        }
+        Err(error) => return Err(files("read", folder)(error)),
+    }
+    refuse_network(folder)?;
+    // The write-ahead logs come and go, so the folder must be writable as well.
+    must_be_writable(folder)?;
+    let path = folder.join("router.lock");
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(files("write", &path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            // The number is a courtesy: without it the message is still right.
+            let pid = match lock.read_to_string(&mut text) {
+                Ok(_) => text.trim().parse().ok(),
+                Err(_) => None,
+            };
+            return Err(StoreError::InUse { pid, path: folder.to_owned() });
+        }
+        Err(error) => return Err(files("lock", &path)(error.into())),
+    }
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(files("write", &path))?;
+    Ok(lock)
+}
+
+#[cfg(target_os = "linux")]
+fn refuse_network(folder: &Path) -> Result<(), StoreError> {
+    // FUSE is left out: its number does not tell sshfs from a local file system.
+    let found = rustix::fs::statfs(folder).map_err(|error| files("read", folder)(error.into()))?;
+    // The field's type differs between architectures; the magic numbers fit 32 bits.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "32-bit magics")]
+    let kind = match found.f_type as u32 {
+        0x6969 => "NFS",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
+        0x5346_414f => "AFS",
+        _ => return Ok(()),
+    };
+    Err(StoreError::NetworkFileSystem { path: folder.to_owned(), kind })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_network(_folder: &Path) -> Result<(), StoreError> {
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    New,
+    Existing,
+}
+
+/// Makes an empty file that only its owner can read; SQLite gives its log the same mode.
+///
+/// Never opens an existing one: closing a second descriptor of a database drops SQLite's locks.
+fn create_private(path: &Path) -> Result<Found, StoreError> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(Found::New),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            for file in [path, &path.with_extension("db-wal"), &path.with_extension("db-shm")] {
+                must_be_writable(file)?;
+            }
+            // Left empty by a start that was cut off.
+            let empty = fs::metadata(path).map_err(files("read", path))?.len() == 0;
+            Ok(if empty { Found::New } else { Found::Existing })
+        }
+        Err(error) => Err(files("create", path)(error)),
+    }
+}
+
+/// Asks the system without opening the file. One that is not there is fine.
+fn must_be_writable(path: &Path) -> Result<(), StoreError> {
+    match access(path, Access::READ_OK | Access::WRITE_OK) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(files("write", path)(error.into())),
+    }
+}
+
+fn files<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Files { action, path: path.to_owned(), source }
+}
+
+/// The text of a statement that inserts `rows` rows at once: `head values (?, …), … tail`.
+///
+/// Leaked once for each of the few statements, because the driver takes static texts without a copy.
+fn multi_row(head: &str, columns: usize, rows: usize, tail: &str) -> &'static str {
+    let row = format!("({})", vec!["?"; columns].join(", "));
+    format!("{head} values {} {tail}", vec![row.as_str(); rows].join(", ")).leak()
+}
+
+/// Rows per multi-row statement: larger ones are not faster, and a fixed number keeps the
+/// statement cache small.
+const CHUNK: usize = 50;
+
+fn hash_of(
+    table: &'static str,
+    column: &'static str,
+    bytes: &[u8],
+) -> Result<[u8; 32], StoreError> {
+    bytes
+        .try_into()
+        .map_err(|_length| StoreError::bad_value(table, column, &format!("{} bytes", bytes.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_migration_in_the_folder_is_built_in() {
+        for schema in [&STATE, &AUDIT] {
+            let name = schema.file.trim_end_matches(".db");
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite").join(name);
+            let mut texts: Vec<_> =
+                fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+            texts.sort();
+            let texts: Vec<_> =
+                texts.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+            assert_eq!(texts, schema.migrations, "{name}");
+        }
+    }
+
+    #[test]
+    fn engines_with_the_corruption_bug_are_told_apart() {
+        for (version, old) in [
+            ("3.51.2", true),
+            ("3.7.0", true),
+            ("3.51.3", false),
+            ("3.52.0", false),
+            ("4.0.0", false),
+        ] {
+            assert_eq!(is_older_than_3_51_3(version), old, "{version}");
+        }
+    }
+
+    const FIRST: &str = "create table a (x integer) strict; insert into a values (1), (2);";
+
+    const fn schema(migrations: &'static [&'static str]) -> Schema {
+        Schema { file: "state.db", migrations, ..AUDIT }
+    }
+
+    async fn scalar(database: &Database, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&database.readers).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_older_file_is_copied_and_brought_up_to_date() {
+        const OLD: Schema = schema(&[FIRST]);
+        const NEW: Schema = schema(&[FIRST, "alter table a add column y integer default 5;"]);
+        const BROKEN: Schema = schema(&[
+            FIRST,
+            "alter table a add column y integer default 5;",
+            "drop table a; oops;",
+        ]);
+        let folder = tempfile::tempdir().unwrap();
+        let old = Database::open(folder.path(), &OLD).await.unwrap();
+        assert_eq!(scalar(&old, "pragma auto_vacuum").await, 2, "as the new file asked for");
+        old.close().await.unwrap();
+
+        let new = Database::open(folder.path(), &NEW).await.unwrap();
+        assert_eq!(scalar(&new, "select sum(x + y) from a").await, 13);
+        assert_eq!(scalar(&new, "pragma user_version").await, 2);
+        new.close().await.unwrap();
+        let copy = folder.path().join("state.v1.db");
+        fs::create_dir(folder.path().join("copy")).unwrap();
+        fs::rename(copy, folder.path().join("copy/state.db")).unwrap();
+        let copy = Database::open(&folder.path().join("copy"), &OLD).await.unwrap();
+        assert_eq!(scalar(&copy, "select sum(x) from a").await, 3);
+
+        assert!(Database::open(folder.path(), &BROKEN).await.is_err());
+        let same = Database::open(folder.path(), &NEW).await.unwrap();
+        assert_eq!(scalar(&same, "select sum(x + y) from a").await, 13, "all of it or nothing");
+        assert!(Database::open(&folder.path().join("copy"), &NEW).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_only_seems_to_open_for_writing_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        Database::open(folder.path(), &AUDIT).await.unwrap().close().await.unwrap();
+        let path = folder.path().join(AUDIT.file);
+        // What SQLite makes of a file that the system does not let it write.
+        let mut connection =
+            connect_options(&path, &AUDIT).read_only(true).connect().await.unwrap();
+        raw_sql("begin immediate; rollback;").execute(&mut connection).await.unwrap();
+        let error = begin_writing(&mut connection, 1).await.unwrap_err();
+        let error = StoreError::while_opening(error, &path);
+        assert!(matches!(&error, StoreError::Files { path: named, .. } if *named == path));
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_large_ledger_is_checked_beside_the_traffic() {
+        const LARGE: Schema = Schema { checked_up_to: 0, ..AUDIT };
+        let folder = tempfile::tempdir().unwrap();
+        let fresh = Database::open(folder.path(), &LARGE).await.unwrap();
+        assert!(fresh.checked, "there was nothing in it");
+        raw_sql(
+            "create table filler (x text);
+             with recursive n (i) as (select 1 union all select i + 1 from n where i < 2000)
+             insert into filler select hex(zeroblob(100)) || i from n;",
+        )
+        .execute(&mut *fresh.writer().await.unwrap())
+        .await
+        .unwrap();
+        fresh.close().await.unwrap();
+
+        let good = Database::open(folder.path(), &LARGE).await.unwrap();
+        assert!(!good.checked);
+        good.check().await.unwrap();
+        good.close().await.unwrap();
+        assert!(matches!(good.check().await, Err(StoreError::Closed)), "ended by the close");
+
+        let path = folder.path().join(LARGE.file);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 4096 / 2 * 4096;
+        bytes[middle..middle + 4096 * 3].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        let damaged = Database::open(folder.path(), &LARGE).await.unwrap();
+        let verdict = damaged.check().await;
+        assert!(matches!(verdict, Err(StoreError::Damaged { .. })), "{verdict:?}");
+    }
+}
