@@ -7,5 +7,7 @@ pub mod error;
 pub mod metrics;
 pub mod model;
 pub mod policy;
+pub mod pool;
 pub mod protocol;
 pub mod store;
+pub mod transport;

@@ -1,0 +1,479 @@
+//! [`ConnectionPool`]: the one shared connection to a server, opened when needed and again when lost.
+//!
+//! Changes when the rules for opening again do. Knows nothing of requests, retries or breakers.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::error::ErrorCode;
+use crate::model::{Failure, ProtocolVersion, Timestamp, TransportKind, Uptime, format_duration};
+pub use crate::transport::{
+    ConnectOptions, Connection, HttpClient, PeerInfo, Target, TransportError,
+};
+
+/// The wait after the first failure; it doubles with each further one.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// The longest wait before a child is started again: a start is costly, and may fail for a reason
+/// that lasts.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The longest wait before a server is reached for again over HTTP: a try costs next to nothing,
+/// and a server that returns should be found at once.
+const LONGEST_HTTP_WAIT: Duration = Duration::from_secs(2);
+/// A connection that lived this long was healthy: its end begins a new count.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// Why there is no connection. The call that asked for it was not sent.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PoolError {
+    /// It was tried and failed.
+    #[error("{error}")]
+    Connect {
+        /// Why.
+        #[source]
+        error: Arc<TransportError>,
+    },
+    /// It failed a moment ago; the next try is not due.
+    #[error("{error} (next try in {})", format_duration(*.retry_in))]
+    Backoff {
+        /// Why the last try failed.
+        #[source]
+        error: Arc<TransportError>,
+        /// When the next call will try again.
+        retry_in: Duration,
+    },
+    /// The specification cannot be used, so there is nothing to connect to.
+    #[error("the server's configuration cannot be used: {problem}")]
+    Unusable {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The connection was not there when the caller's time was up.
+    #[error("no connection within {}", format_duration(*.waited))]
+    Waited {
+        /// How long the caller waited.
+        waited: Duration,
+    },
+    /// The pool was closed: the server was removed, changed or disabled, or we are stopping.
+    #[error("the connection to the server was closed")]
+    Closed,
+}
+
+impl PoolError {
+    /// `Refused` when the server answered that it does not want us, else `NotSent`: whatever
+    /// happened, the call itself was not sent.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self.transport().map(TransportError::failure) {
+            Some(Failure::Refused) => Failure::Refused,
+            _ => Failure::NotSent,
+        }
+    }
+
+    /// The error code callers see.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self.transport().map(TransportError::code) {
+            // A handshake without an answer is not a call without an answer.
+            None | Some(ErrorCode::Timeout) => match self {
+                Self::Waited { .. } => ErrorCode::Timeout,
+                _ => ErrorCode::Connection,
+            },
+            Some(code) => code,
+        }
+    }
+
+    /// The HTTP status of the upstream, when that is what went wrong.
+    #[must_use]
+    pub fn http_status(&self) -> Option<u16> {
+        self.transport().and_then(TransportError::http_status)
+    }
+
+    /// When another try makes sense, if that is known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Backoff { retry_in, .. } => Some(*retry_in),
+            Self::Connect { error } => error.retry_after(),
+            Self::Unusable { .. } | Self::Waited { .. } | Self::Closed => None,
+        }
+    }
+
+    /// What went wrong below.
+    #[must_use]
+    pub fn transport(&self) -> Option<&TransportError> {
+        match self {
+            Self::Connect { error } | Self::Backoff { error, .. } => Some(error),
+            Self::Unusable { .. } | Self::Waited { .. } | Self::Closed => None,
+        }
+    }
+}
+
+/// How it stands with a server's connection, for people.
+#[derive(Debug, Clone)]
+pub enum PoolState {
+    /// Nobody needed it yet, or it ended in order.
+    Idle,
+    /// The first try is under way.
+    Connecting,
+    /// There is one.
+    Up,
+    /// The last try failed, or the connection broke.
+    Down {
+        /// Why.
+        error: Arc<TransportError>,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+impl PoolState {
+    /// The name in the API.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Down { .. } => "down",
+        }
+    }
+}
+
+/// A connection in use. It stays usable for its holder when the pool moves on to another.
+#[derive(Debug, Clone)]
+pub struct Lease(Arc<Live>);
+
+impl Deref for Lease {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0.connection
+    }
+}
+
+#[derive(Debug)]
+struct Live {
+    connection: Connection,
+    since: Uptime,
+}
+
+/// The connection to one server. Cheap to clone; all clones are one pool.
+#[derive(Clone)]
+pub struct ConnectionPool(Arc<Inner>);
+
+struct Inner {
+    target: Target,
+    client: HttpClient,
+    options: ConnectOptions,
+    tasks: TaskTracker,
+    /// What calls read, without a lock.
+    current: ArcSwapOption<Live>,
+    slot: Mutex<Slot>,
+    closed: CancellationToken,
+    connects: AtomicU64,
+}
+
+/// What the slow path decides by.
+#[derive(Default)]
+struct Slot {
+    connecting: Option<watch::Receiver<Option<Outcome>>>,
+    failed: Option<Failed>,
+    /// Tries that failed since the last that did not.
+    failures: u32,
+    /// Connections that ended young since the last that did not.
+    deaths: u32,
+    known_version: Option<ProtocolVersion>,
+}
+
+type Outcome = Result<Arc<Live>, PoolError>;
+
+struct Failed {
+    error: Arc<TransportError>,
+    since: Timestamp,
+    retry_at: Uptime,
+}
+
+impl ConnectionPool {
+    /// A pool for the server at `target`; nothing is opened before it is needed.
+    ///
+    /// Work that must not end with the call that caused it is spawned on `tasks`.
+    #[must_use]
+    pub fn new(
+        target: Target,
+        client: HttpClient,
+        options: ConnectOptions,
+        tasks: TaskTracker,
+    ) -> Self {
+        let slot = Slot { known_version: options.known_version, ..Slot::default() };
+        Self(Arc::new(Inner {
+            target,
+            client,
+            options,
+            tasks,
+            current: ArcSwapOption::empty(),
+            slot: Mutex::new(slot),
+            closed: CancellationToken::new(),
+            connects: AtomicU64::new(0),
+        }))
+    }
+
+    /// The live connection, opened first if there is none.
+    ///
+    /// Callers who find none wait for one try together; whoever goes away does not end it. Bound
+    /// the wait by the call's deadline.
+    ///
+    /// # Errors
+    /// [`PoolError`]. After a failed try, at once for a short while; then the next call tries.
+    pub async fn lease(&self) -> Result<Lease, PoolError> {
+        if let Some(live) = self.0.current.load_full()
+            && live.connection.is_alive()
+        {
+            return Ok(Lease(live));
+        }
+        let mut outcome = match self.decide() {
+            Decision::Use(live) => return Ok(Lease(live)),
+            Decision::Fail(error) => return Err(error),
+            Decision::Wait(outcome) => outcome,
+        };
+        match outcome.wait_for(Option::is_some).await {
+            Ok(settled) => settled.clone().unwrap_or(Err(PoolError::Closed)).map(Lease),
+            Err(_task_gone) => Err(PoolError::Closed),
+        }
+    }
+
+    /// Drops a connection that proved dead, so that the next lease opens another. Does nothing when
+    /// that has happened already.
+    pub fn invalidate(&self, lease: &Lease) {
+        let mut slot = self.0.slot.lock();
+        self.0.retire(&mut slot, |live| Arc::ptr_eq(live, &lease.0));
+    }
+
+    /// Drops the connection, whatever its state, and forgets earlier failures: the next lease
+    /// connects at once.
+    pub fn reset(&self) {
+        let mut slot = self.0.slot.lock();
+        self.0.retire(&mut slot, |_| true);
+        slot.failed = None;
+        slot.failures = 0;
+        slot.deaths = 0;
+    }
+
+    /// Ends the connection in order and opens no other. Returns when a child is gone.
+    pub async fn close(&self) {
+        let live = {
+            let _slot = self.0.slot.lock();
+            self.0.closed.cancel();
+            self.0.current.swap(None)
+        };
+        if let Some(live) = live {
+            live.connection.close().await;
+        }
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn state(&self) -> PoolState {
+        let slot = self.0.slot.lock();
+        let current = self.0.current.load_full();
+        if current.is_some_and(|live| live.connection.is_alive()) {
+            return PoolState::Up;
+        }
+        match &slot.failed {
+            Some(failed) => {
+                PoolState::Down { error: Arc::clone(&failed.error), since: failed.since }
+            }
+            None if slot.connecting.is_some() => PoolState::Connecting,
+            None => PoolState::Idle,
+        }
+    }
+
+    /// What the server said of itself, while it is connected.
+    #[must_use]
+    pub fn peer(&self) -> Option<PeerInfo> {
+        self.current().map(|lease| lease.peer().clone())
+    }
+
+    /// The live connection, without opening one.
+    #[must_use]
+    pub fn current(&self) -> Option<Lease> {
+        self.0.current.load_full().filter(|live| live.connection.is_alive()).map(Lease)
+    }
+
+    /// The version found last, to be remembered over a restart.
+    #[must_use]
+    pub fn known_version(&self) -> Option<ProtocolVersion> {
+        self.0.slot.lock().known_version
+    }
+
+    /// How many connections were opened so far.
+    #[must_use]
+    pub fn connects(&self) -> u64 {
+        self.0.connects.load(Ordering::Relaxed)
+    }
+
+    fn decide(&self) -> Decision {
+        let inner = &self.0;
+        let mut slot = inner.slot.lock();
+        if inner.closed.is_cancelled() {
+            return Decision::Fail(PoolError::Closed);
+        }
+        if let Some(live) = inner.current.load_full() {
+            if live.connection.is_alive() {
+                return Decision::Use(live);
+            }
+            inner.retire(&mut slot, |_| true);
+        }
+        if let Some(outcome) = &slot.connecting {
+            return Decision::Wait(outcome.clone());
+        }
+        if let Some(failed) = &slot.failed {
+            let retry_in = failed.retry_at.since(clock::uptime());
+            if !retry_in.is_zero() {
+                let error = Arc::clone(&failed.error);
+                return Decision::Fail(PoolError::Backoff { error, retry_in });
+            }
+        }
+        let (sender, outcome) = watch::channel(None);
+        slot.connecting = Some(outcome.clone());
+        let known_version = slot.known_version;
+        drop(slot);
+        let task = Arc::clone(inner).connect(known_version, sender);
+        inner.tasks.spawn(task);
+        Decision::Wait(outcome)
+    }
+}
+
+impl fmt::Debug for ConnectionPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionPool")
+            .field("server", &self.0.options.server)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+enum Decision {
+    Use(Arc<Live>),
+    Wait(watch::Receiver<Option<Outcome>>),
+    Fail(PoolError),
+}
+
+impl Inner {
+    fn longest_wait(&self) -> Duration {
+        match self.target.kind() {
+            TransportKind::Stdio => LONGEST_WAIT,
+            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => LONGEST_HTTP_WAIT,
+        }
+    }
+
+    async fn connect(
+        self: Arc<Self>,
+        known_version: Option<ProtocolVersion>,
+        sender: watch::Sender<Option<Outcome>>,
+    ) {
+        let options = ConnectOptions { known_version, ..self.options.clone() };
+        let opened = tokio::select! {
+            opened = Connection::open(&self.target, &self.client, &options, &self.tasks) => opened,
+            () = self.closed.cancelled() => Err(TransportError::Closed),
+        };
+        let outcome = self.settle(opened).await;
+        // Nobody waits any more: the connection is there for the next who asks.
+        let _ = sender.send(Some(outcome));
+    }
+
+    async fn settle(&self, opened: Result<Connection, TransportError>) -> Outcome {
+        match opened {
+            Ok(connection) => {
+                let live = Arc::new(Live { connection, since: clock::uptime() });
+                let closed = {
+                    let mut slot = self.slot.lock();
+                    slot.connecting = None;
+                    slot.failed = None;
+                    slot.failures = 0;
+                    slot.known_version = Some(live.connection.peer().version);
+                    let closed = self.closed.is_cancelled();
+                    if !closed {
+                        self.current.store(Some(Arc::clone(&live)));
+                    }
+                    closed
+                };
+                if closed {
+                    live.connection.close().await;
+                    return Err(PoolError::Closed);
+                }
+                self.connects.fetch_add(1, Ordering::Relaxed);
+                Ok(live)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                let mut slot = self.slot.lock();
+                slot.connecting = None;
+                if self.closed.is_cancelled() {
+                    return Err(PoolError::Closed);
+                }
+                slot.failures = slot.failures.saturating_add(1);
+                let wait = backoff(slot.failures.max(slot.deaths), self.longest_wait(), random());
+                slot.fail(Arc::clone(&error), wait);
+                Err(PoolError::Connect { error })
+            }
+        }
+    }
+
+    /// Takes the connection out, if it is the one meant, and ends it in the background.
+    fn retire(&self, slot: &mut Slot, is_meant: impl FnOnce(&Arc<Live>) -> bool) {
+        let Some(live) = self.current.load_full().filter(is_meant) else { return };
+        self.current.store(None);
+        // An HTTP server that changed its mind is asked again at once: that costs one probe, and a
+        // wait would hit all for what a single request may have caused.
+        if let Some(error) = live.connection.death() {
+            let lived = clock::uptime().since(live.since);
+            slot.deaths = if lived < HEALTHY { slot.deaths.saturating_add(1) } else { 1 };
+            // The first end may be an accident, and is repaired at once; a child that ends again
+            // and again must not be started in a circle.
+            let wait = match slot.deaths {
+                0 | 1 => Duration::ZERO,
+                more => backoff(more - 1, self.longest_wait(), random()),
+            };
+            slot.fail(Arc::new(error), wait);
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.spawn_on(async move { live.connection.close().await }, &runtime);
+        }
+    }
+}
+
+impl Slot {
+    fn fail(&mut self, error: Arc<TransportError>, wait: Duration) {
+        // Down since the first failure, not since the last try.
+        let since = self.failed.as_ref().map_or_else(clock::timestamp, |failed| failed.since);
+        self.failed = Some(Failed { error, since, retry_at: clock::uptime().plus(wait) });
+    }
+}
+
+/// The wait after `failures` in a row, at most `longest`; `random` is in [0, 1) and moves it by up to
+/// a fifth, so that servers that failed together are not tried together.
+fn backoff(failures: u32, longest: Duration, random: f64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let wait = FIRST_WAIT.saturating_mul(1 << doublings).min(longest);
+    wait.mul_f64(0.8 + 0.4 * random.clamp(0.0, 1.0)).min(longest)
+}
+
+/// A number in [0, 1) from the seeds of the standard library's hash maps: spread is all it is for.
+fn random() -> f64 {
+    let bits = u32::try_from(RandomState::new().hash_one(clock::uptime()) >> 32).unwrap_or(0);
+    f64::from(bits) / (f64::from(u32::MAX) + 1.0)
+}

@@ -1,0 +1,412 @@
+//! [`Endpoint`]: POST a message to one address and read what comes back.
+//!
+//! Changes when HTTP statuses, content types or event streams are read differently. Knows nothing
+//! of sessions or eras beyond telling that a session is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::Full;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use super::error::{TransportError, sample};
+use super::socket::{Exchange, HttpClient, SocketPool};
+use super::{ConnectOptions, handshake};
+use crate::clock;
+use crate::model::Timestamp;
+use crate::protocol::{Answer, AnswerKind, MessageKind, SseParser, message_kind};
+
+pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+pub(super) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+
+/// Bound of messages of ours that nobody waits for.
+const SIDE_MESSAGE: Duration = Duration::from_secs(5);
+/// How many requests of the server are answered within one stream of its own.
+const SERVER_REQUESTS: u32 = 64;
+
+/// One address and what every request to it carries.
+#[derive(Clone)]
+pub(super) struct Endpoint {
+    pub(super) sockets: Arc<SocketPool>,
+    /// Path and query: what a request line has.
+    path: Uri,
+    pub(super) headers: HeaderMap,
+    limit: u64,
+    server: crate::model::ServerName,
+}
+
+/// What came back to a request.
+pub(super) enum Reply {
+    /// An answer to it, with any status.
+    Answer(Answer),
+    /// The server does not know the session; it did not run the request.
+    SessionGone(TransportError),
+}
+
+impl Endpoint {
+    /// Takes the address apart once, so that no request has to.
+    pub(super) fn new(
+        url: &Url,
+        headers: &[(HeaderName, HeaderValue)],
+        client: &HttpClient,
+        options: &ConnectOptions,
+        tasks: &TaskTracker,
+    ) -> Result<Self, TransportError> {
+        let refuse = |reason| TransportError::Address { address: shown(url), reason };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(refuse("it holds credentials; put them into headers.Authorization"));
+        }
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(refuse("only http and https are spoken"));
+        }
+        let host = url.host_str().ok_or_else(|| refuse("it has no host"))?;
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        let origin = Uri::builder()
+            .scheme(url.scheme())
+            .authority(authority.as_str())
+            .path_and_query("/")
+            .build()
+            .ok()
+            .ok_or_else(|| refuse("its host is not valid"))?;
+        let path = path_of(url).ok_or_else(|| refuse("its path is not valid"))?;
+        let host_header = HeaderValue::from_str(&authority)
+            .ok()
+            .ok_or_else(|| refuse("its host is not valid"))?;
+        Ok(Self {
+            sockets: SocketPool::new(
+                client,
+                origin,
+                shown(url),
+                options.connect_timeout,
+                tasks.clone(),
+            ),
+            path,
+            headers: base_headers(host_header, headers),
+            limit: options.max_response_size,
+            server: options.server.clone(),
+        })
+    }
+
+    /// The same server at another path.
+    pub(super) fn at(&self, url: &Url) -> Option<Self> {
+        Some(Self { path: path_of(url)?, ..self.clone() })
+    }
+
+    fn build(&self, method: Method, headers: HeaderMap, body: Vec<u8>) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        *request.method_mut() = method;
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = headers;
+        request
+    }
+
+    pub(super) async fn post(
+        &self,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Exchange, TransportError> {
+        self.sockets.send(self.build(Method::POST, headers, body)).await
+    }
+
+    /// Sends a message to which nothing of interest comes back, in bounded time.
+    pub(super) async fn tell(&self, method: Method, headers: HeaderMap, body: Vec<u8>) {
+        let telling = async {
+            if let Ok(exchange) = self.sockets.send(self.build(method, headers, body)).await {
+                exchange.finish().await;
+            }
+        };
+        if tokio::time::timeout(SIDE_MESSAGE, telling).await.is_err() {
+            tracing::debug!(server.name = %self.server, "a message to the server found no answer");
+        }
+    }
+
+    /// The same in the background.
+    pub(super) fn tell_later(&self, headers: HeaderMap, body: Vec<u8>) {
+        let endpoint = self.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.sockets.tasks().spawn_on(
+                async move { endpoint.tell(Method::POST, headers, body).await },
+                &runtime,
+            );
+        }
+    }
+
+    /// Reads the answer to request `id`. With `session`, the headers of a legacy session, requests
+    /// of the server are answered in it.
+    pub(super) async fn read(
+        &self,
+        mut exchange: Exchange,
+        id: u64,
+        session: Option<&HeaderMap>,
+    ) -> Result<Reply, TransportError> {
+        if let Some(encoding) = exchange.headers().get(header::CONTENT_ENCODING)
+            && encoding.as_bytes() != b"identity"
+        {
+            return Err(TransportError::Encoding { encoding: sample(encoding.as_bytes()) });
+        }
+        if !exchange.status().is_success() {
+            return self.read_refusal(exchange, id, session).await;
+        }
+        match Content::of(exchange.headers()) {
+            Content::Json => {
+                let body = exchange.collect(self.limit).await?;
+                exchange.finish().await;
+                parse(&body, id).map(Reply::Answer)
+            }
+            Content::Events => {
+                Box::pin(self.read_events(exchange, id, session)).await.map(Reply::Answer)
+            }
+            Content::Other(found) => {
+                let body = read_start(&mut exchange).await;
+                Err(TransportError::ContentType { found, body })
+            }
+        }
+    }
+
+    async fn read_events(
+        &self,
+        mut exchange: Exchange,
+        id: u64,
+        session: Option<&HeaderMap>,
+    ) -> Result<Answer, TransportError> {
+        let mut parser = SseParser::new(usize::try_from(self.limit).unwrap_or(usize::MAX));
+        let mut events = Vec::new();
+        let mut answered = 0;
+        let mut garbage = None;
+        while let Some(bytes) = exchange.frame().await.transpose()? {
+            parser.feed(&bytes, &mut events).map_err(|error| match error {
+                crate::protocol::SseError::TooLarge { .. } => {
+                    TransportError::ResponseTooLarge { limit: self.limit }
+                }
+            })?;
+            for event in events.drain(..) {
+                if event.event != "message" || event.data.is_empty() {
+                    continue;
+                }
+                match message_kind(&event.data) {
+                    Ok(MessageKind::Answer(found)) if found == id => {
+                        exchange.finish().await;
+                        return parse(&event.data, id);
+                    }
+                    Ok(MessageKind::Request { id, method }) if answered < SERVER_REQUESTS => {
+                        answered += 1;
+                        if let Some(session) = session {
+                            self.tell_later(session.clone(), answer_server(&id, &method));
+                        }
+                    }
+                    Ok(_) => {}
+                    // An error to a request that the server could not read has the id null.
+                    Err(_) => match parse(&event.data, id) {
+                        Ok(answer) => return Ok(answer),
+                        Err(error) => garbage = Some(error),
+                    },
+                }
+            }
+        }
+        Err(garbage.unwrap_or(TransportError::StreamEnded))
+    }
+
+    async fn read_refusal(
+        &self,
+        mut exchange: Exchange,
+        id: u64,
+        session: Option<&HeaderMap>,
+    ) -> Result<Reply, TransportError> {
+        let status = exchange.status();
+        let code = status.as_u16();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                exchange.finish().await;
+                return Err(TransportError::Unauthorized { status: code });
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after = retry_after(exchange.headers());
+                exchange.finish().await;
+                return Err(TransportError::Throttled { retry_after });
+            }
+            _ if status.is_redirection() => {
+                let location = location(exchange.headers());
+                exchange.finish().await;
+                return Err(TransportError::Redirect { status: code, location });
+            }
+            _ => {}
+        }
+        let retry_after = retry_after(exchange.headers());
+        let mut answer = None;
+        let body = match Content::of(exchange.headers()) {
+            Content::Json => {
+                let body = exchange.collect(self.limit).await?;
+                exchange.finish().await;
+                if message_kind(&body) == Ok(MessageKind::Answer(id)) {
+                    answer = Answer::parse(&body, id).ok();
+                }
+                sample(&body)
+            }
+            Content::Events | Content::Other(_) => read_start(&mut exchange).await,
+        };
+        let has_session = session.is_some_and(|headers| headers.contains_key(SESSION_ID));
+        if has_session && is_session_gone(status, &body, answer.is_some()) {
+            return Ok(Reply::SessionGone(TransportError::Rejected { status: code, body }));
+        }
+        match answer {
+            Some(answer) if answer.kind == AnswerKind::Error => Ok(Reply::Answer(answer)),
+            _ if status.is_server_error() => {
+                Err(TransportError::ServerFault { status: code, body, retry_after })
+            }
+            _ => Err(TransportError::Rejected { status: code, body }),
+        }
+    }
+}
+
+/// 404 says it by the specification. Some servers say 400 and that there is no such session, in an
+/// error without our id: they did not look at the request either.
+fn is_session_gone(status: StatusCode, body: &str, answers_us: bool) -> bool {
+    status == StatusCode::NOT_FOUND
+        || (status == StatusCode::BAD_REQUEST
+            && !answers_us
+            && body.to_ascii_lowercase().contains("session"))
+}
+
+fn parse(message: &Bytes, id: u64) -> Result<Answer, TransportError> {
+    Answer::parse(message, id)
+        .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(message) })
+}
+
+/// The answer to a request of the server: we are alive, and offer nothing.
+pub(super) fn answer_server(id: &str, method: &str) -> Vec<u8> {
+    if method == "ping" {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#).into_bytes()
+    } else {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"the client does not offer this method"}}}}"#
+        )
+        .into_bytes()
+    }
+}
+
+/// A protocol refusal is told apart from an answer of the tool: it can be repeated.
+pub(super) fn check_refusal(answer: Answer) -> Result<Answer, TransportError> {
+    // The shape is checked by eye first: results, which are most and can be large, are not read.
+    if answer.kind == AnswerKind::Error
+        && let Some(code @ (handshake::UNSUPPORTED_VERSION | handshake::HEADER_MISMATCH)) =
+            handshake::error_code(&answer)
+    {
+        let message = handshake::error_message(&answer);
+        return Err(TransportError::RefusedByProtocol { code, message });
+    }
+    Ok(answer)
+}
+
+enum Content {
+    Json,
+    Events,
+    Other(String),
+}
+
+impl Content {
+    fn of(headers: &HeaderMap) -> Self {
+        let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or(b"none");
+        let is = |name: &[u8]| {
+            value.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+                && matches!(value.get(name.len()), None | Some(b';' | b' '))
+        };
+        if is(b"application/json") {
+            Self::Json
+        } else if is(b"text/event-stream") {
+            Self::Events
+        } else {
+            Self::Other(sample(value))
+        }
+    }
+}
+
+/// The first bytes of a body that is only of interest in an error.
+async fn read_start(exchange: &mut Exchange) -> String {
+    let mut start = Vec::new();
+    while start.len() < 200 {
+        match exchange.frame().await {
+            Some(Ok(bytes)) => {
+                start.extend_from_slice(bytes.get(..bytes.len().min(200)).unwrap_or_default());
+            }
+            Some(Err(_)) | None => break,
+        }
+    }
+    sample(&start)
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(Timestamp::from_millis(at.as_millisecond()).since(clock::timestamp()))
+}
+
+fn location(headers: &HeaderMap) -> String {
+    let Some(text) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else {
+        return "nowhere".to_owned();
+    };
+    match Url::parse(text) {
+        Ok(url) => shown(&url),
+        Err(_) => text.split(['?', '#']).next().map(|s| sample(s.as_bytes())).unwrap_or_default(),
+    }
+}
+
+/// An address without credentials, query and fragment: fit for errors and logs.
+pub(super) fn shown(url: &Url) -> String {
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{}://{host}:{port}{}", url.scheme(), url.path()),
+        (Some(host), None) => format!("{}://{host}{}", url.scheme(), url.path()),
+        (None, _) => format!("{}:", url.scheme()),
+    }
+}
+
+fn path_of(url: &Url) -> Option<Uri> {
+    let text = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    text.parse().ok()
+}
+
+fn base_headers(host: HeaderValue, configured: &[(HeaderName, HeaderValue)]) -> HeaderMap {
+    const USER_AGENT: &str = concat!("switchyard/", env!("CARGO_PKG_VERSION"));
+    let mut headers = HeaderMap::with_capacity(16);
+    headers.insert(header::HOST, host);
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+    for (name, _) in configured.iter().filter(|(name, _)| is_configurable(name)) {
+        headers.remove(name);
+    }
+    for (name, value) in configured.iter().filter(|(name, _)| is_configurable(name)) {
+        let mut value = value.clone();
+        value.set_sensitive(true);
+        headers.append(name.clone(), value);
+    }
+    // What the reader below relies on is not up to the configuration.
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers
+}
+
+/// Framing of the message and the protocol's own headers are ours.
+fn is_configurable(name: &HeaderName) -> bool {
+    !matches!(
+        *name,
+        header::CONTENT_LENGTH
+            | header::TRANSFER_ENCODING
+            | header::CONNECTION
+            | header::CONTENT_TYPE
+            | header::ACCEPT
+            | header::ACCEPT_ENCODING
+    ) && *name != SESSION_ID
+        && *name != PROTOCOL_VERSION
+}

@@ -1,0 +1,429 @@
+//! [`TransportError`]: what can go wrong between us and one upstream.
+//!
+//! Changes when a transport can fail in a new way. Knows nothing of retries or of callers: it says
+//! what happened and whether the request had left us, and others decide.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::ErrorCode;
+use crate::model::{Failure, TransportKind, format_duration};
+use crate::protocol::{AnswerError, SseError};
+
+/// An error of a library below us.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why an upstream could not be opened or did not answer properly.
+///
+/// Texts never hold header values, environment values, query strings or credentials of a URL. They
+/// can hold the first 200 bytes of what an upstream sent where an answer should have been.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The transport is known and not built in.
+    #[error("the transport `{}` is not supported; use `http` or `stdio`", .transport.as_str())]
+    Unsupported {
+        /// Which.
+        transport: TransportKind,
+    },
+    /// The address cannot be used.
+    #[error("could not use the address {address}: {reason}")]
+    Address {
+        /// The address without credentials and query.
+        address: String,
+        /// What is wrong with it and what to do.
+        reason: &'static str,
+    },
+    /// No connection: refused, no such host, TLS failed.
+    #[error("could not connect to {address}: {reason}; is the server running there?", reason = innermost(.source.as_ref()))]
+    Connect {
+        /// Where to.
+        address: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+    /// The connection was not there in time.
+    #[error("could not connect to {address} within {}", format_duration(*.limit))]
+    ConnectTimeout {
+        /// Where to.
+        address: String,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The connection closed before the request was written.
+    #[error("the connection to {address} closed before the request was sent")]
+    NotSent {
+        /// Where to.
+        address: String,
+        /// Why.
+        #[source]
+        source: Arc<hyper::Error>,
+    },
+    /// The connection broke after the request was written.
+    #[error("the connection to {address} broke before the answer was complete: {reason}", reason = innermost(.source))]
+    Broken {
+        /// Where to.
+        address: String,
+        /// Why.
+        #[source]
+        source: hyper::Error,
+    },
+    /// Our clock ran out.
+    #[error("no answer within {}", format_duration(*.elapsed))]
+    Timeout {
+        /// The time waited.
+        elapsed: Duration,
+    },
+    /// The time ran out while the request still waited for the child to read its input.
+    #[error(
+        "the child process did not read its input for {}; the request was not sent",
+        format_duration(*.elapsed)
+    )]
+    NotRead {
+        /// The time waited.
+        elapsed: Duration,
+    },
+    /// 401 or 403: the server is up and does not let us in.
+    #[error("the server answered {status}; set headers.Authorization for it")]
+    Unauthorized {
+        /// 401 or 403.
+        status: u16,
+    },
+    /// 429.
+    #[error("the server answered 429: too many requests")]
+    Throttled {
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// 3xx.
+    #[error(
+        "the server answered {status} and points to {location}; redirects are not followed, use that address as `url` if you trust it"
+    )]
+    Redirect {
+        /// The status.
+        status: u16,
+        /// Where it points, without credentials and query.
+        location: String,
+    },
+    /// 4xx without an answer of MCP: the request was turned away.
+    #[error("the server answered {status}{}", quoted(.body))]
+    Rejected {
+        /// The status.
+        status: u16,
+        /// The first bytes of the body.
+        body: String,
+    },
+    /// 5xx without an answer of MCP.
+    #[error("the server answered {status}{}", quoted(.body))]
+    ServerFault {
+        /// The status.
+        status: u16,
+        /// The first bytes of the body.
+        body: String,
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The server does not take our protocol version or headers (-32022, -32020).
+    #[error("the server refused the request before running it (error {code}): {message}")]
+    RefusedByProtocol {
+        /// JSON-RPC code.
+        code: i64,
+        /// The server's words.
+        message: String,
+    },
+    /// The legacy session was lost and could not be made anew.
+    #[error("the server forgot our session and a new one could not be made: {source}")]
+    SessionLost {
+        /// Why not.
+        #[source]
+        source: Arc<TransportError>,
+    },
+    /// What is at the address does not speak MCP.
+    #[error("could not find an MCP server at {address}: {source}")]
+    NotMcp {
+        /// Where.
+        address: String,
+        /// What it answered to `initialize`.
+        #[source]
+        source: Box<TransportError>,
+    },
+    /// An answer that is no answer to our request.
+    #[error("{source}{}", quoted(.sample))]
+    NotAnAnswer {
+        /// What is wrong with it.
+        #[source]
+        source: AnswerError,
+        /// Its first bytes.
+        sample: String,
+    },
+    /// Neither JSON nor an event stream.
+    #[error(
+        "the answer has the content type `{found}`, not application/json or text/event-stream{}; is this an MCP endpoint?",
+        quoted(.body)
+    )]
+    ContentType {
+        /// What came.
+        found: String,
+        /// The first bytes of the body.
+        body: String,
+    },
+    /// A compressed answer, which we did not ask for.
+    #[error("the answer is compressed ({encoding}) although only `identity` was accepted")]
+    Encoding {
+        /// `Content-Encoding`.
+        encoding: String,
+    },
+    /// The event stream ended and our answer had not come.
+    #[error("the event stream ended without an answer")]
+    StreamEnded,
+    /// The event stream broke a limit.
+    #[error("the event stream cannot be read: {0}")]
+    EventStream(#[source] SseError),
+    /// Larger than `max_response_size`.
+    #[error("the answer is larger than {limit} bytes; raise max_response_size if it should be")]
+    ResponseTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The server answered `initialize` with an error.
+    #[error("the server refused the handshake: {message}")]
+    HandshakeRefused {
+        /// The server's error as JSON, cut.
+        message: String,
+    },
+    /// The server wants a protocol version that we do not speak.
+    #[error(
+        "the server speaks protocol version {found}, which is none of 2024-11-05 to 2026-07-28"
+    )]
+    Version {
+        /// What it asked for.
+        found: String,
+    },
+    /// The command is not there.
+    #[error(
+        "the command `{command}` was not found; looked in PATH={path}. Install it, or give its absolute path as `command`"
+    )]
+    CommandNotFound {
+        /// The command.
+        command: String,
+        /// The `PATH` of the child.
+        path: String,
+    },
+    /// The working folder is not there.
+    #[error("the working folder `{cwd}` for `{command}` does not exist; correct `cwd`")]
+    NoSuchFolder {
+        /// The command.
+        command: String,
+        /// The folder.
+        cwd: String,
+    },
+    /// The child could not be started.
+    #[error("could not start `{command}`: {source}")]
+    Spawn {
+        /// The command.
+        command: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The child ended, or closed its output.
+    #[error("{}", child_text(.status, .stderr, .printed))]
+    ChildExited {
+        /// How it ended.
+        status: String,
+        /// Its last lines on standard error.
+        stderr: Vec<String>,
+        /// Lines on its standard output that were not messages.
+        printed: Vec<String>,
+        /// Whether the request had gone into its input.
+        sent: Sent,
+    },
+    /// A child that runs did not answer the handshake.
+    #[error(
+        "`{command}` started but did not answer the handshake within {}{}",
+        format_duration(*.limit),
+        tail_text(.stderr, .printed)
+    )]
+    NoHandshake {
+        /// The command.
+        command: String,
+        /// The time allowed.
+        limit: Duration,
+        /// Its last lines on standard error.
+        stderr: Vec<String>,
+        /// Lines on its standard output that were not messages.
+        printed: Vec<String>,
+    },
+    /// We closed the connection.
+    #[error("the connection was closed")]
+    Closed,
+}
+
+/// Whether a request had gone out when its connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It had, wholly or in part.
+    Yes,
+    /// Not a byte of it.
+    No,
+}
+
+impl TransportError {
+    /// Whether the request had left us, and what that says of a repeat.
+    #[must_use]
+    pub const fn failure(&self) -> Failure {
+        match self {
+            Self::Unsupported { .. }
+            | Self::Address { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NotSent { .. }
+            | Self::NotRead { .. }
+            | Self::NotMcp { .. }
+            | Self::HandshakeRefused { .. }
+            | Self::Version { .. }
+            | Self::CommandNotFound { .. }
+            | Self::NoSuchFolder { .. }
+            | Self::Spawn { .. }
+            | Self::ChildExited { sent: Sent::No, .. }
+            | Self::NoHandshake { .. }
+            | Self::Closed => Failure::NotSent,
+            Self::Unauthorized { .. }
+            | Self::Throttled { .. }
+            | Self::Redirect { .. }
+            | Self::Rejected { .. }
+            | Self::RefusedByProtocol { .. }
+            | Self::SessionLost { .. } => Failure::Refused,
+            Self::Broken { .. }
+            | Self::ServerFault { .. }
+            | Self::NotAnAnswer { .. }
+            | Self::ContentType { .. }
+            | Self::Encoding { .. }
+            | Self::StreamEnded
+            | Self::EventStream(_)
+            | Self::ResponseTooLarge { .. }
+            | Self::ChildExited { sent: Sent::Yes, .. } => Failure::Ambiguous,
+            Self::Timeout { .. } => Failure::Timeout,
+        }
+    }
+
+    /// The error code callers see.
+    #[must_use]
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Unsupported { .. }
+            | Self::Address { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NotSent { .. }
+            | Self::Broken { .. }
+            | Self::NotRead { .. }
+            | Self::Unauthorized { .. }
+            | Self::Throttled { .. }
+            | Self::Redirect { .. }
+            | Self::Rejected { .. }
+            | Self::ServerFault { .. }
+            | Self::SessionLost { .. }
+            | Self::StreamEnded
+            | Self::CommandNotFound { .. }
+            | Self::NoSuchFolder { .. }
+            | Self::Spawn { .. }
+            | Self::ChildExited { .. }
+            | Self::NoHandshake { .. }
+            | Self::Closed => ErrorCode::Connection,
+            Self::RefusedByProtocol { .. }
+            | Self::NotAnAnswer { .. }
+            | Self::ContentType { .. }
+            | Self::Encoding { .. }
+            | Self::EventStream(_)
+            | Self::NotMcp { .. }
+            | Self::HandshakeRefused { .. }
+            | Self::Version { .. } => ErrorCode::Protocol,
+            Self::ResponseTooLarge { .. } => ErrorCode::ResponseTooLarge,
+            Self::Timeout { .. } => ErrorCode::Timeout,
+        }
+    }
+
+    /// The HTTP status of the upstream, when that is what went wrong.
+    #[must_use]
+    pub fn http_status(&self) -> Option<u16> {
+        match self {
+            Self::Unauthorized { status }
+            | Self::Redirect { status, .. }
+            | Self::Rejected { status, .. }
+            | Self::ServerFault { status, .. } => Some(*status),
+            Self::Throttled { .. } => Some(429),
+            Self::SessionLost { source } => source.http_status(),
+            Self::NotMcp { source, .. } => source.http_status(),
+            _ => None,
+        }
+    }
+
+    /// How long the upstream wants to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after } | Self::ServerFault { retry_after, .. } => *retry_after,
+            Self::SessionLost { source } => source.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// Whether the server could not be reached at all, so that asking it anything else is idle.
+    pub(super) const fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::Address { .. }
+                | Self::Closed
+                | Self::Unauthorized { .. }
+                | Self::Throttled { .. }
+        )
+    }
+}
+
+/// The cause at the bottom: the layers above it only repeat that something failed.
+fn innermost<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> &'a (dyn std::error::Error + 'static) {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
+/// The first bytes of what was sent, fit for one line of an error.
+pub(super) fn sample(bytes: &[u8]) -> String {
+    let bytes = bytes.get(..bytes.len().min(200)).unwrap_or_default();
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+fn quoted(sample: &str) -> String {
+    if sample.is_empty() { String::new() } else { format!(": `{sample}`") }
+}
+
+fn tail_text(stderr: &[String], printed: &[String]) -> String {
+    let mut text = String::new();
+    let tail = stderr.get(stderr.len().saturating_sub(5)..).unwrap_or_default();
+    if !tail.is_empty() {
+        text.push_str("; its last lines on standard error: ");
+        text.push_str(&tail.join(" | "));
+    }
+    if !printed.is_empty() {
+        text.push_str("; the server printed: ");
+        text.push_str(&printed.join(" | "));
+    }
+    text
+}
+
+fn child_text(status: &str, stderr: &[String], printed: &[String]) -> String {
+    format!("the server's process {status}{}", tail_text(stderr, printed))
+}

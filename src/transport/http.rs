@@ -1,0 +1,239 @@
+//! [`HttpConnection`]: Streamable HTTP, both eras.
+//!
+//! Changes when the rules for requests and sessions over HTTP do. Knows nothing of sockets; those
+//! are `socket.rs`, and statuses and bodies are `endpoint.rs`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::Method;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::detect::{self, Opened};
+use super::endpoint::{Endpoint, Reply, SESSION_ID, check_refusal};
+use super::error::TransportError;
+use super::{ConnectOptions, PeerInfo};
+use crate::model::{Era, ProtocolVersion};
+use crate::protocol::{Answer, OutgoingRequest, encode_header, render_notification};
+
+pub(super) const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+const NAME: HeaderName = HeaderName::from_static("mcp-name");
+/// Bound of the session's deletion at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What every request of an agreed conversation carries.
+pub(super) struct Session {
+    pub(super) version: ProtocolVersion,
+    /// All headers but those that name the single request.
+    pub(super) headers: HeaderMap,
+    /// Counts sessions, so that one loss is repaired once.
+    pub(super) generation: u64,
+}
+
+/// A conversation over Streamable HTTP.
+pub struct HttpConnection {
+    endpoint: Endpoint,
+    session: ArcSwap<Session>,
+    peer: PeerInfo,
+    next_id: AtomicU64,
+    connect_timeout: Duration,
+    renewal: tokio::sync::Mutex<Renewal>,
+    failed_renewals: AtomicU64,
+    ended: AtomicBool,
+}
+
+#[derive(Default)]
+struct Renewal {
+    last_failure: Option<Arc<TransportError>>,
+}
+
+impl HttpConnection {
+    pub(super) fn new(opened: Opened, options: &ConnectOptions) -> Box<Self> {
+        Box::new(Self {
+            endpoint: opened.endpoint,
+            session: ArcSwap::from_pointee(opened.session),
+            peer: opened.peer,
+            next_id: AtomicU64::new(detect::HANDSHAKE + 1),
+            connect_timeout: options.connect_timeout,
+            renewal: tokio::sync::Mutex::default(),
+            failed_renewals: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) const fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        !self.ended.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn request(
+        &self,
+        request: &OutgoingRequest<'_>,
+        limit: Duration,
+    ) -> Result<Answer, TransportError> {
+        match tokio::time::timeout(limit, self.attempt(request)).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => Err(TransportError::Timeout { elapsed: limit }),
+        }
+    }
+
+    async fn attempt(&self, request: &OutgoingRequest<'_>) -> Result<Answer, TransportError> {
+        let session = self.session.load_full();
+        match self.call(request, &session).await? {
+            Reply::Answer(answer) => Ok(answer),
+            // The server did not run it, so once more is safe; twice would be a loop.
+            Reply::SessionGone(_) => {
+                let renewed = Box::pin(self.renew(&session)).await?;
+                match Box::pin(self.call(request, &renewed)).await? {
+                    Reply::Answer(answer) => Ok(answer),
+                    Reply::SessionGone(error) => {
+                        Err(TransportError::SessionLost { source: Arc::new(error) })
+                    }
+                }
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        request: &OutgoingRequest<'_>,
+        session: &Arc<Session>,
+    ) -> Result<Reply, TransportError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let body = request.render(id, session.version);
+        let mut headers = session.headers.clone();
+        let modern = session.version.era() == Era::Modern;
+        let mut cancel = None;
+        if modern {
+            name_request(&mut headers, request);
+        } else {
+            cancel = Some(CancelOnDrop { connection: self, session, id });
+        }
+        let outcome = async {
+            let exchange = self.endpoint.post(headers, body).await?;
+            self.endpoint.read(exchange, id, (!modern).then_some(&session.headers)).await
+        }
+        .await;
+        if let Some(cancel) = cancel {
+            cancel.disarm();
+        }
+        let outcome = match outcome {
+            Ok(Reply::Answer(answer)) => check_refusal(answer).map(Reply::Answer),
+            other => other,
+        };
+        if let Err(error) = &outcome {
+            self.note(error, modern);
+        }
+        outcome
+    }
+
+    /// Notices that the server no longer speaks what was agreed, so that whoever owns this
+    /// connection opens another one and finds out anew.
+    fn note(&self, error: &TransportError, modern: bool) {
+        let changed = match error {
+            TransportError::RefusedByProtocol { .. } => true,
+            TransportError::Rejected { status: 400 | 404 | 405, .. } => modern,
+            _ => false,
+        };
+        if changed {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes the session anew, once for all who found it gone.
+    async fn renew(&self, lost: &Session) -> Result<Arc<Session>, TransportError> {
+        let failures = self.failed_renewals.load(Ordering::Acquire);
+        let mut renewal = self.renewal.lock().await;
+        let current = self.session.load_full();
+        if current.generation != lost.generation {
+            return Ok(current);
+        }
+        if self.failed_renewals.load(Ordering::Acquire) != failures
+            && let Some(source) = &renewal.last_failure
+        {
+            return Err(TransportError::SessionLost { source: Arc::clone(source) });
+        }
+        let generation = lost.generation.saturating_add(1);
+        match detect::initialize(&self.endpoint, self.connect_timeout, generation).await {
+            Ok((session, _peer)) => {
+                let session = Arc::new(session);
+                self.session.store(Arc::clone(&session));
+                Ok(session)
+            }
+            Err(error) => {
+                if !error.is_unreachable() {
+                    self.ended.store(true, Ordering::Relaxed);
+                }
+                let source = Arc::new(error);
+                renewal.last_failure = Some(Arc::clone(&source));
+                self.failed_renewals.fetch_add(1, Ordering::AcqRel);
+                Err(TransportError::SessionLost { source })
+            }
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let session = self.session.load_full();
+        if session.headers.contains_key(SESSION_ID) {
+            let farewell = self.endpoint.tell(Method::DELETE, session.headers.clone(), Vec::new());
+            if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+                tracing::debug!("the deletion of a session found no answer");
+            }
+        }
+        self.endpoint.sockets.close();
+    }
+}
+
+impl fmt::Debug for HttpConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpConnection")
+            .field("address", &self.endpoint.sockets.address())
+            .field("version", &self.peer.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The headers by which intermediaries route a modern request.
+fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_>) {
+    let method = match request.method {
+        "tools/call" => Some(HeaderValue::from_static("tools/call")),
+        "tools/list" => Some(HeaderValue::from_static("tools/list")),
+        other => HeaderValue::from_str(other).ok(),
+    };
+    if let Some(method) = method {
+        headers.insert(METHOD, method);
+    }
+    if let Some(name) = request.name
+        && let Ok(name) = HeaderValue::from_str(&encode_header(name))
+    {
+        headers.insert(NAME, name);
+    }
+}
+
+/// Tells a legacy server that nobody waits any more, when the request's future is dropped.
+struct CancelOnDrop<'a> {
+    connection: &'a HttpConnection,
+    session: &'a Arc<Session>,
+    id: u64,
+}
+
+impl CancelOnDrop<'_> {
+    fn disarm(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        let params = format!(r#"{{"requestId":{},"reason":"no longer waited for"}}"#, self.id);
+        let body = render_notification("notifications/cancelled", Some(&params));
+        self.connection.endpoint.tell_later(self.session.headers.clone(), body);
+    }
+}

@@ -1,0 +1,260 @@
+//! [`Connection`]: one open conversation with one upstream, whatever carries it.
+//!
+//! Changes when a transport is added. Knows nothing of retries, breakers, catalogues or callers; it
+//! sends one request and says exactly what became of it.
+
+mod child;
+mod detect;
+mod endpoint;
+mod error;
+mod handshake;
+mod http;
+mod socket;
+mod stdio;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ::http::{HeaderName, HeaderValue};
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+pub use error::{BoxError, Sent, TransportError};
+pub use http::HttpConnection;
+pub use socket::HttpClient;
+pub use stdio::StdioConnection;
+
+use crate::model::{ProtocolVersion, Secret, ServerName, TransportKind};
+use crate::protocol::{Answer, OutgoingRequest};
+
+/// Where an upstream is, with everything expanded. Secrets are in memory only; `Debug` shows the
+/// names of headers and variables, never their values, and no query of a URL.
+#[derive(Clone)]
+pub enum Target {
+    /// Streamable HTTP.
+    Http {
+        /// Address of the MCP endpoint. Credentials in it are refused: they belong into a header.
+        url: Url,
+        /// Headers of every request.
+        headers: Vec<(HeaderName, HeaderValue)>,
+    },
+    /// A child process.
+    Stdio {
+        /// Program, looked up in `PATH`.
+        command: String,
+        /// Arguments.
+        args: Vec<String>,
+        /// Environment beside the few inherited variables.
+        env: Vec<(String, Secret)>,
+        /// Working folder.
+        cwd: Option<PathBuf>,
+    },
+    /// HTTP+SSE of 2024-11-05.
+    Sse {
+        /// Address of the event stream.
+        url: Url,
+        /// Headers of every request.
+        headers: Vec<(HeaderName, HeaderValue)>,
+    },
+    /// The predecessor's dialect.
+    Jsonrpc {
+        /// Base address.
+        url: Url,
+        /// Headers of every request.
+        headers: Vec<(HeaderName, HeaderValue)>,
+    },
+}
+
+impl Target {
+    /// Which transport this is.
+    #[must_use]
+    pub const fn kind(&self) -> TransportKind {
+        match self {
+            Self::Http { .. } => TransportKind::Http,
+            Self::Stdio { .. } => TransportKind::Stdio,
+            Self::Sse { .. } => TransportKind::Sse,
+            Self::Jsonrpc { .. } => TransportKind::Jsonrpc,
+        }
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct(self.kind().as_str());
+        match self {
+            Self::Http { url, headers }
+            | Self::Sse { url, headers }
+            | Self::Jsonrpc { url, headers } => {
+                let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
+                out.field("url", &endpoint::shown(url)).field("headers", &names)
+            }
+            Self::Stdio { command, args, env, cwd } => {
+                let names: Vec<&str> = env.iter().map(|(name, _)| name.as_str()).collect();
+                out.field("command", command)
+                    .field("args", &args.len())
+                    .field("env", &names)
+                    .field("cwd", cwd)
+            }
+        }
+        .finish()
+    }
+}
+
+/// How to open a connection.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// The server's name, for logs.
+    pub server: ServerName,
+    /// Bound of the TCP and TLS connect, and of each step of the handshake over HTTP. A child
+    /// process has at least 30 s for its handshake: its launcher may have to install it first.
+    pub connect_timeout: Duration,
+    /// Bound of one answer, of one event and of one line, in bytes.
+    pub max_response_size: u64,
+    /// The version found last time; it is tried first.
+    pub known_version: Option<ProtocolVersion>,
+    /// How long the modern probe may take before the legacy handshake is tried; at most 2 s with a
+    /// child process.
+    pub probe_timeout: Duration,
+}
+
+/// What an upstream said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The version both sides speak.
+    pub version: ProtocolVersion,
+    /// `serverInfo` as raw JSON.
+    pub server_info: Option<String>,
+    /// `capabilities` as raw JSON.
+    pub capabilities: Option<String>,
+    /// `instructions`.
+    pub instructions: Option<String>,
+    /// Whether it declares tools; true when it declares nothing at all.
+    pub lists_tools: bool,
+}
+
+/// One open conversation with one upstream, shared by all callers.
+#[derive(Debug)]
+pub enum Connection {
+    /// Streamable HTTP.
+    Http(Box<HttpConnection>),
+    /// A child process.
+    Stdio(StdioConnection),
+}
+
+impl Connection {
+    /// Connects, finds out which era the server speaks, and does the handshake.
+    ///
+    /// Bounded by the connect and probe timeouts. Background work of the connection is spawned on
+    /// `tasks`. Dropping the future gives up; a child process started by it is ended.
+    ///
+    /// # Errors
+    /// [`TransportError`]: nothing that the server could execute was sent.
+    pub async fn open(
+        target: &Target,
+        client: &HttpClient,
+        options: &ConnectOptions,
+        tasks: &TaskTracker,
+    ) -> Result<Self, TransportError> {
+        match target {
+            Target::Http { url, headers } => {
+                let endpoint = endpoint::Endpoint::new(url, headers, client, options, tasks)?;
+                let opened = Box::pin(detect::open(endpoint, url, options)).await?;
+                Ok(Self::Http(HttpConnection::new(opened, options)))
+            }
+            Target::Stdio { command, args, env, cwd } => {
+                let child = child::Launch { command, args, env, cwd: cwd.as_deref() };
+                Box::pin(StdioConnection::open(&child, options, tasks)).await.map(Self::Stdio)
+            }
+            Target::Sse { .. } | Target::Jsonrpc { .. } => {
+                Err(TransportError::Unsupported { transport: target.kind() })
+            }
+        }
+    }
+
+    /// What the server said of itself.
+    #[must_use]
+    pub fn peer(&self) -> &PeerInfo {
+        match self {
+            Self::Http(connection) => connection.peer(),
+            Self::Stdio(connection) => connection.peer(),
+        }
+    }
+
+    /// Whether requests can still succeed. False for a child that ended, and for an HTTP server
+    /// that no longer speaks what was agreed.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Http(connection) => connection.is_alive(),
+            Self::Stdio(connection) => connection.is_alive(),
+        }
+    }
+
+    /// Sends one request and waits for its answer, at most `timeout`.
+    ///
+    /// Dropping the future cancels the request upstream: the stream is closed, and in the legacy
+    /// era and on stdio `notifications/cancelled` is sent, in the background and best effort; the
+    /// same when the timeout fires.
+    ///
+    /// # Errors
+    /// [`TransportError`]; [`TransportError::failure`] says what that means for a repeat.
+    pub async fn request(
+        &self,
+        request: &OutgoingRequest<'_>,
+        timeout: Duration,
+    ) -> Result<Answer, TransportError> {
+        match self {
+            Self::Http(connection) => connection.request(request, timeout).await,
+            Self::Stdio(connection) => connection.request(request, timeout).await,
+        }
+    }
+
+    /// Ends the conversation in order: the legacy session is deleted; a child gets its input
+    /// closed, then TERM after 2 s, then KILL after another 3 s. Bounded by that.
+    pub async fn close(&self) {
+        match self {
+            Self::Http(connection) => connection.close().await,
+            Self::Stdio(connection) => connection.close().await,
+        }
+    }
+
+    /// The last lines that a child wrote on standard error, oldest first, not redacted.
+    #[must_use]
+    pub fn stderr_tail(&self) -> Vec<String> {
+        match self {
+            Self::Http(_) => Vec::new(),
+            Self::Stdio(connection) => connection.stderr_tail(),
+        }
+    }
+
+    /// How a child ended, once it has.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<String> {
+        match self {
+            Self::Http(_) => None,
+            Self::Stdio(connection) => connection.exit_status(),
+        }
+    }
+
+    /// The process id of a child.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        match self {
+            Self::Http(_) => None,
+            Self::Stdio(connection) => Some(connection.process_id()),
+        }
+    }
+
+    /// Why the connection is no longer alive, when it knows.
+    #[must_use]
+    pub fn death(&self) -> Option<TransportError> {
+        match self {
+            Self::Http(_) => None,
+            Self::Stdio(connection) => connection.death(),
+        }
+    }
+}

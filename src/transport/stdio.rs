@@ -1,0 +1,613 @@
+//! [`StdioConnection`]: MCP with a child process, one line for each message.
+//!
+//! Changes when the stdio transport's rules do. How processes start and end is `child.rs`.
+//!
+//! Three tasks for each child: a writer, which alone touches its input, so that a dropped call
+//! never leaves half a line there; a reader, which hands answers to those who wait for them; and a
+//! supervisor, which waits for the end and then tells everybody.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{ChildStdin, ChildStdout};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::child::{Launch, Process, Running, StderrTail};
+use super::endpoint::answer_server;
+use super::error::{Sent, TransportError, sample};
+use super::handshake::{self, Finding};
+use super::{ConnectOptions, PeerInfo};
+use crate::model::{Era, ProtocolVersion, ServerName};
+use crate::protocol::{Answer, MessageKind, OutgoingRequest, message_kind, render_notification};
+
+/// Lines that wait for the child to read; callers wait beyond that, in their own time.
+const QUEUE: usize = 16;
+/// How long a child may ignore the modern probe; legacy servers often do.
+const SILENCE: Duration = Duration::from_secs(2);
+/// The least a child gets for its handshake: `npx` and `uvx` may have to install it first.
+const START: Duration = Duration::from_secs(30);
+/// How long the last answers of an ended child may take to be read, and how long a child may live
+/// after it closed its output.
+const LINGER: Duration = Duration::from_millis(300);
+/// Lines that are no messages, kept for error texts.
+const PRINTED: usize = 5;
+
+type Reply = Result<Answer, TransportError>;
+
+/// A conversation with a child process. Dropping it ends the child in the background.
+pub struct StdioConnection {
+    shared: Arc<Shared>,
+    peer: PeerInfo,
+    _stop_on_drop: DropGuard,
+}
+
+struct Shared {
+    server: ServerName,
+    process_id: u32,
+    next_id: AtomicU64,
+    state: Mutex<State>,
+    queue: mpsc::Sender<Line>,
+    stderr: StderrTail,
+    /// Asks for the end.
+    stop: CancellationToken,
+    /// The end has come and everybody has been told.
+    ended: CancellationToken,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: HashMap<u64, Waiting>,
+    printed: VecDeque<String>,
+    /// How the child ended.
+    end: Option<String>,
+}
+
+struct Waiting {
+    reply: oneshot::Sender<Reply>,
+    ticket: Arc<Ticket>,
+}
+
+struct Line {
+    bytes: Vec<u8>,
+    ticket: Arc<Ticket>,
+}
+
+/// Where a line is: settles the race between the writer and a caller who gives up.
+#[derive(Default)]
+struct Ticket(AtomicU8);
+
+impl Ticket {
+    const QUEUED: u8 = 0;
+    const WRITTEN: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    fn advance(&self, to: u8) -> bool {
+        self.0.compare_exchange(Self::QUEUED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The writer takes the line; false when its caller gave up.
+    fn take(&self) -> bool {
+        self.advance(Self::WRITTEN)
+    }
+
+    /// Nobody wants the line written any more; says whether it had been.
+    fn withdraw(&self) -> Sent {
+        let withdrawn = self.advance(Self::WITHDRAWN);
+        if withdrawn || self.0.load(Ordering::Acquire) == Self::WITHDRAWN {
+            Sent::No
+        } else {
+            Sent::Yes
+        }
+    }
+}
+
+impl StdioConnection {
+    pub(super) async fn open(
+        launch: &Launch<'_>,
+        options: &ConnectOptions,
+        tasks: &TaskTracker,
+    ) -> Result<Self, TransportError> {
+        let known_legacy = options.known_version.is_some_and(|v| v.era() == Era::Legacy);
+        let first = if known_legacy { Opening::Handshake } else { Opening::Probe };
+        match Self::start(launch, options, tasks, first).await {
+            // Some legacy servers do not survive a message before the handshake.
+            Err(TransportError::ChildExited { sent: Sent::Yes, .. }) if !known_legacy => {
+                Self::start(launch, options, tasks, Opening::Handshake).await
+            }
+            // What was legacy last time may be modern now.
+            Err(TransportError::HandshakeRefused { .. } | TransportError::Version { .. })
+                if known_legacy =>
+            {
+                Self::start(launch, options, tasks, Opening::Probe).await
+            }
+            settled => settled,
+        }
+    }
+
+    async fn start(
+        launch: &Launch<'_>,
+        options: &ConnectOptions,
+        tasks: &TaskTracker,
+        opening: Opening,
+    ) -> Result<Self, TransportError> {
+        let process = launch.start()?;
+        tracing::info!(
+            server.name = %options.server, process.id = process.child.id(),
+            "started `{}`", launch.command
+        );
+        let shared = Shared::run(process, options, tasks);
+        let stop = shared.stop.clone().drop_guard();
+        let limit = options.connect_timeout.max(START);
+        let silence = options.probe_timeout.min(SILENCE);
+        match tokio::time::timeout(limit, shared.greet(opening, silence)).await {
+            Ok(Ok(peer)) => Ok(Self { shared, peer, _stop_on_drop: stop }),
+            Ok(Err(error)) => Err(error),
+            Err(_elapsed) => Err(TransportError::NoHandshake {
+                command: launch.command.to_owned(),
+                limit,
+                stderr: shared.stderr.lines(),
+                printed: shared.printed(),
+            }),
+        }
+    }
+
+    pub(super) const fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        !self.shared.stop.is_cancelled() && !self.shared.ended.is_cancelled()
+    }
+
+    pub(super) async fn request(
+        &self,
+        request: &OutgoingRequest<'_>,
+        limit: Duration,
+    ) -> Result<Answer, TransportError> {
+        let shared = &self.shared;
+        let id = shared.next_id();
+        let mut bytes = request.render(id, self.peer.version);
+        // What the caller sent is passed on as it was, and may be spread over lines. In JSON a line
+        // end only stands between tokens; here it would end the message and begin another one.
+        for byte in &mut bytes {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        bytes.push(b'\n');
+        let mut call = shared.register(id)?;
+        let exchange = async {
+            shared.enqueue(bytes, &call.ticket).await?;
+            call.reply().await
+        };
+        let outcome = tokio::time::timeout(limit, exchange).await;
+        match outcome {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => Err(match call.ticket.withdraw() {
+                Sent::No => TransportError::NotRead { elapsed: limit },
+                Sent::Yes => TransportError::Timeout { elapsed: limit },
+            }),
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.shared.stop.cancel();
+        self.shared.ended.cancelled().await;
+    }
+
+    pub(super) fn stderr_tail(&self) -> Vec<String> {
+        self.shared.stderr.lines()
+    }
+
+    pub(super) fn exit_status(&self) -> Option<String> {
+        self.shared.state.lock().end.clone()
+    }
+
+    pub(super) fn process_id(&self) -> u32 {
+        self.shared.process_id
+    }
+
+    pub(super) fn death(&self) -> Option<TransportError> {
+        let end = self.exit_status()?;
+        Some(self.shared.exited(end, Sent::No))
+    }
+}
+
+impl fmt::Debug for StdioConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StdioConnection")
+            .field("process_id", &self.shared.process_id)
+            .field("version", &self.peer.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// With what a conversation begins.
+#[derive(Clone, Copy)]
+enum Opening {
+    Probe,
+    Handshake,
+}
+
+/// A request under way. Dropping it forgets the request, and tells the child if it was written.
+struct Call<'a> {
+    shared: &'a Shared,
+    id: u64,
+    ticket: Arc<Ticket>,
+    reply: oneshot::Receiver<Reply>,
+    answered: bool,
+}
+
+impl Call<'_> {
+    async fn reply(&mut self) -> Reply {
+        let reply = (&mut self.reply).await;
+        self.answered = true;
+        reply.unwrap_or(Err(TransportError::Closed))
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        self.shared.state.lock().waiting.remove(&self.id);
+        if self.ticket.withdraw() == Sent::Yes {
+            let params = format!(r#"{{"requestId":{},"reason":"no longer waited for"}}"#, self.id);
+            let message = render_notification("notifications/cancelled", Some(&params));
+            self.shared.tell(message);
+        }
+    }
+}
+
+impl Shared {
+    /// Starts the tasks around a process.
+    fn run(process: Process, options: &ConnectOptions, tasks: &TaskTracker) -> Arc<Self> {
+        let Process { child, stdin, stdout, stderr } = process;
+        let (queue, lines) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Self {
+            server: options.server.clone(),
+            process_id: child.id(),
+            next_id: AtomicU64::new(1),
+            state: Mutex::default(),
+            queue,
+            stderr: StderrTail::default(),
+            stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
+        });
+        tasks.spawn(write(lines, stdin, shared.stop.clone()));
+        let read_end = CancellationToken::new();
+        {
+            let (shared, read_end) = (Arc::clone(&shared), read_end.clone());
+            tasks.spawn(async move {
+                let _read_end = read_end.drop_guard();
+                shared.read(stdout).await;
+            });
+        }
+        let stderr_end = CancellationToken::new();
+        {
+            let (shared, stderr_end) = (Arc::clone(&shared), stderr_end.clone());
+            tasks.spawn(async move {
+                let _stderr_end = stderr_end.drop_guard();
+                shared.stderr.drain(stderr).await;
+            });
+        }
+        tasks.spawn(supervise(Arc::clone(&shared), child, read_end, stderr_end));
+        shared
+    }
+
+    fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn printed(&self) -> Vec<String> {
+        self.state.lock().printed.iter().cloned().collect()
+    }
+
+    fn exited(&self, status: String, sent: Sent) -> TransportError {
+        TransportError::ChildExited {
+            status,
+            stderr: self.stderr.lines(),
+            printed: self.printed(),
+            sent,
+        }
+    }
+
+    /// Makes a place for the answer to `id`.
+    fn register(&self, id: u64) -> Result<Call<'_>, TransportError> {
+        let (sender, reply) = oneshot::channel();
+        let ticket = Arc::new(Ticket::default());
+        let mut state = self.state.lock();
+        if let Some(end) = state.end.clone() {
+            drop(state);
+            return Err(self.exited(end, Sent::No));
+        }
+        state.waiting.insert(id, Waiting { reply: sender, ticket: Arc::clone(&ticket) });
+        drop(state);
+        Ok(Call { shared: self, id, ticket, reply, answered: false })
+    }
+
+    async fn enqueue(&self, bytes: Vec<u8>, ticket: &Arc<Ticket>) -> Result<(), TransportError> {
+        let line = Line { bytes, ticket: Arc::clone(ticket) };
+        match self.queue.send(line).await {
+            Ok(()) => Ok(()),
+            Err(_gone) => {
+                let end = self.state.lock().end.clone();
+                Err(end.map_or(TransportError::Closed, |end| self.exited(end, Sent::No)))
+            }
+        }
+    }
+
+    /// Sends a message that nobody waits for; dropped when the child does not read.
+    fn tell(&self, mut bytes: Vec<u8>) {
+        bytes.push(b'\n');
+        if self.queue.try_send(Line { bytes, ticket: Arc::default() }).is_err() {
+            tracing::debug!(server.name = %self.server, "dropped a message to a child that does not read");
+        }
+    }
+
+    /// Finds out the era and does the handshake.
+    async fn greet(&self, opening: Opening, silence: Duration) -> Result<PeerInfo, TransportError> {
+        let mut probe = None;
+        if let Opening::Probe = opening {
+            let id = self.next_id();
+            let mut call = self.register(id)?;
+            let mut bytes = handshake::discover().render(id, ProtocolVersion::LATEST);
+            bytes.push(b'\n');
+            self.enqueue(bytes, &call.ticket).await?;
+            match tokio::time::timeout(silence, call.reply()).await {
+                Ok(Ok(answer)) => {
+                    if let Finding::Modern(peer) = handshake::read_discover(&answer) {
+                        return Ok(peer);
+                    }
+                }
+                Ok(Err(error @ TransportError::ChildExited { .. })) => return Err(error),
+                Ok(Err(_)) => {}
+                // A modern child may only be slow to start: its answer is still welcome.
+                Err(_elapsed) => probe = Some(call),
+            }
+        }
+        let id = self.next_id();
+        let mut call = self.register(id)?;
+        let mut bytes = handshake::render_initialize(id);
+        bytes.push(b'\n');
+        self.enqueue(bytes, &call.ticket).await?;
+        let reply = match &mut probe {
+            None => call.reply().await,
+            Some(probe) => tokio::select! {
+                // A modern child answers both, and only the first with what we want.
+                biased;
+                Some(peer) = modern(probe) => {
+                    // Never cancelled: the specification forbids that for `initialize`.
+                    call.answered = true;
+                    return Ok(peer);
+                }
+                reply = call.reply() => reply,
+            },
+        };
+        let greeted = reply.and_then(|answer| handshake::read_initialize(&answer));
+        if let (Err(_), Some(probe)) = (&greeted, &mut probe)
+            && let Ok(Some(peer)) = tokio::time::timeout(silence, modern(probe)).await
+        {
+            return Ok(peer);
+        }
+        if let Some(probe) = &mut probe {
+            // Its late answer is of no interest, and no reason to send a cancellation.
+            probe.answered = true;
+        }
+        let peer = greeted?;
+        let mut line = render_notification("notifications/initialized", None);
+        line.push(b'\n');
+        self.enqueue(line, &Arc::default()).await?;
+        Ok(peer)
+    }
+
+    /// Reads lines until the output ends.
+    async fn read(&self, mut stdout: ChildStdout) {
+        let mut buffer = BytesMut::with_capacity(8 * 1024);
+        let mut searched = 0;
+        let mut oversized: Option<Oversized> = None;
+        loop {
+            // Grown ahead of the read, so that a long line does not come in small pieces.
+            buffer.reserve(4 * 1024);
+            match stdout.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            while let Some(at) = memchr::memchr(b'\n', buffer.get(searched..).unwrap_or_default()) {
+                let mut line = buffer.split_to(searched + at + 1).freeze();
+                searched = 0;
+                line.truncate(line.trim_ascii_end().len());
+                match oversized.take() {
+                    Some(mut start) => {
+                        start.take(&line);
+                        self.refuse_oversized(&start);
+                    }
+                    None if line.len() > self.limit => {
+                        let mut start = Oversized::default();
+                        start.take(&line);
+                        self.refuse_oversized(&start);
+                    }
+                    None => self.take_line(&line),
+                }
+            }
+            searched = buffer.len();
+            if oversized.is_some() || buffer.len() > self.limit {
+                oversized.get_or_insert_default().take(&buffer);
+                buffer.clear();
+                searched = 0;
+            }
+        }
+    }
+
+    fn take_line(&self, line: &Bytes) {
+        if line.is_empty() {
+            return;
+        }
+        match message_kind(line) {
+            Ok(MessageKind::Answer(id)) => {
+                // Nobody waits for it: a late answer, or one to nothing.
+                let Some(waiting) = self.state.lock().waiting.remove(&id) else { return };
+                let answer = Answer::parse(line, id)
+                    .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(line) });
+                // The receiver may have just gone.
+                drop(waiting.reply.send(answer));
+            }
+            Ok(MessageKind::Request { id, method }) => self.tell(answer_server(&id, &method)),
+            Ok(MessageKind::Notification { .. }) => {}
+            Err(_) => {
+                let text = sample(line);
+                tracing::debug!(server.name = %self.server, line = %text, "not a message on standard output");
+                let mut state = self.state.lock();
+                if state.printed.len() == PRINTED {
+                    state.printed.pop_front();
+                }
+                state.printed.push_back(text);
+            }
+        }
+    }
+
+    /// Fails the call whose answer is too large; all, when it does not say which.
+    fn refuse_oversized(&self, line: &Oversized) {
+        let mut state = self.state.lock();
+        let refused: Vec<Waiting> = match line.id().and_then(|id| state.waiting.remove(&id)) {
+            Some(waiting) => vec![waiting],
+            None => state.waiting.drain().map(|(_, waiting)| waiting).collect(),
+        };
+        drop(state);
+        for waiting in refused {
+            let limit = u64::try_from(self.limit).unwrap_or(u64::MAX);
+            drop(waiting.reply.send(Err(TransportError::ResponseTooLarge { limit })));
+        }
+    }
+
+    /// Tells everybody that the child has ended.
+    fn end(&self, status: &str) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.end.get_or_insert_with(|| status.to_owned());
+            std::mem::take(&mut state.waiting)
+        };
+        for waiting in waiting.into_values() {
+            let sent = waiting.ticket.withdraw();
+            drop(waiting.reply.send(Err(self.exited(status.to_owned(), sent))));
+        }
+    }
+}
+
+/// What the answer to the probe says, if that is that the child is modern.
+async fn modern(probe: &mut Call<'_>) -> Option<PeerInfo> {
+    if probe.answered {
+        return None;
+    }
+    let answer = probe.reply().await.ok()?;
+    match handshake::read_discover(&answer) {
+        Finding::Modern(peer) => Some(peer),
+        Finding::Legacy => None,
+    }
+}
+
+/// Beginning and end of a line that is too long to keep: where the id stands in all SDKs.
+#[derive(Default)]
+struct Oversized {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Oversized {
+    const KEPT: usize = 64;
+
+    fn take(&mut self, bytes: &[u8]) {
+        let missing = Self::KEPT.saturating_sub(self.head.len()).min(bytes.len());
+        self.head.extend_from_slice(bytes.get(..missing).unwrap_or_default());
+        self.tail.extend_from_slice(
+            bytes.get(bytes.len().saturating_sub(Self::KEPT)..).unwrap_or_default(),
+        );
+        let surplus = self.tail.len().saturating_sub(Self::KEPT);
+        self.tail.drain(..surplus);
+    }
+
+    /// The id, where it stands for certain: first in the message, or last.
+    fn id(&self) -> Option<u64> {
+        let head: Vec<u8> = self.head.iter().copied().filter(|byte| *byte != b' ').collect();
+        let first = head
+            .strip_prefix(br#"{"jsonrpc":"2.0","id":"#)
+            .or_else(|| head.strip_prefix(br#"{"id":"#))
+            .and_then(|rest| number_before(rest, b","));
+        let last = || {
+            let at = memchr::memmem::rfind(&self.tail, br#""id":"#)?;
+            number_before(self.tail.get(at + 5..)?.trim_ascii_start(), b"}").filter(|_| {
+                memchr::memchr_iter(b'}', self.tail.get(at..).unwrap_or_default()).count() == 1
+            })
+        };
+        first.or_else(last)
+    }
+}
+
+/// The number at the beginning of `text`, if `end` follows it.
+fn number_before(text: &[u8], end: &[u8]) -> Option<u64> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, rest) = text.split_at_checked(digits)?;
+    rest.starts_with(end).then_some(())?;
+    std::str::from_utf8(number).ok()?.parse().ok()
+}
+
+/// Writes lines one after the other; ends, and so closes the child's input, on `stop` or when the
+/// child no longer reads.
+async fn write(mut lines: mpsc::Receiver<Line>, mut stdin: ChildStdin, stop: CancellationToken) {
+    let writing = async {
+        while let Some(line) = lines.recv().await {
+            if line.ticket.take() && stdin.write_all(&line.bytes).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = writing => {}
+        () = stop.cancelled() => {}
+    }
+    stop.cancel();
+}
+
+async fn supervise(
+    shared: Arc<Shared>,
+    mut child: Running,
+    read_end: CancellationToken,
+    stderr_end: CancellationToken,
+) {
+    let status = tokio::select! {
+        status = child.ended() => status,
+        () = shared.stop.cancelled() => child.end().await,
+        () = read_end.cancelled() => {
+            match tokio::time::timeout(LINGER, child.ended()).await {
+                Ok(status) => status,
+                Err(_elapsed) => {
+                    let closed = "closed its output";
+                    shared.stop.cancel();
+                    shared.end(closed);
+                    child.end().await
+                }
+            }
+        }
+    };
+    // What it said before it ended still counts.
+    let _ = tokio::time::timeout(LINGER, async {
+        read_end.cancelled().await;
+        stderr_end.cancelled().await;
+    })
+    .await;
+    tracing::info!(server.name = %shared.server, process.id = shared.process_id, "the child {status}");
+    shared.end(&status);
+    shared.stop.cancel();
+    shared.ended.cancel();
+}
