@@ -1,6 +1,7 @@
 //! Switchyard: a persistent router for MCP tool calls.
 
 pub mod audit;
+pub mod catalogue;
 pub mod clock;
 pub mod config;
 pub mod error;
@@ -9,5 +10,6 @@ pub mod model;
 pub mod policy;
 pub mod pool;
 pub mod protocol;
+pub mod registry;
 pub mod store;
 pub mod transport;

@@ -1,0 +1,391 @@
+//! [`ServerHandle`]: everything a call needs of one server.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
+use tokio_util::task::TaskTracker;
+
+use super::latency::LatencyWindow;
+use super::limiter::Limiter;
+use crate::clock;
+use crate::config::{Environment, expand, secrets_of, shown_address};
+use crate::metrics::ServerMetrics;
+use crate::model::{
+    ProtocolVersion, Secret, ServerName, ServerSettings, ServerSource, ServerSpec, Timestamp,
+    TransportKind, TransportSpec,
+};
+use crate::pool::{
+    ConnectOptions, ConnectionPool, HttpClient, Lease, PoolError, PoolState, Target,
+};
+use crate::store::{DiscoveryRow, ServerRow};
+
+/// How long a server may think about the first message in the modern era before it is taken for
+/// one that does not know it.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One server: its specification, connections, limits and state. Made anew when the
+/// specification changes.
+#[derive(Debug)]
+pub struct ServerHandle {
+    /// Its name.
+    pub name: ServerName,
+    /// What the operator says about it.
+    pub spec: ServerSpec,
+    /// The numbers in force.
+    pub settings: ServerSettings,
+    /// Where it came from.
+    pub source: ServerSource,
+    /// Whether calls are routed to it.
+    pub enabled: bool,
+    /// Whether it is gone from the file it came from.
+    pub retired: bool,
+    /// Counts changes of the specification.
+    pub revision: i64,
+    /// When it was added.
+    pub created_at: Timestamp,
+    /// Its metrics.
+    pub metrics: ServerMetrics,
+    /// Calls at it and waiting for it.
+    pub limiter: Limiter,
+    pool: Result<ConnectionPool, String>,
+    sealed_problem: Option<String>,
+    secrets: Vec<Secret>,
+    status: Mutex<ServerStatus>,
+    latency: LatencyWindow,
+    last_success_second: AtomicU64,
+    /// Whether the last attempt reached it.
+    reachable: AtomicBool,
+    /// One discovery at a time.
+    pub discovering: tokio::sync::Mutex<()>,
+}
+
+/// What is known of a server's condition.
+#[derive(Debug, Clone, Default)]
+pub struct ServerStatus {
+    /// The last discovery that worked, and the last error.
+    pub discovery: DiscoveryRow,
+    /// Whether a discovery was tried since the start.
+    pub tried: bool,
+}
+
+/// How a server stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerState {
+    /// The last contact succeeded.
+    Up,
+    /// The last contact failed.
+    Down,
+    /// There was none yet.
+    Connecting,
+    /// Calls are not routed to it.
+    Disabled,
+}
+
+impl ServerState {
+    /// The name in answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Connecting => "connecting",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl ServerHandle {
+    pub(super) fn new(
+        row: &ServerRow,
+        settings: ServerSettings,
+        environment: &Environment,
+        client: &HttpClient,
+        tasks: &TaskTracker,
+        metrics: ServerMetrics,
+        status: Option<ServerStatus>,
+    ) -> Self {
+        let status = status.unwrap_or_else(|| ServerStatus {
+            discovery: row.discovery.clone().unwrap_or_default(),
+            tried: false,
+        });
+        let known_version =
+            status.discovery.protocol_version.as_deref().and_then(ProtocolVersion::parse);
+        let options = connect_options(&row.name, &row.spec, &settings, known_version);
+        let usable = match &row.sealed_problem {
+            // What is sealed must not be sent as if it were the value.
+            Some(problem) => Err(problem.clone()),
+            None => target(&row.spec, environment),
+        };
+        let pool = usable
+            .map(|target| ConnectionPool::new(target, client.clone(), options, tasks.clone()));
+        metrics.up.set(0);
+        Self {
+            name: row.name.clone(),
+            spec: row.spec.clone(),
+            limiter: Limiter::new(settings.max_concurrency),
+            settings,
+            source: row.source,
+            enabled: row.is_enabled(),
+            retired: row.retired,
+            revision: row.revision,
+            created_at: row.created_at,
+            metrics,
+            pool,
+            sealed_problem: row.sealed_problem.clone(),
+            secrets: secrets_of(&row.spec, environment),
+            status: Mutex::new(status),
+            latency: LatencyWindow::new(),
+            last_success_second: AtomicU64::new(0),
+            reachable: AtomicBool::new(true),
+            discovering: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Whether this handle is what `row` and `settings` ask for.
+    pub(super) fn fits(&self, row: &ServerRow, settings: &ServerSettings) -> bool {
+        self.spec == row.spec
+            && self.settings == *settings
+            && self.enabled == row.is_enabled()
+            && self.retired == row.retired
+            && self.sealed_problem == row.sealed_problem
+            && self.source == row.source
+    }
+
+    /// A live connection, opened if there is none. Dropping the future leaves an opening
+    /// connection to the others that wait for it.
+    ///
+    /// # Errors
+    /// [`PoolError`] when the server cannot be reached, or its specification cannot be used.
+    pub async fn lease(&self) -> Result<Lease, PoolError> {
+        match &self.pool {
+            Ok(pool) => pool.lease().await,
+            Err(problem) => Err(PoolError::Unusable { problem: problem.clone() }),
+        }
+    }
+
+    /// Gives up on a connection that proved dead.
+    pub fn invalidate(&self, lease: &Lease) {
+        if let Ok(pool) = &self.pool {
+            pool.invalidate(lease);
+        }
+    }
+
+    /// Closes its connections and ends its child process with all descendants.
+    pub async fn close(&self) {
+        if let Ok(pool) = &self.pool {
+            pool.close().await;
+        }
+    }
+
+    /// The last lines of a child's standard error.
+    #[must_use]
+    pub fn stderr_tail(&self) -> Vec<String> {
+        let lease = self.pool.as_ref().ok().and_then(ConnectionPool::current);
+        let lines = lease.map(|lease| lease.stderr_tail()).unwrap_or_default();
+        lines.iter().map(|line| self.scrub(line)).collect()
+    }
+
+    /// Values that must not be shown: what its headers and environment hold.
+    #[must_use]
+    pub fn secrets(&self) -> &[Secret] {
+        &self.secrets
+    }
+
+    /// `text` without the server's secrets. What a server prints or answers may repeat what it was
+    /// given.
+    #[must_use]
+    pub fn scrub(&self, text: &str) -> String {
+        self.secrets
+            .iter()
+            .fold(text.to_owned(), |text, secret| text.replace(secret.expose(), "***"))
+    }
+
+    /// What is known of its condition.
+    #[must_use]
+    pub fn status(&self) -> ServerStatus {
+        self.status.lock().clone()
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn state(&self) -> ServerState {
+        if !self.enabled {
+            return ServerState::Disabled;
+        }
+        let Ok(pool) = &self.pool else { return ServerState::Down };
+        if !self.reachable.load(Ordering::Relaxed) {
+            return ServerState::Down;
+        }
+        match pool.state() {
+            PoolState::Up => ServerState::Up,
+            PoolState::Down { .. } => ServerState::Down,
+            PoolState::Idle | PoolState::Connecting => {
+                let status = self.status.lock();
+                match (status.tried, &status.discovery.error) {
+                    (false, _) => ServerState::Connecting,
+                    (true, Some(_)) => ServerState::Down,
+                    (true, None) => ServerState::Up,
+                }
+            }
+        }
+    }
+
+    /// Notes a discovery that worked.
+    pub fn discovered(&self, discovery: DiscoveryRow) {
+        let mut status = self.status.lock();
+        status.discovery = discovery;
+        status.tried = true;
+        drop(status);
+        self.note_success(clock::timestamp());
+    }
+
+    /// Notes a discovery or health check that failed.
+    pub fn failed(&self, error: &str, at: Timestamp) -> DiscoveryRow {
+        self.last_success_second.store(0, Ordering::Relaxed);
+        let mut status = self.status.lock();
+        status.discovery.error = Some(self.scrub(error));
+        status.discovery.error_at = Some(at);
+        status.tried = true;
+        self.metrics.up.set(0);
+        status.discovery.clone()
+    }
+
+    /// Notes an answer to a call.
+    pub fn answered(&self, took: Duration, at: Timestamp) {
+        self.latency.record(took);
+        self.note_success(at);
+    }
+
+    fn note_success(&self, at: Timestamp) {
+        if !self.reachable.swap(true, Ordering::Relaxed) {
+            self.status.lock().discovery.error = None;
+        }
+        // A gauge of seconds needs one write a second, not one a call.
+        let second = u64::try_from(at.as_millis() / 1000).unwrap_or(0);
+        if self.last_success_second.swap(second, Ordering::Relaxed) != second {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "seconds since 1970 are far below 2^52"
+            )]
+            self.metrics.last_success.set(second as f64);
+            self.metrics.up.set(1);
+        }
+    }
+
+    /// Notes that an attempt did not reach the server.
+    pub fn unreachable(&self, error: &str, at: Timestamp) {
+        self.reachable.store(false, Ordering::Relaxed);
+        {
+            let mut status = self.status.lock();
+            status.discovery.error = Some(self.scrub(error));
+            status.discovery.error_at = Some(at);
+        }
+        self.metrics.up.set(0);
+        self.last_success_second.store(0, Ordering::Relaxed);
+    }
+
+    /// Median and 95th percentile of the last calls, in milliseconds.
+    #[must_use]
+    pub fn latency_ms(&self) -> Option<[f64; 2]> {
+        self.latency.quantiles([0.5, 0.95])
+    }
+
+    /// Where it is, for people, without any secret.
+    #[must_use]
+    pub fn display_target(&self) -> String {
+        match &self.spec.transport {
+            TransportSpec::Http { url, .. }
+            | TransportSpec::Sse { url, .. }
+            | TransportSpec::Jsonrpc { url, .. } => shown_address(url),
+            TransportSpec::Stdio { command, args, .. } => {
+                let mut line = command.clone();
+                for arg in args {
+                    line.push(' ');
+                    line.push_str(arg);
+                }
+                line
+            }
+        }
+    }
+}
+
+/// How connections of a server are opened.
+#[must_use]
+pub fn connect_options(
+    name: &ServerName,
+    spec: &ServerSpec,
+    settings: &ServerSettings,
+    known_version: Option<ProtocolVersion>,
+) -> ConnectOptions {
+    // A child may have to be fetched and unpacked before it answers; its first answer has as
+    // long as any other.
+    let connect_timeout = match spec.transport.kind() {
+        TransportKind::Stdio => settings.connect_timeout.max(settings.timeout),
+        TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => {
+            settings.connect_timeout
+        }
+    };
+    ConnectOptions {
+        server: name.clone(),
+        connect_timeout,
+        max_response_size: settings.max_response_size,
+        known_version,
+        probe_timeout: PROBE_TIMEOUT,
+    }
+}
+
+/// The specification with every reference expanded; lives in memory only.
+///
+/// # Errors
+/// A text that says what cannot be used.
+pub fn target(spec: &ServerSpec, environment: &Environment) -> Result<Target, String> {
+    let expand = |text: &str| expand::expand(text, environment).map_err(|error| error.to_string());
+    let headers = |written: &std::collections::BTreeMap<String, String>| {
+        written
+            .iter()
+            .map(|(name, value)| {
+                let parsed = HeaderName::from_bytes(name.as_bytes())
+                    .ok()
+                    .ok_or_else(|| format!("`{name}` is not a header name"))?;
+                let mut value = HeaderValue::from_str(&expand(value)?).ok().ok_or_else(|| {
+                    format!(
+                        "the value of header `{name}` has characters that a header must not have"
+                    )
+                })?;
+                value.set_sensitive(true);
+                Ok((parsed, value))
+            })
+            .collect::<Result<Vec<_>, String>>()
+    };
+    let url = |written: &str| {
+        let expanded = expand(written)?;
+        let url =
+            url::Url::parse(&expanded).map_err(|error| format!("the url is not one: {error}"))?;
+        match url.scheme() {
+            "http" | "https" if url.has_host() => Ok(url),
+            scheme => Err(format!("the url begins with `{scheme}:`; http and https are spoken")),
+        }
+    };
+    Ok(match &spec.transport {
+        TransportSpec::Http { url: written, headers: list } => {
+            Target::Http { url: url(written)?, headers: headers(list)? }
+        }
+        TransportSpec::Sse { url: written, headers: list } => {
+            Target::Sse { url: url(written)?, headers: headers(list)? }
+        }
+        TransportSpec::Jsonrpc { url: written, headers: list } => {
+            Target::Jsonrpc { url: url(written)?, headers: headers(list)? }
+        }
+        TransportSpec::Stdio { command, args, env, cwd } => Target::Stdio {
+            command: expand(command)?,
+            args: args.iter().map(|arg| expand(arg)).collect::<Result<_, _>>()?,
+            env: env
+                .iter()
+                .map(|(name, value)| Ok((name.clone(), Secret::new(expand(value)?))))
+                .collect::<Result<_, String>>()?,
+            cwd: cwd.as_deref().map(|cwd| expand(cwd).map(Into::into)).transpose()?,
+        },
+    })
+}

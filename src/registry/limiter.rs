@@ -1,0 +1,109 @@
+//! [`Limiter`]: how many calls may be at one server, and how many may wait.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// As many may wait for a free place; more would only grow old in the queue.
+const QUEUE: u32 = 256;
+/// The longest wait for a free place.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A place at a server; dropping it frees it.
+#[derive(Debug)]
+pub struct Place<'a>(#[expect(dead_code, reason = "held for its drop")] SemaphorePermit<'a>);
+
+/// The server is busy and so is its queue, or no place came free in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overloaded;
+
+/// The waiting room in front of a server. Without it one slow server would fill memory with calls.
+#[derive(Debug)]
+pub struct Limiter {
+    places: Semaphore,
+    waiting: AtomicU32,
+}
+
+impl Limiter {
+    /// A limiter with `places` places.
+    #[must_use]
+    pub fn new(places: u32) -> Self {
+        let places = usize::try_from(places).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { places: Semaphore::new(places), waiting: AtomicU32::new(0) }
+    }
+
+    /// Takes a place; waits at most a second, at most `left`. `on_wait` is told +1 and -1 around
+    /// a wait. Dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// [`Overloaded`] when the queue is full or the wait was in vain.
+    pub async fn enter(
+        &self,
+        left: Duration,
+        on_wait: impl Fn(i64),
+    ) -> Result<Place<'_>, Overloaded> {
+        if let Ok(permit) = self.places.try_acquire() {
+            return Ok(Place(permit));
+        }
+        if self.waiting.fetch_add(1, Ordering::AcqRel) >= QUEUE {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(Overloaded);
+        }
+        on_wait(1);
+        let _leave = Leave { waiting: &self.waiting, on_wait: &on_wait };
+        match tokio::time::timeout(left.min(PATIENCE), self.places.acquire()).await {
+            Ok(Ok(permit)) => Ok(Place(permit)),
+            Ok(Err(_)) | Err(_) => Err(Overloaded),
+        }
+    }
+}
+
+struct Leave<'a, F: Fn(i64)> {
+    waiting: &'a AtomicU32,
+    on_wait: &'a F,
+}
+
+impl<F: Fn(i64)> Drop for Leave<'_, F> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        (self.on_wait)(-1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_comes_free_or_the_wait_ends() {
+        let limiter = Limiter::new(1);
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(20));
+        let place = limiter.enter(long, |_| {}).await.unwrap();
+        assert_eq!(limiter.enter(short, |_| {}).await.unwrap_err(), Overloaded);
+        let waiting = limiter.enter(long, |_| {});
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(place);
+        assert!(waiting.await.is_ok());
+        assert_eq!(limiter.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once() {
+        let limiter = Limiter::new(1);
+        let long = Duration::from_secs(60);
+        let _place = limiter.enter(long, |_| {}).await.unwrap();
+        let mut queue: Vec<_> = (0..QUEUE).map(|_| Box::pin(limiter.enter(long, |_| {}))).collect();
+        for waiting in &mut queue {
+            assert!(futures_util::poll!(waiting).is_pending());
+        }
+        let mut one_more = Box::pin(limiter.enter(long, |_| {}));
+        assert!(matches!(
+            futures_util::poll!(&mut one_more),
+            std::task::Poll::Ready(Err(Overloaded))
+        ));
+        queue.clear();
+        assert_eq!(limiter.waiting.load(Ordering::Relaxed), 0);
+    }
+}

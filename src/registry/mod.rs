@@ -1,0 +1,340 @@
+//! Which servers exist, and the handle that calls use for each.
+//!
+//! Changes when the rules of registration change. The database is the registry; this module keeps
+//! what calls need of it in memory and swaps it whole. Knows nothing of tools.
+
+mod error;
+mod handle;
+mod latency;
+mod limiter;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::config::{Config, Environment};
+use crate::metrics::Metrics;
+use crate::model::{Knobs, Secret, ServerName, ServerSettings, ServerSource, ServerSpec};
+use crate::pool::HttpClient;
+use crate::store::{ServerRow, ServerUpsert, Store};
+
+pub use error::RegistryError;
+pub use handle::{ServerHandle, ServerState, ServerStatus, connect_options, target};
+pub use limiter::{Limiter, Overloaded, Place};
+
+/// All servers by name, immutable; swapped whole on every change.
+pub type Servers = BTreeMap<ServerName, Arc<ServerHandle>>;
+
+/// Is told every value that must not be shown before the servers that hold them are in use.
+pub type SecretKeeper = Box<dyn Fn(Vec<Secret>) + Send + Sync>;
+
+/// The registry of one router.
+pub struct Registry {
+    keeper: SecretKeeper,
+    store: Store,
+    metrics: Arc<Metrics>,
+    client: HttpClient,
+    tasks: TaskTracker,
+    environment: Environment,
+    defaults: ArcSwap<Knobs>,
+    /// The file whose servers cannot be changed over the API.
+    config_path: ArcSwap<String>,
+    servers: ArcSwap<Servers>,
+    /// One change at a time; readers never wait for it.
+    changing: tokio::sync::Mutex<()>,
+    changed: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry")
+            .field("servers", &self.servers.load().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Reads the registry from the database and brings the servers of `config` in.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written.
+    pub async fn open(
+        store: Store,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+        environment: Environment,
+        keeper: SecretKeeper,
+        config: &Config,
+    ) -> Result<Self, RegistryError> {
+        let registry = Self {
+            keeper,
+            store,
+            metrics,
+            client: HttpClient::new(),
+            tasks,
+            environment,
+            defaults: ArcSwap::from_pointee(config.defaults.clone()),
+            config_path: ArcSwap::from_pointee(String::new()),
+            servers: ArcSwap::from_pointee(Servers::new()),
+            changing: tokio::sync::Mutex::new(()),
+            changed: watch::Sender::new(0),
+        };
+        registry.apply(config).await?;
+        Ok(registry)
+    }
+
+    /// The servers as they are now.
+    #[must_use]
+    pub fn servers(&self) -> Arc<Servers> {
+        self.servers.load_full()
+    }
+
+    /// One server.
+    #[must_use]
+    pub fn server(&self, name: &str) -> Option<Arc<ServerHandle>> {
+        self.servers.load().get(name).cloned()
+    }
+
+    /// Sees a new number after every change.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The database behind the registry.
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Brings the servers of a configuration in: those of the file are upserted, those gone from
+    /// it are disabled and never deleted, those of the API are left alone. A name in both: the
+    /// file wins.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written; what was applied until then stays.
+    pub async fn apply(&self, config: &Config) -> Result<(), RegistryError> {
+        let _changing = self.changing.lock().await;
+        self.defaults.store(Arc::new(config.defaults.clone()));
+        let path = config.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        self.config_path.store(Arc::new(path));
+        let now = clock::timestamp();
+        let rows = self.store.servers().await?;
+        let mut gone = Vec::new();
+        for row in &rows {
+            let in_file = config.servers.contains_key(&row.name);
+            if row.source == ServerSource::Config && !in_file && !row.retired {
+                gone.push(row.name.clone());
+                tracing::info!(server.name = %row.name, "server {} is no longer in the file and is now disabled", row.name);
+            }
+            if row.source == ServerSource::Api && in_file {
+                tracing::warn!(server.name = %row.name, "server {} was added over the API and is now in the file, which wins", row.name);
+            }
+        }
+        if !gone.is_empty() {
+            self.store.retire_servers(&gone, now).await?;
+        }
+        let upserts: Vec<ServerUpsert> = config
+            .servers
+            .iter()
+            .map(|(name, spec)| ServerUpsert {
+                name: name.clone(),
+                spec: spec.clone(),
+                enabled: spec.enabled,
+                source: ServerSource::Config,
+            })
+            .collect();
+        if upserts.is_empty() && gone.is_empty() {
+            return self.show(rows);
+        }
+        self.store.upsert_servers(&upserts, now).await?;
+        self.reload().await
+    }
+
+    /// Adds a server over the API.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`], or when the database cannot be written.
+    pub async fn add(
+        &self,
+        name: &ServerName,
+        spec: &ServerSpec,
+    ) -> Result<Arc<ServerHandle>, RegistryError> {
+        let _changing = self.changing.lock().await;
+        // What is gone from the file may come back from here.
+        if let Some(known) = self.server(name.as_str()).filter(|known| !known.retired) {
+            return Err(RegistryError::Exists { server: name.clone(), source_kind: known.source });
+        }
+        self.check_target(name, spec)?;
+        self.store
+            .upsert_server(name, spec, spec.enabled, ServerSource::Api, clock::timestamp())
+            .await?;
+        self.reload().await?;
+        self.expect_server(name)
+    }
+
+    /// Replaces a server that was added over the API.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`], [`RegistryError::FromFile`], or when the database cannot be
+    /// written.
+    pub async fn replace(
+        &self,
+        name: &ServerName,
+        spec: &ServerSpec,
+    ) -> Result<Arc<ServerHandle>, RegistryError> {
+        let _changing = self.changing.lock().await;
+        self.expect_from_api(name)?;
+        self.check_target(name, spec)?;
+        self.store
+            .upsert_server(name, spec, spec.enabled, ServerSource::Api, clock::timestamp())
+            .await?;
+        self.reload().await?;
+        self.expect_server(name)
+    }
+
+    /// Removes a server that was added over the API; resolves when its connections are closed and
+    /// its child processes gone.
+    ///
+    /// # Errors
+    /// As [`Registry::replace`].
+    pub async fn remove(&self, name: &ServerName) -> Result<(), RegistryError> {
+        let gone = {
+            let _changing = self.changing.lock().await;
+            let gone = self.expect_from_api(name)?;
+            self.store.delete_server(name).await?;
+            self.metrics.forget_server(name);
+            self.reload().await?;
+            gone
+        };
+        gone.close().await;
+        Ok(())
+    }
+
+    /// Enables or disables a server; lasts over restarts and reloads, also for servers of the file.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`], or when the database cannot be written.
+    pub async fn set_enabled(
+        &self,
+        name: &ServerName,
+        enabled: bool,
+    ) -> Result<Arc<ServerHandle>, RegistryError> {
+        let _changing = self.changing.lock().await;
+        if self.expect_server(name)?.retired {
+            return Err(RegistryError::Retired { server: name.clone() });
+        }
+        self.store.set_server_enabled(name, enabled, clock::timestamp()).await?;
+        self.reload().await?;
+        self.expect_server(name)
+    }
+
+    /// Closes every connection and child process.
+    pub async fn close(&self) {
+        let servers = self.servers.load_full();
+        let closing = servers.values().map(|server| server.close());
+        futures_util::future::join_all(closing).await;
+    }
+
+    fn expect_server(&self, name: &ServerName) -> Result<Arc<ServerHandle>, RegistryError> {
+        self.server(name.as_str()).ok_or_else(|| RegistryError::Unknown {
+            server: name.as_str().to_owned(),
+            nearest: self.nearest(name.as_str()),
+        })
+    }
+
+    fn expect_from_api(&self, name: &ServerName) -> Result<Arc<ServerHandle>, RegistryError> {
+        let server = self.expect_server(name)?;
+        match server.source {
+            ServerSource::Api => Ok(server),
+            ServerSource::Config if server.retired => Ok(server),
+            ServerSource::Config => Err(RegistryError::FromFile {
+                server: name.clone(),
+                path: self.config_path.load().as_ref().clone(),
+            }),
+        }
+    }
+
+    fn check_target(&self, name: &ServerName, spec: &ServerSpec) -> Result<(), RegistryError> {
+        target(spec, &self.environment)
+            .map(drop)
+            .map_err(|problem| RegistryError::Target { server: name.clone(), problem })
+    }
+
+    /// Names like `name`, best first.
+    #[must_use]
+    pub fn nearest(&self, name: &str) -> Vec<String> {
+        let servers = self.servers.load();
+        crate::model::nearest(name, servers.keys().map(ServerName::as_str), 3)
+    }
+
+    /// Makes the handles fit the rows. A server that did not change keeps its handle, and with it
+    /// its connections.
+    async fn reload(&self) -> Result<(), RegistryError> {
+        let rows = self.store.servers().await?;
+        self.show(rows)
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "ends `apply` and `reload` alike")]
+    fn show(&self, rows: Vec<ServerRow>) -> Result<(), RegistryError> {
+        let defaults = self.defaults.load_full();
+        let old = self.servers.load_full();
+        let mut servers = Servers::new();
+        for row in rows {
+            let settings = ServerSettings::resolve(&row.spec.knobs.or(&defaults));
+            let kept = old.get(&row.name).filter(|handle| handle.fits(&row, &settings));
+            let handle = match kept {
+                Some(handle) => Arc::clone(handle),
+                None => Arc::new(self.make_handle(&row, settings, old.get(&row.name))),
+            };
+            servers.insert(row.name, handle);
+        }
+        for (name, handle) in old.iter() {
+            let replaced = servers.get(name).is_none_or(|new| !Arc::ptr_eq(new, handle));
+            if replaced {
+                self.tasks.spawn(retire(Arc::clone(handle)));
+            }
+        }
+        let secrets = servers.values().flat_map(|handle| handle.secrets().iter().cloned());
+        (self.keeper)(secrets.collect());
+        self.servers.store(Arc::new(servers));
+        self.changed.send_modify(|change| *change = change.wrapping_add(1));
+        Ok(())
+    }
+
+    fn make_handle(
+        &self,
+        row: &ServerRow,
+        settings: ServerSettings,
+        predecessor: Option<&Arc<ServerHandle>>,
+    ) -> ServerHandle {
+        ServerHandle::new(
+            row,
+            settings,
+            &self.environment,
+            &self.client,
+            &self.tasks,
+            self.metrics.server(&row.name),
+            predecessor.map(|handle| handle.status()),
+        )
+    }
+}
+
+/// How long calls on a handle that was replaced may go on.
+const RETIREMENT: Duration = Duration::from_secs(30);
+
+/// Closes a handle that was replaced, when nobody uses it any more or after a bounded time.
+async fn retire(handle: Arc<ServerHandle>) {
+    let left = async {
+        while Arc::strong_count(&handle) > 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let _ = tokio::time::timeout(RETIREMENT, left).await;
+    handle.close().await;
+}
