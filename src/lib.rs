@@ -11,5 +11,6 @@ pub mod policy;
 pub mod pool;
 pub mod protocol;
 pub mod registry;
+pub mod router;
 pub mod store;
 pub mod transport;

@@ -1,0 +1,310 @@
+//! [`RouteError`]: every way in which a call does not get an answer of its upstream.
+
+use std::time::Duration;
+
+use crate::audit::AuditUnavailable;
+use crate::catalogue::NotFound;
+use crate::error::ErrorCode;
+use crate::model::{Failure, Knowledge, Outcome, ServerName, ToolName, did_you_mean};
+use crate::policy;
+use crate::pool::{PoolError, TransportError};
+
+/// The `reason` in error data: stable words for programs.
+pub type Reason = &'static str;
+
+/// Why a call has no upstream answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// No tool of this name.
+    #[error("there is no tool `{tool}`{}", did_you_mean(nearest))]
+    ToolNotFound {
+        /// The name asked for.
+        tool: String,
+        /// Names like it.
+        nearest: Vec<String>,
+    },
+    /// Several servers have a tool of this name.
+    #[error("several servers have a tool `{tool}`; say which: {}", candidates.join(", "))]
+    ToolAmbiguous {
+        /// The name asked for.
+        tool: String,
+        /// The clear names.
+        candidates: Vec<String>,
+    },
+    /// Names are bare and several servers have it.
+    #[error(
+        "the tool name `{tool}` is offered by {}; with `naming: bare` none of them is exposed",
+        list(servers)
+    )]
+    ToolCollision {
+        /// The name asked for.
+        tool: String,
+        /// The servers.
+        servers: Vec<ServerName>,
+    },
+    /// Its definition changed and waits for approval.
+    #[error(
+        "the definition of tool `{tool}` of server `{server}` changed and waits for approval (switchyard tools approve)"
+    )]
+    ToolHeld {
+        /// The name asked for.
+        tool: String,
+        /// Its server.
+        server: ServerName,
+    },
+    /// No server of this name.
+    #[error("there is no server `{server}`{}", did_you_mean(nearest))]
+    ServerNotFound {
+        /// The name asked for.
+        server: String,
+        /// Names like it.
+        nearest: Vec<String>,
+    },
+    /// The server is disabled.
+    #[error("the server `{server}` is disabled (switchyard servers enable {server})")]
+    ServerDisabled {
+        /// The server.
+        server: ServerName,
+    },
+    /// The tool may exist, but its server was never reached.
+    #[error("the server `{server}` of tool `{tool}` could not be reached yet: {problem}")]
+    ServerUnavailable {
+        /// The server.
+        server: ServerName,
+        /// The name asked for.
+        tool: String,
+        /// What was wrong at the last try.
+        problem: String,
+    },
+    /// Too many calls at the server.
+    #[error(
+        "the server `{server}` has {limit} calls in flight and no place came free (max_concurrency)"
+    )]
+    Overloaded {
+        /// The server.
+        server: ServerName,
+        /// Its limit.
+        limit: u32,
+    },
+    /// The ledger cannot take the call.
+    #[error("{0}; nothing was sent")]
+    AuditUnavailable(AuditUnavailable),
+    /// The call ran, but its row could not be committed (`durability: strict`).
+    #[error("the tool ran, but the call could not be recorded; do not repeat it blindly")]
+    NotRecorded,
+    /// The upstream could not be reached or did not answer properly.
+    #[error("tool `{tool}` of server `{server}`: {problem}{}", advice(source.failure(), *repeat_is_safe))]
+    Upstream {
+        /// The server.
+        server: ServerName,
+        /// The upstream's name of the tool.
+        tool: ToolName,
+        /// Whether a repeat cannot have a second effect.
+        repeat_is_safe: bool,
+        /// The limit that was in force.
+        timeout: Duration,
+        /// What happened, without the server's secrets.
+        problem: String,
+        /// What happened, for its class; its own text is not for showing.
+        source: UpstreamError,
+    },
+}
+
+/// What went wrong with the upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// There was no connection.
+    #[error(transparent)]
+    Connect(#[from] PoolError),
+    /// There was one, and the request failed.
+    #[error(transparent)]
+    Request(#[from] TransportError),
+}
+
+impl UpstreamError {
+    /// The class of the failure.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self {
+            // Waiting for a connection until the deadline is a timeout of which it is known that
+            // nothing was sent; that is what counts.
+            Self::Connect(error) => error.failure(),
+            Self::Request(error) => error.failure(),
+        }
+    }
+
+    /// The code callers see.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Connect(error) => error.code(),
+            Self::Request(error) => error.code(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Connect(error) => error.retry_after(),
+            Self::Request(error) => error.retry_after(),
+        }
+    }
+}
+
+fn list(servers: &[ServerName]) -> String {
+    servers.iter().map(|server| format!("`{server}`")).collect::<Vec<_>>().join(" and ")
+}
+
+/// What an agent should know before it repeats.
+fn advice(failure: Failure, repeat_is_safe: bool) -> &'static str {
+    match failure.knowledge() {
+        Knowledge::Unknown if !repeat_is_safe => "; the tool may have run, check before repeating",
+        Knowledge::NotSent => "; nothing was sent",
+        Knowledge::Unknown | Knowledge::Refused | Knowledge::Executed => "",
+    }
+}
+
+impl RouteError {
+    pub(super) fn not_found(tool: &str, why: NotFound) -> Self {
+        let tool = tool.chars().take(128).collect();
+        match why {
+            NotFound::Unknown { nearest } => Self::ToolNotFound { tool, nearest },
+            NotFound::Ambiguous { candidates } => Self::ToolAmbiguous { tool, candidates },
+            NotFound::Collision { servers } => Self::ToolCollision { tool, servers },
+            NotFound::Held { server } => Self::ToolHeld { tool, server },
+        }
+    }
+
+    /// The code callers see.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::ToolNotFound { .. }
+            | Self::ToolAmbiguous { .. }
+            | Self::ToolCollision { .. }
+            | Self::ToolHeld { .. } => ErrorCode::ToolNotFound,
+            Self::ServerNotFound { .. } => ErrorCode::ServerNotFound,
+            Self::ServerDisabled { .. } => ErrorCode::ServerDisabled,
+            Self::ServerUnavailable { .. } => ErrorCode::Connection,
+            Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::AuditUnavailable(_) => ErrorCode::AuditUnavailable,
+            // Not a 503: whoever repeats a call that ran may run it twice.
+            Self::NotRecorded => ErrorCode::Unexpected,
+            Self::Upstream { source, .. } => source.code(),
+        }
+    }
+
+    /// How the call is recorded.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Upstream { source: UpstreamError::Connect(PoolError::Waited { .. }), .. } => {
+                Outcome::Timeout
+            }
+            Self::Upstream { source, .. } => policy::outcome_of(source.failure()),
+            Self::NotRecorded => Outcome::Ok,
+            Self::ServerUnavailable { .. } => Outcome::Unavailable,
+            Self::ToolNotFound { .. }
+            | Self::ToolAmbiguous { .. }
+            | Self::ToolCollision { .. }
+            | Self::ToolHeld { .. }
+            | Self::ServerNotFound { .. }
+            | Self::ServerDisabled { .. }
+            | Self::Overloaded { .. }
+            | Self::AuditUnavailable(_) => Outcome::Refused,
+        }
+    }
+
+    /// The class of the failure, where an attempt was made.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Upstream { source, .. } => Some(source.failure()),
+            _ => None,
+        }
+    }
+
+    /// What is known of the tool's execution.
+    #[must_use]
+    pub fn knowledge(&self) -> Knowledge {
+        match self {
+            Self::NotRecorded => Knowledge::Executed,
+            _ => self.failure().map_or(Knowledge::NotSent, Failure::knowledge),
+        }
+    }
+
+    /// A stable word for what happened.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::ToolNotFound { .. } => "tool_not_found",
+            Self::ToolAmbiguous { .. } => "tool_ambiguous",
+            Self::ToolCollision { .. } => "tool_collision",
+            Self::ToolHeld { .. } => "tool_held",
+            Self::ServerNotFound { .. } => "server_not_found",
+            Self::ServerDisabled { .. } => "server_disabled",
+            Self::ServerUnavailable { .. } => "server_unavailable",
+            Self::Overloaded { .. } => "overloaded",
+            Self::AuditUnavailable(_) => "audit_unavailable",
+            Self::NotRecorded => "not_recorded",
+            Self::Upstream { source, .. } => source.failure().as_str(),
+        }
+    }
+
+    /// Whether the caller can repeat the call without the risk of a second effect.
+    #[must_use]
+    pub fn retriable(&self) -> bool {
+        match self {
+            Self::Upstream { repeat_is_safe, .. } => *repeat_is_safe,
+            Self::Overloaded { .. }
+            | Self::AuditUnavailable(_)
+            | Self::ServerUnavailable { .. } => true,
+            Self::ToolNotFound { .. }
+            | Self::ToolAmbiguous { .. }
+            | Self::ToolCollision { .. }
+            | Self::ToolHeld { .. }
+            | Self::ServerNotFound { .. }
+            | Self::ServerDisabled { .. }
+            | Self::NotRecorded => false,
+        }
+    }
+
+    /// When a repeat makes sense at the earliest.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream { source, .. } => source.retry_after(),
+            Self::Overloaded { .. } | Self::AuditUnavailable(_) | Self::NotRecorded => {
+                Some(Duration::from_secs(1))
+            }
+            _ => None,
+        }
+    }
+
+    /// Names that would have worked.
+    #[must_use]
+    pub fn nearest(&self) -> &[String] {
+        match self {
+            Self::ToolNotFound { nearest, .. } | Self::ServerNotFound { nearest, .. } => nearest,
+            Self::ToolAmbiguous { candidates, .. } => candidates,
+            _ => &[],
+        }
+    }
+
+    /// The server concerned, where one is.
+    #[must_use]
+    pub const fn server(&self) -> Option<&ServerName> {
+        match self {
+            Self::ToolHeld { server, .. }
+            | Self::ServerDisabled { server }
+            | Self::ServerUnavailable { server, .. }
+            | Self::Overloaded { server, .. }
+            | Self::Upstream { server, .. } => Some(server),
+            Self::ToolNotFound { .. }
+            | Self::ToolAmbiguous { .. }
+            | Self::ToolCollision { .. }
+            | Self::ServerNotFound { .. }
+            | Self::AuditUnavailable(_)
+            | Self::NotRecorded => None,
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! [`Router::call`]: one tool call from name to answer, the same for both doors.
+//!
+//! Changes when what happens to a call changes. Knows nothing of HTTP or sessions: it takes a
+//! [`ToolCall`] and gives a [`CallAnswer`].
+//!
+//! The order is resolve → admit → attempt → answer. Whatever becomes of the call, also when its
+//! future is dropped, makes one ledger entry and one observation.
+
+mod admit;
+mod answer;
+mod attempt;
+mod error;
+mod record;
+mod resolve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::audit::AuditWriter;
+use crate::catalogue::{CatalogueHandle, Discovery};
+use crate::clock;
+use crate::metrics::{Metrics, ToolMetrics};
+use crate::model::ToolCall;
+use crate::policy::Deadline;
+
+pub use answer::{CallAnswer, UpstreamAnswer};
+pub use error::{Reason, RouteError, UpstreamError};
+pub use record::Refusal;
+
+/// Routes calls.
+#[derive(Debug)]
+pub struct Router {
+    catalogue: CatalogueHandle,
+    discovery: Arc<Discovery>,
+    rebuilt: watch::Receiver<u64>,
+    audit: AuditWriter,
+    /// For calls to tools that are not in the catalogue.
+    other: Arc<ToolMetrics>,
+}
+
+impl Router {
+    /// A router over a catalogue and a ledger.
+    #[must_use]
+    pub fn new(discovery: Arc<Discovery>, audit: AuditWriter, metrics: &Metrics) -> Self {
+        Self {
+            catalogue: Arc::clone(discovery.catalogue()),
+            rebuilt: discovery.subscribe(),
+            discovery,
+            audit,
+            other: metrics.tool(None, None),
+        }
+    }
+
+    /// Routes one call. Dropping the future cancels the call: the upstream is told, and the
+    /// ledger says `cancelled`.
+    pub async fn call(&self, call: ToolCall) -> CallAnswer {
+        let started = clock::uptime();
+        let slot = match self.audit.admit().await {
+            Ok(slot) => slot,
+            Err(why) => {
+                let total = clock::uptime().since(started);
+                return CallAnswer::unrecorded(&call, RouteError::AuditUnavailable(why), total);
+            }
+        };
+        let mut record = record::CallRecord::begin(call, started, slot, Arc::clone(&self.other));
+        let result = self.run(&mut record).await;
+        record.finish(result, self.audit.durability()).await
+    }
+
+    async fn run(&self, record: &mut record::CallRecord) -> Result<UpstreamAnswer, RouteError> {
+        let entry = self.resolve(&record.call.target).await?;
+        record.routed(&entry);
+        let server = Arc::clone(&entry.server);
+        let total = record.call.deadline.unwrap_or(server.settings.call_deadline);
+        let deadline = Deadline::new(record.started, total);
+        let _place = admit::admit(&entry, deadline, record).await?;
+        attempt::attempt(&entry, deadline, record).await
+    }
+
+    /// Puts a refusal on record that happened before there was a call to route: no key, no
+    /// permission, malformed parameters.
+    pub async fn refuse(&self, refusal: Refusal) {
+        if let Ok(slot) = self.audit.admit().await {
+            record::record_refusal(slot, refusal);
+        }
+    }
+}
+
+/// How long a call to an unknown tool waits for servers that were not asked yet since the start.
+const START_UP_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,0 +1,281 @@
+//! [`CallRecord`]: one call's ledger entry and observations, written whatever happens to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::answer::code_of;
+use super::{CallAnswer, RouteError, UpstreamAnswer};
+use crate::audit::{AuditEntry, AuditSlot, Durability, ToolLabel};
+use crate::catalogue::CatalogueEntry;
+use crate::clock;
+use crate::error::ErrorCode;
+use crate::metrics::{CallLabels, ToolMetrics};
+use crate::model::{
+    ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Outcome, ProtocolVersion, ResultsLevel,
+    Timestamp, ToolCall, Uptime,
+};
+use crate::protocol::{AnswerKind, first_text};
+
+/// A call under way. Dropped without [`CallRecord::finish`], it is recorded as cancelled.
+#[derive(Debug)]
+pub(super) struct CallRecord {
+    pub(super) call: ToolCall,
+    pub(super) started: Uptime,
+    started_at: Timestamp,
+    slot: Option<AuditSlot>,
+    entry: Option<Arc<CatalogueEntry>>,
+    other: Arc<ToolMetrics>,
+    queued: Duration,
+    attempts: u32,
+    attempt_began: Uptime,
+    attempt_open: bool,
+    upstream: Duration,
+    upstream_version: Option<ProtocolVersion>,
+}
+
+impl CallRecord {
+    pub(super) fn begin(
+        call: ToolCall,
+        started: Uptime,
+        slot: AuditSlot,
+        other: Arc<ToolMetrics>,
+    ) -> Self {
+        Self {
+            call,
+            started,
+            started_at: clock::timestamp(),
+            slot: Some(slot),
+            entry: None,
+            other,
+            queued: Duration::ZERO,
+            attempts: 0,
+            attempt_began: started,
+            attempt_open: false,
+            upstream: Duration::ZERO,
+            upstream_version: None,
+        }
+    }
+
+    pub(super) fn routed(&mut self, entry: &Arc<CatalogueEntry>) {
+        self.entry = Some(Arc::clone(entry));
+    }
+
+    pub(super) fn queued_until(&mut self, now: Uptime) {
+        self.queued = now.since(self.started);
+    }
+
+    pub(super) fn attempt_begins(&mut self, now: Uptime) {
+        self.attempts += 1;
+        self.attempt_began = now;
+        self.attempt_open = true;
+    }
+
+    pub(super) fn sending(&mut self, version: ProtocolVersion) {
+        self.upstream_version = Some(version);
+    }
+
+    pub(super) fn attempt_ends(&mut self, now: Uptime, outcome: Outcome) {
+        self.attempt_open = false;
+        let took = now.since(self.attempt_began);
+        self.upstream += took;
+        if let Some(entry) = &self.entry {
+            let error = (outcome != Outcome::Ok).then(|| outcome.as_str());
+            entry.metrics.observe_attempt(
+                self.upstream_version,
+                entry.server.spec.transport.kind(),
+                error,
+                took,
+            );
+        }
+    }
+
+    /// Writes the entry and the observation; in strict durability waits until it is on disk.
+    pub(super) async fn finish(
+        mut self,
+        result: Result<UpstreamAnswer, RouteError>,
+        durability: Durability,
+    ) -> CallAnswer {
+        let now = clock::uptime();
+        let total = now.since(self.started);
+        let mut entry = self.entry_base(total);
+        match &result {
+            Ok(answer) => {
+                entry.outcome = answer.outcome;
+                entry.error_code = code_of(answer.outcome);
+                entry.response_bytes = answer.value.len() as u64;
+                match answer.kind {
+                    AnswerKind::Result => {
+                        if answer.outcome == Outcome::ToolError {
+                            entry.error = first_text(&answer.value).map(|text| first_line(&text));
+                        }
+                        entry.result = Some(answer.value.clone());
+                    }
+                    AnswerKind::Error => {
+                        let text: String =
+                            String::from_utf8_lossy(&answer.value).chars().take(1024).collect();
+                        entry.error = Some(text);
+                    }
+                }
+            }
+            Err(error) => {
+                entry.outcome = error.outcome();
+                entry.error_code = Some(error.code());
+                entry.error = Some(error.to_string());
+                entry.failure = error.failure();
+                if entry.server.is_none() {
+                    entry.server = error.server().cloned();
+                }
+            }
+        }
+        entry.http_status = match self.call.entrance {
+            Entrance::Rest => entry.error_code.map_or(200, ErrorCode::http_status),
+            Entrance::Mcp(_) => 200,
+        };
+        self.observe(entry.outcome, entry.error_code, total);
+        let answer = CallAnswer {
+            id: self.call.id,
+            tool: std::mem::take(&mut self.call.target.tool),
+            server: entry.server.clone(),
+            attempts: self.attempts,
+            total,
+            result,
+        };
+        if let Some(slot) = self.slot.take() {
+            match durability {
+                Durability::Batched => slot.record(entry),
+                Durability::Strict => {
+                    if let Err(error) = slot.record_durably(entry).await {
+                        tracing::error!(call.id = %answer.id, %error, "{error}");
+                        return CallAnswer { result: Err(RouteError::NotRecorded), ..answer };
+                    }
+                }
+            }
+        }
+        answer
+    }
+
+    fn observe(&self, outcome: Outcome, code: Option<ErrorCode>, total: Duration) {
+        let error_type = match outcome {
+            Outcome::Ok => None,
+            Outcome::ToolError => Some("tool_error"),
+            _ => code.map(ErrorCode::as_str),
+        };
+        let labels = CallLabels {
+            entrance: self.call.entrance,
+            over_socket: self.call.caller.auth == AuthKind::Socket,
+            error_type,
+        };
+        self.entry.as_ref().map_or(&self.other, |entry| &entry.metrics).observe_call(labels, total);
+    }
+
+    fn entry_base(&mut self, total: Duration) -> AuditEntry {
+        let call = &mut self.call;
+        let routed = self.entry.as_ref();
+        AuditEntry {
+            id: call.id,
+            started_at: self.started_at,
+            caller: Arc::clone(&call.caller.name),
+            session: call.session.as_ref().map(|session| Arc::clone(&session.hash)),
+            client: match &call.session {
+                Some(session) => Some(Arc::clone(&session.client)),
+                None => call.client.take().map(Arc::new),
+            },
+            entrance: call.entrance,
+            tool: routed.map_or_else(
+                || ToolLabel::asked(&call.target.tool),
+                |entry| ToolLabel::Exposed(entry.exposed.clone()),
+            ),
+            upstream_tool: routed.map(|entry| entry.tool.clone()),
+            server: routed
+                .map(|entry| entry.server.name.clone())
+                .or_else(|| call.target.server.clone()),
+            definition_hash: routed.map(|entry| entry.definition.hash),
+            outcome: Outcome::Cancelled,
+            error_code: None,
+            error: None,
+            failure: None,
+            http_status: 0,
+            attempts: self.attempts,
+            queue: self.queued,
+            upstream: self.upstream,
+            total,
+            request_bytes: call.request_bytes,
+            response_bytes: 0,
+            arguments: call.arguments.take(),
+            result: None,
+            levels: routed
+                .map_or((ArgumentsLevel::Redacted, ResultsLevel::Summary), |entry| entry.levels),
+        }
+    }
+}
+
+impl Drop for CallRecord {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
+        let now = clock::uptime();
+        if self.attempt_open {
+            self.attempt_ends(now, Outcome::Cancelled);
+        }
+        let total = now.since(self.started);
+        let mut entry = self.entry_base(total);
+        entry.error_code = Some(ErrorCode::Cancelled);
+        entry.error = Some("the caller went away before the answer".to_owned());
+        self.observe(Outcome::Cancelled, Some(ErrorCode::Cancelled), total);
+        slot.record(entry);
+    }
+}
+
+/// What a ledger row shows of a tool's own error message.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(300).collect()
+}
+
+/// A refusal before there was a call to route.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The request's id.
+    pub id: CallId,
+    /// Who asked, as far as known.
+    pub caller: Arc<Caller>,
+    /// Through which door.
+    pub entrance: Entrance,
+    /// The tool asked for, where it could be read.
+    pub tool: String,
+    /// Why it was refused.
+    pub code: ErrorCode,
+    /// The same for people.
+    pub message: String,
+    /// The status it was answered with.
+    pub http_status: u16,
+    /// Bytes of the request body.
+    pub request_bytes: u64,
+}
+
+pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal) {
+    slot.record(AuditEntry {
+        id: refusal.id,
+        started_at: clock::timestamp(),
+        caller: Arc::clone(&refusal.caller.name),
+        session: None,
+        client: None,
+        entrance: refusal.entrance,
+        tool: ToolLabel::asked(&refusal.tool),
+        upstream_tool: None,
+        server: None,
+        definition_hash: None,
+        outcome: Outcome::Refused,
+        error_code: Some(refusal.code),
+        error: Some(refusal.message),
+        failure: None,
+        http_status: refusal.http_status,
+        attempts: 0,
+        queue: Duration::ZERO,
+        upstream: Duration::ZERO,
+        total: Duration::ZERO,
+        request_bytes: refusal.request_bytes,
+        response_bytes: 0,
+        arguments: None,
+        result: None,
+        levels: (ArgumentsLevel::None, ResultsLevel::None),
+    });
+}
