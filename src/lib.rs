@@ -1,9 +1,11 @@
 //! Switchyard: a persistent router for MCP tool calls.
 
+pub mod app;
 pub mod audit;
 pub mod catalogue;
 pub mod clock;
 pub mod config;
+pub mod edge;
 pub mod error;
 pub mod metrics;
 pub mod model;

@@ -1,0 +1,378 @@
+//! [`App`]: builds all parts from a [`Config`], owns the tasks and the order of shutdown.
+//!
+//! Changes when a part is added. The order of building is chosen for the time to the first call:
+//! the port is bound and the database opened before any server is asked for anything.
+
+mod probe;
+mod redaction;
+mod reload;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Secrets};
+use crate::catalogue::{Discovery, DiscoverySettings};
+use crate::clock;
+use crate::config::{Config, ConfigError};
+use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, Sessions};
+use crate::metrics::{Metrics, MetricsError};
+use crate::registry::{Registry, RegistryError};
+use crate::router::Router;
+use crate::store::{Store, StoreError};
+
+use redaction::Redaction;
+
+pub use probe::{ProbeOk, ServerProbe, probe};
+
+/// Where the admin socket is, inside the data folder.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+/// How often sessions and keys are tidied.
+const TIDY: Duration = Duration::from_secs(30);
+
+/// A running router.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    door: Arc<FrontDoor>,
+    edge: Arc<Edge>,
+    registry: Arc<Registry>,
+    store: Store,
+    audit: AuditWriter,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    socket: PathBuf,
+}
+
+/// What a router did in its life, for the last line it prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShutdownSummary {
+    /// Calls put on record since the start.
+    pub calls: u64,
+}
+
+/// Why a router did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address cannot be bound.
+    #[error("could not listen on {address}: {}", bind_advice(source))]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The admin socket cannot be made.
+    #[error("could not make the admin socket {path}: {source}")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The threads that serve connections cannot be started.
+    #[error("could not start the threads that serve connections: {source}")]
+    Threads {
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The registry cannot be built.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Two metrics have one name.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+}
+
+fn bind_advice(source: &std::io::Error) -> String {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "the port is taken by another program; stop it, or choose another with --listen or `listen:`".to_owned()
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "permission denied; ports below 1024 need privileges, choose a higher one".to_owned()
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; `127.0.0.1` is always there".to_owned()
+        }
+        _ => source.to_string(),
+    }
+}
+
+impl StartError {
+    /// The exit code of the process: 2 usage or configuration, 4 data folder in use, 5 database
+    /// damaged or newer.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Store(error) | Self::Registry(RegistryError::Store(error)) => error.exit_code(),
+            Self::Config(_)
+            | Self::Bind { .. }
+            | Self::Socket { .. }
+            | Self::Threads { .. }
+            | Self::Registry(_)
+            | Self::Metrics(_) => 2,
+        }
+    }
+}
+
+impl App {
+    /// Starts a router: binds the port, opens the data folder, serves what is known, and asks the
+    /// servers in the background.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let environment = config.environment.clone();
+        let address = config.listen;
+        let listener = match bind(address) {
+            Ok(listener) => listener,
+            Err(source) => return Err(bind_failure(address, source, &config.data_dir).await),
+        };
+        let address =
+            listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
+        let metrics = Metrics::new()?;
+        let store = Store::open(&config.data_dir).await?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+
+        let audit_settings = AuditSettings {
+            durability: config.audit.durability,
+            redact: config.audit.redact.clone(),
+            secrets: Arc::new(Secrets::new(config.secrets.clone())),
+        };
+        let audit =
+            AuditWriter::start(store.clone(), &audit_settings, metrics.audit.clone(), &tasks);
+        let redaction = Redaction::new(audit.clone(), &config);
+        let keeper = Arc::clone(&redaction);
+        let registry = Registry::open(
+            store.clone(),
+            Arc::clone(&metrics),
+            tasks.clone(),
+            environment.clone(),
+            Box::new(move |secrets| keeper.keep(secrets)),
+            &config,
+        );
+        let registry = Arc::new(registry.await?);
+        let discovery = Discovery::load(
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+            discovery_settings(&config),
+        )
+        .await?;
+        let (reload, reload_requests) = mpsc::channel(4);
+        let edge = Arc::new(Edge {
+            router: Arc::new(Router::new(Arc::clone(&discovery), audit.clone(), &metrics)),
+            registry: Arc::clone(&registry),
+            discovery: Arc::clone(&discovery),
+            ledger: AuditQuery::new(store.clone()),
+            keys: KeyRing::load(store.clone()).await?,
+            sessions: Sessions::load(store.clone(), Arc::clone(&metrics), config.limits.sessions)
+                .await?,
+            store: store.clone(),
+            audit: audit.clone(),
+            settings: ArcSwap::from_pointee(edge_settings(&config, address)),
+            metrics: Arc::clone(&metrics),
+            reload,
+            tasks: tasks.clone(),
+            calls: TaskTracker::new(),
+            stop: stop.clone(),
+        });
+        let (socket, socket_listener) = bind_socket(&config.data_dir)?;
+        metrics.config_loaded(seconds(clock::timestamp()));
+
+        let door =
+            FrontDoor::open(Arc::clone(&edge)).map_err(|source| StartError::Threads { source })?;
+        tasks.spawn(Arc::clone(&door).serve(Listening::Network(listener)));
+        tasks.spawn(Arc::clone(&door).serve(Listening::Socket(socket_listener)));
+        tasks.spawn(Arc::clone(&discovery).run(stop.clone()));
+        tasks.spawn(tidy(Arc::clone(&edge), stop.clone()));
+        tasks.spawn(check_ledger(store.clone(), stop.clone()));
+        let reloader = reload::Reloader {
+            path: config.path.clone(),
+            address,
+            environment,
+            registry: Arc::clone(&registry),
+            discovery,
+            edge: Arc::clone(&edge),
+            redaction,
+            hangup: reload::hangup(),
+            metrics,
+        };
+        tasks.spawn(reloader.run(reload_requests, stop.clone()));
+        if !edge.settings.load().loopback && edge.keys.is_empty() {
+            tracing::warn!(
+                "{address} is not a loopback address and there is no key yet, so every request is answered 401; make the first key on this machine: switchyard --data-dir {} keys create NAME --scopes call,read",
+                config.data_dir.display()
+            );
+        }
+        Ok(Self { address, door, edge, registry, store, audit, tasks, stop, socket })
+    }
+
+    /// The address that is listened on.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many servers the registry has.
+    #[must_use]
+    pub fn servers(&self) -> usize {
+        self.registry.servers().len()
+    }
+
+    /// Runs until `shutdown` and ends in order.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> ShutdownSummary {
+        shutdown.await;
+        self.shutdown().await
+    }
+
+    /// Ends: stops accepting, drains calls for a bounded time, closes connections and child
+    /// processes, flushes the ledger, closes the database.
+    pub async fn shutdown(self) -> ShutdownSummary {
+        // Streams end first: they would keep their connections open for ever.
+        self.stop.cancel();
+        self.door.close().await;
+        self.registry.close().await;
+        // What did not end in time is dropped with its thread, and recorded as it is dropped.
+        self.door.stop().await;
+        self.audit.close().await;
+        let calls = self.edge.metrics.audit.calls_recorded();
+        for saved in [self.edge.sessions.tidy().await, self.edge.keys.save_use().await] {
+            if let Err(error) = saved {
+                tracing::warn!(%error, "the last use of sessions or keys could not be stored: {error}");
+            }
+        }
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "{} tasks did not end in time",
+                self.tasks.len()
+            );
+        }
+        // Gone already is as good as removed.
+        let _ = std::fs::remove_file(&self.socket);
+        if let Err(error) = self.store.close().await {
+            tracing::warn!(%error, "the database could not be closed in order: {error}");
+        }
+        ShutdownSummary { calls }
+    }
+}
+
+/// A second router on one data folder usually meets the port of the first; then the folder is what
+/// it should be told about.
+async fn bind_failure(address: SocketAddr, source: std::io::Error, data_dir: &Path) -> StartError {
+    if source.kind() == std::io::ErrorKind::AddrInUse
+        && data_dir.join("router.lock").exists()
+        && let Err(in_use @ StoreError::InUse { .. }) = Store::open(data_dir).await
+    {
+        return in_use.into();
+    }
+    StartError::Bind { address, source }
+}
+
+fn discovery_settings(config: &Config) -> DiscoverySettings {
+    DiscoverySettings {
+        naming: config.naming,
+        arguments: config.audit.arguments,
+        results: config.audit.results,
+        tools_per_server: config.limits.tools_per_server,
+        health_check_interval: config.health_check_interval,
+    }
+}
+
+fn edge_settings(config: &Config, address: SocketAddr) -> EdgeSettings {
+    let lower = |list: &[String]| list.iter().map(|entry| entry.to_ascii_lowercase()).collect();
+    EdgeSettings {
+        auth: config.auth,
+        loopback: address.ip().is_loopback(),
+        allowed_hosts: lower(&config.http.allowed_hosts),
+        allowed_origins: lower(&config.http.allowed_origins),
+        body_limit: usize::try_from(config.limits.body).unwrap_or(usize::MAX),
+        stdio_commands: config.admin.stdio_commands.clone(),
+        config_path: config.path.clone(),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^52")]
+fn seconds(at: crate::model::Timestamp) -> f64 {
+    at.as_millis() as f64 / 1000.0
+}
+
+/// Connections that wait to be accepted while a burst comes in.
+const BACKLOG: i32 = 1024;
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    // A restart must not wait for the last connections of its predecessor to time out.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Longer paths do not fit a socket address.
+const SOCKET_PATH_LIMIT: usize = 100;
+
+fn bind_socket(data_dir: &Path) -> Result<(PathBuf, UnixListener), StartError> {
+    let path = data_dir.join(ADMIN_SOCKET);
+    let error = |source| StartError::Socket { path: path.display().to_string(), source };
+    // The lock on the data folder is ours, so a socket that is there belongs to nobody.
+    let _ = std::fs::remove_file(&path);
+    let folder = std::fs::File::open(data_dir).map_err(error)?;
+    let short = if path.as_os_str().len() > SOCKET_PATH_LIMIT {
+        use std::os::fd::AsRawFd as _;
+        PathBuf::from(format!("/proc/self/fd/{}/{ADMIN_SOCKET}", folder.as_raw_fd()))
+    } else {
+        path.clone()
+    };
+    let listener = UnixListener::bind(short).map_err(error)?;
+    // Until this the folder's own 0700 keeps everybody else out.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, mode).map_err(error)?;
+    Ok((path, listener))
+}
+
+/// A large ledger is checked while it is in use: the start does not wait for it.
+async fn check_ledger(store: Store, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        checked = store.check_ledger() => match checked {
+            Ok(()) | Err(StoreError::Closed) => {}
+            Err(error) => tracing::error!(%error, "the ledger: {error}"),
+        },
+    }
+}
+
+async fn tidy(edge: Arc<Edge>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(TIDY) => {}
+        }
+        for done in [edge.sessions.tidy().await, edge.keys.save_use().await] {
+            if let Err(error) = done {
+                tracing::warn!(%error, "sessions or keys could not be tidied: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Reading the configuration again: on `SIGHUP`, when the file changes, and when asked over HTTP.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::redaction::Redaction;
+use super::{discovery_settings, edge_settings, seconds};
+use crate::catalogue::Discovery;
+use crate::clock;
+use crate::config::{self, Config, Durability, Environment};
+use crate::edge::{Edge, ReloadReport, ReloadRequest};
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+
+/// How often the file is looked at. A look is one `stat`, which also sees renames and links that
+/// are switched, on every file system.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Takes a changed configuration over while the router runs.
+pub(super) struct Reloader {
+    pub(super) path: Option<PathBuf>,
+    pub(super) address: SocketAddr,
+    pub(super) environment: Environment,
+    pub(super) registry: Arc<Registry>,
+    pub(super) discovery: Arc<Discovery>,
+    pub(super) edge: Arc<Edge>,
+    pub(super) redaction: Arc<Redaction>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) hangup: Option<Signal>,
+}
+
+/// Listens for `SIGHUP`. Until this is called the signal ends the process, so it comes before
+/// anybody is told that the router runs.
+pub(super) fn hangup() -> Option<Signal> {
+    match signal(SignalKind::hangup()) {
+        Ok(hangup) => Some(hangup),
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP cannot be listened for: {error}");
+            None
+        }
+    }
+}
+
+type Seen = Option<(SystemTime, u64, u64)>;
+
+impl Reloader {
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<ReloadRequest>,
+        stop: CancellationToken,
+    ) {
+        let mut seen = self.look();
+        let mut known = self.fixed();
+        loop {
+            let hung_up = async {
+                match &mut self.hangup {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(()) = hung_up => { let _ = self.reload("SIGHUP", &mut known).await; }
+                request = requests.recv() => match request {
+                    Some(answer) => {
+                        let report = self.reload("request", &mut known).await;
+                        // Whoever asked may have left; the reload stands all the same.
+                        let _ = answer.send(report);
+                    }
+                    None => return,
+                },
+                () = tokio::time::sleep(LOOK) => {
+                    let now = self.look();
+                    if now == seen || now.is_none() {
+                        continue;
+                    }
+                    seen = now;
+                    let _ = self.reload("file change", &mut known).await;
+                }
+            }
+            seen = self.look().or(seen);
+        }
+    }
+
+    fn look(&self) -> Seen {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = std::fs::metadata(self.path.as_ref()?).ok()?;
+        Some((metadata.modified().ok()?, metadata.ino(), metadata.len()))
+    }
+
+    /// What of the file as it is now takes a restart.
+    fn fixed(&self) -> Option<Fixed> {
+        config::load(self.path.as_ref()?, &self.environment).ok().map(|config| Fixed::of(&config))
+    }
+
+    async fn reload(&self, why: &str, known: &mut Option<Fixed>) -> Result<ReloadReport, String> {
+        match self.take_over(known).await {
+            Ok(report) => {
+                self.metrics.reload_succeeded(seconds(clock::timestamp()));
+                tracing::info!(
+                    servers = report.servers,
+                    why,
+                    "configuration reloaded ({why}): {} servers",
+                    report.servers
+                );
+                for note in &report.notes {
+                    tracing::info!("{note}");
+                }
+                Ok(report)
+            }
+            Err(problem) => {
+                self.metrics.reload_failed();
+                tracing::error!(
+                    why,
+                    "configuration not reloaded ({why}), the old one stays: {problem}"
+                );
+                Err(problem)
+            }
+        }
+    }
+
+    async fn take_over(&self, known: &mut Option<Fixed>) -> Result<ReloadReport, String> {
+        let Some(path) = &self.path else {
+            return Err("this router was started without a configuration file".to_owned());
+        };
+        let config = config::load(path, &self.environment).map_err(|error| error.to_string())?;
+        let mut notes = config.notes.clone();
+        let fixed = Fixed::of(&config);
+        if let Some(known) = known {
+            notes.extend(
+                fixed
+                    .changed_from(known)
+                    .map(|key| format!("`{key}` changed; that takes a restart")),
+            );
+        }
+        *known = Some(fixed);
+        self.redaction.reload(&config);
+        self.registry.apply(&config).await.map_err(|error| error.to_string())?;
+        self.discovery.configure(discovery_settings(&config));
+        self.edge.settings.store(Arc::new(edge_settings(&config, self.address)));
+        Ok(ReloadReport { servers: self.registry.servers().len(), notes })
+    }
+}
+
+/// What cannot change while the router runs.
+#[derive(Debug, PartialEq, Eq)]
+struct Fixed {
+    listen: SocketAddr,
+    data_dir: PathBuf,
+    durability: Durability,
+    sessions: u32,
+}
+
+impl Fixed {
+    fn of(config: &Config) -> Self {
+        Self {
+            listen: config.listen,
+            data_dir: config.data_dir.clone(),
+            durability: config.audit.durability,
+            sessions: config.limits.sessions,
+        }
+    }
+
+    fn changed_from(&self, before: &Self) -> impl Iterator<Item = &'static str> + use<> {
+        [
+            ("listen", self.listen != before.listen),
+            ("data_dir", self.data_dir != before.data_dir),
+            ("audit.durability", self.durability != before.durability),
+            ("limits.sessions", self.sessions != before.sessions),
+        ]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+    }
+}

@@ -1,0 +1,108 @@
+//! Health: of the process, and of every server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use futures_util::future::join_all;
+use http::StatusCode;
+use serde::Serialize;
+
+use super::Shared;
+use crate::clock;
+use crate::protocol::OutgoingRequest;
+use crate::registry::{ServerHandle, ServerState};
+
+/// A server that says nothing for this long is not healthy now.
+const CHECK: Duration = Duration::from_secs(5);
+/// The start counts as done after this, whatever servers still keep silent.
+const START_UP_BOUND: Duration = Duration::from_secs(10);
+
+#[derive(Serialize)]
+struct ServerHealth {
+    name: String,
+    healthy: bool,
+    state: &'static str,
+    latency_ms: Option<f64>,
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    servers: Vec<ServerHealth>,
+}
+
+/// Asks every enabled server now, all at once, with a bound.
+pub(super) async fn servers(State(edge): State<Shared>) -> impl IntoResponse {
+    let all = edge.registry.servers();
+    let checks = all.values().map(|handle| check(Arc::clone(handle)));
+    let servers = join_all(checks).await;
+    let healthy = servers.iter().all(|server| server.healthy || server.state == "disabled");
+    Json(Health { status: if healthy { "ok" } else { "degraded" }, servers })
+}
+
+async fn check(handle: Arc<ServerHandle>) -> ServerHealth {
+    let name = handle.name.as_str().to_owned();
+    if !handle.enabled {
+        let state = ServerState::Disabled.as_str();
+        return ServerHealth { name, healthy: false, state, latency_ms: None, error: None };
+    }
+    let began = clock::uptime();
+    let asked = tokio::time::timeout(CHECK, ask(&handle)).await;
+    let took = clock::uptime().since(began).as_secs_f64() * 1000.0;
+    let error = match asked {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(_) => Some(format!("no answer within {} s", CHECK.as_secs())),
+    };
+    let healthy = error.is_none();
+    let state = if healthy { ServerState::Up } else { ServerState::Down }.as_str();
+    ServerHealth { name, healthy, state, latency_ms: healthy.then_some(took), error }
+}
+
+/// A question that every server of its era must answer, and that runs no tool.
+async fn ask(handle: &ServerHandle) -> Result<(), String> {
+    let lease = handle.lease().await.map_err(|error| error.to_string())?;
+    let method = match lease.peer().version.era() {
+        crate::model::Era::Legacy => "ping",
+        crate::model::Era::Modern => "server/discover",
+    };
+    // An error is an answer, and an answer proves life.
+    let answer = lease.request(&OutgoingRequest::new(method), CHECK).await;
+    if answer.is_err() && !lease.is_alive() {
+        handle.invalidate(&lease);
+    }
+    answer.map(drop).map_err(|error| error.to_string())
+}
+
+pub(super) async fn live() -> impl IntoResponse {
+    (StatusCode::OK, "ok\n")
+}
+
+/// Ready: the database answers, the ledger takes calls, and servers had their chance to answer.
+pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
+    let started = edge.discovery.start_up_done()
+        || clock::uptime().since(crate::model::Uptime::default()) > START_UP_BOUND;
+    if !started {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "servers are still being asked for their tools\n",
+        );
+    }
+    if edge.audit.is_full() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the ledger's queue is full\n");
+    }
+    if !edge.audit.is_healthy() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the ledger cannot be written\n");
+    }
+    match edge.store.events(1).await {
+        Ok(_) => (StatusCode::OK, "ready\n"),
+        Err(error) => {
+            tracing::error!(%error, "the database does not answer: {error}");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n")
+        }
+    }
+}

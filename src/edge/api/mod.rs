@@ -1,0 +1,145 @@
+//! The REST API: one table of routes, each with the scope it needs.
+//!
+//! Changes when a route comes or goes.
+
+mod admin;
+mod audit;
+mod body;
+mod call;
+mod health;
+mod servers;
+mod tools;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+
+use super::Edge;
+use super::auth::RequestContext;
+use super::error::ApiError;
+use crate::error::ErrorCode;
+use crate::metrics::{AuthFailure, CONTENT_TYPE};
+use crate::model::Scope;
+
+type Shared = Arc<Edge>;
+
+/// Every route but `POST /mcp`, which the front door takes itself.
+pub(super) fn routes(edge: Shared) -> Router {
+    let call = Router::new()
+        .route("/mcp", get(stream).delete(end_session))
+        .route("/mcp/call", post(call::call));
+    let read = Router::new()
+        .route("/mcp/servers", get(servers::list).post(servers::add))
+        .route(
+            "/mcp/servers/{name}",
+            get(servers::show).put(servers::replace).delete(servers::remove),
+        )
+        .route("/mcp/servers/{name}/tools", get(tools::of_server))
+        .route("/mcp/tools", get(tools::list))
+        .route("/mcp/tools/{name}/history", get(tools::history))
+        .route("/mcp/health", get(health::servers));
+    let admin = Router::new()
+        .route("/mcp/servers/{name}/enable", post(servers::enable))
+        .route("/mcp/servers/{name}/disable", post(servers::disable))
+        .route("/mcp/servers/{name}/refresh", post(servers::refresh))
+        .route("/mcp/tools/{name}/approve", post(tools::approve))
+        .route("/admin/reload", post(admin::reload))
+        .route("/admin/keys", get(admin::keys).post(admin::create_key))
+        .route("/admin/keys/{id}", delete(admin::revoke_key));
+    let audit = Router::new()
+        .route("/mcp/audit", get(audit::list))
+        .route("/mcp/audit/tail", get(audit::tail))
+        .route("/mcp/audit/{id}", get(audit::show));
+    let metrics = Router::new().route("/metrics", get(metrics));
+    let scoped = |routes: Router<Shared>, scope: Scope| {
+        routes
+            .route_layer(middleware::from_fn_with_state((Arc::clone(&edge), scope), require_scope))
+    };
+    Router::new()
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .merge(scoped(call, Scope::Call))
+        .merge(scoped(read, Scope::Read))
+        .merge(scoped(admin, Scope::Admin))
+        .merge(scoped(audit, Scope::Audit))
+        .merge(scoped(metrics, Scope::Metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(edge)
+}
+
+/// Refuses callers without the scope; on a route that reads, every method that changes something
+/// needs `admin`.
+async fn require_scope(
+    State((edge, scope)): State<(Shared, Scope)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let needed = match scope {
+        Scope::Read if !request.method().is_safe() => Scope::Admin,
+        scope => scope,
+    };
+    match request.extensions().get::<RequestContext>() {
+        Some(context) if context.caller.may(needed) => next.run(request).await,
+        Some(context) => {
+            edge.metrics.auth_failure(AuthFailure::Scope);
+            let detail = format!(
+                "`{}` lacks the scope `{}`; use a key that has it, or the admin socket",
+                context.caller.name,
+                needed.as_str()
+            );
+            let error = ApiError::new(ErrorCode::Permission, detail);
+            if request.uri().path() == "/mcp/call" {
+                call::refuse(&edge, context, &error).await;
+            }
+            error.into_response()
+        }
+        None => ApiError::new(ErrorCode::Authentication, "a key is needed").into_response(),
+    }
+}
+
+async fn not_found(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(128).collect();
+    ApiError::new(ErrorCode::NotFound, format!("there is no route {path}"))
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(128).collect();
+    let detail = format!("{} is not a method of {path}", request.method());
+    ApiError::new(ErrorCode::MethodNotAllowed, detail)
+}
+
+/// We offer no stream of our own: every answer comes on its request.
+async fn stream() -> ApiError {
+    let detail = "this server offers no stream on GET; POST messages to it";
+    ApiError::new(ErrorCode::MethodNotAllowed, detail)
+}
+
+async fn end_session(
+    State(edge): State<Shared>,
+    axum::Extension(context): axum::Extension<RequestContext>,
+    headers: http::HeaderMap,
+) -> Result<http::StatusCode, ApiError> {
+    let Some(id) = headers.get(&super::mcp::SESSION_ID) else {
+        return Err(ApiError::new(
+            ErrorCode::MethodNotAllowed,
+            "DELETE ends a session; send its Mcp-Session-Id",
+        ));
+    };
+    if edge.sessions.end(id.as_bytes(), &context.caller).await? {
+        Ok(http::StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::new(ErrorCode::NotFound, "there is no such session"))
+    }
+}
+
+async fn metrics(State(edge): State<Shared>) -> Result<Response, ApiError> {
+    let text = edge.metrics.render().map_err(|error| {
+        ApiError::new(ErrorCode::Unexpected, format!("the metrics could not be rendered: {error}"))
+    })?;
+    Ok(([(http::header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}

@@ -1,0 +1,49 @@
+//! [`Detached`]: a call that outlives the connection it came on.
+//!
+//! In the legacy era a lost connection is not a cancellation (specification 2025-11-25,
+//! basic/transports), so the call must end as if the client were still there. Spawning every call
+//! for that would cost each of them a task; this moves only those to a task whose client left.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio_util::task::TaskTracker;
+
+/// A boxed future that is finished in the background when it is dropped before its end.
+pub(super) struct Detached<T: Send + 'static> {
+    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    tasks: TaskTracker,
+}
+
+impl<T: Send + 'static> Detached<T> {
+    pub(super) fn new(
+        future: impl Future<Output = T> + Send + 'static,
+        tasks: &TaskTracker,
+    ) -> Self {
+        Self { future: Some(Box::pin(future)), tasks: tasks.clone() }
+    }
+}
+
+impl<T: Send + 'static> Future for Detached<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(future) = self.future.as_mut() else { return Poll::Pending };
+        let polled = future.as_mut().poll(context);
+        if polled.is_ready() {
+            self.future = None;
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for Detached<T> {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            self.tasks.spawn(future);
+        }
+    }
+}

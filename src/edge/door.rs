@@ -1,0 +1,372 @@
+//! The front door: accepts connections, turns away what must not come in, hands on the rest.
+//!
+//! Tool calls over MCP are by far the most frequent request, so `POST /mcp` is taken here and
+//! does not pass the REST router.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::response::IntoResponse as _;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service as _;
+
+use super::auth::{Door, RequestContext, nobody};
+use super::error::ApiError;
+use super::workers::{Handover, Workers};
+use super::{Edge, api, mcp, origin};
+use crate::error::ErrorCode;
+use crate::metrics::AuthFailure;
+use crate::model::{CallId, Entrance, ProtocolVersion};
+use crate::router::Refusal;
+
+/// An answer's body: whole for MCP, whatever axum makes for the rest.
+pub(super) type Body = Either<Full<Bytes>, axum::body::Body>;
+
+/// A connection without a request for this long is closed; so is one whose headers take longer.
+const IDLE: Duration = Duration::from_secs(75);
+/// A body must be complete after this.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// All headers of a request together, in bytes.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// How long a connection may take to finish its requests after the stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A new id for a call or request.
+pub(super) fn new_id() -> CallId {
+    CallId::from_uuid(uuid::Uuid::now_v7())
+}
+
+/// Serves an [`Edge`] on any number of listeners.
+#[derive(Debug)]
+pub struct FrontDoor {
+    edge: Arc<Edge>,
+    rest: axum::Router,
+    closing: Arc<Closing>,
+    connections: TaskTracker,
+    workers: OnceLock<Workers>,
+}
+
+/// Tells connections to finish. The flag is what they look at on every poll; the token only wakes
+/// them once, because waiting on it takes a lock that all connections would share.
+#[derive(Debug, Default)]
+struct Closing {
+    flag: AtomicBool,
+    token: CancellationToken,
+}
+
+/// What a listener is.
+#[derive(Debug)]
+pub enum Listening {
+    /// TCP.
+    Network(TcpListener),
+    /// The admin socket.
+    Socket(UnixListener),
+}
+
+impl FrontDoor {
+    /// A front door for `edge`, with its threads.
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    pub fn open(edge: Arc<Edge>) -> std::io::Result<Arc<Self>> {
+        let door = Arc::new(Self {
+            rest: api::routes(Arc::clone(&edge)),
+            edge,
+            closing: Arc::default(),
+            connections: TaskTracker::new(),
+            workers: OnceLock::new(),
+        });
+        let serving = Arc::downgrade(&door);
+        let workers = Workers::start(move |handover| {
+            if let Some(door) = serving.upgrade() {
+                door.take_over(handover);
+            }
+        })?;
+        door.workers.get_or_init(|| workers);
+        Ok(door)
+    }
+
+    /// Accepts connections until [`FrontDoor::close`].
+    pub async fn serve(self: Arc<Self>, listening: Listening) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.closing.token.cancelled() => return,
+                accepted = accept(&listening) => accepted,
+            };
+            match accepted {
+                Ok(handover) => {
+                    if let Some(workers) = self.workers.get() {
+                        workers.hand_over(handover).await;
+                    }
+                }
+                Err(error) => {
+                    // Usually out of file descriptors: others must end before this can go on.
+                    tracing::warn!(%error, "a connection could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Stops accepting, lets open requests finish for a bounded time, and ends.
+    pub async fn close(&self) {
+        self.closing.flag.store(true, Ordering::Release);
+        self.closing.token.cancel();
+        self.connections.close();
+        self.edge.calls.close();
+        let drained = async {
+            self.connections.wait().await;
+            self.edge.calls.wait().await;
+        };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!(
+                connections = self.connections.len(),
+                "{} connections did not finish in time",
+                self.connections.len()
+            );
+        }
+    }
+
+    /// Ends the threads that served connections.
+    pub async fn stop(&self) {
+        if let Some(workers) = self.workers.get() {
+            workers.stop().await;
+        }
+    }
+
+    /// Serves a connection on the thread this is called on.
+    fn take_over(self: &Arc<Self>, handover: Handover) {
+        let taken = match handover {
+            Handover::Network(stream, local) => TcpStream::from_std(stream)
+                .map(|stream| self.connection(TokioIo::new(stream), Door::Network, Some(local))),
+            Handover::Socket(stream) => UnixStream::from_std(stream)
+                .map(|stream| self.connection(TokioIo::new(stream), Door::Socket, None)),
+        };
+        if let Err(error) = taken {
+            tracing::warn!(%error, "a connection could not be served: {error}");
+        }
+    }
+
+    fn connection<T>(self: &Arc<Self>, io: TokioIo<T>, door: Door, local: Option<SocketAddr>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let this = Arc::clone(self);
+        self.connections.spawn(async move {
+            let service = service_fn(|request| {
+                let this = Arc::clone(&this);
+                async move { Ok::<_, Infallible>(this.answer(request, door, local).await) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(IDLE)
+                .max_buf_size(MAX_HEADER_BYTES)
+                .serve_connection(io, service);
+            let mut connection = pin!(connection);
+            let mut stop = pin!(this.closing.token.cancelled());
+            let (mut watching, mut ending) = (false, false);
+            let served = std::future::poll_fn(|context| {
+                if !watching {
+                    watching = true;
+                    let _ = stop.as_mut().poll(context);
+                }
+                if !ending && this.closing.flag.load(Ordering::Acquire) {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                match connection.as_mut().poll(context) {
+                    Poll::Ready(served) => Poll::Ready(served),
+                    Poll::Pending => Poll::Pending,
+                }
+            });
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "a connection ended early: {error}");
+            }
+        });
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        door: Door,
+        local: Option<SocketAddr>,
+    ) -> Response<Body> {
+        let id = new_id();
+        let inflight = &self.edge.metrics.inflight_requests;
+        inflight.inc();
+        let _inflight = Leave(inflight);
+        let mut response = match self.admit(request, id, door, local).await {
+            Ok(response) => response,
+            Err(error) => error.into_response().map(Either::Right),
+        };
+        let mut buffer = [0_u8; 36];
+        if let Ok(value) = HeaderValue::from_str(id.encode(&mut buffer)) {
+            response.headers_mut().insert(REQUEST_ID.clone(), value);
+        }
+        response
+    }
+
+    async fn admit(
+        &self,
+        request: Request<Incoming>,
+        id: CallId,
+        door: Door,
+        local: Option<SocketAddr>,
+    ) -> Result<Response<Body>, ApiError> {
+        let (caller, body_limit) = {
+            // Not held across an await: a thread has few places for such guards, and calls are many.
+            let settings = self.edge.settings.load();
+            let foreign = origin::check(
+                request.headers(),
+                request.uri(),
+                local,
+                &settings.allowed_hosts,
+                &settings.allowed_origins,
+            );
+            if let Err(foreign) = foreign {
+                self.edge.metrics.auth_failure(AuthFailure::Origin);
+                return Err(ApiError::new(ErrorCode::ForbiddenOrigin, foreign.to_string()));
+            }
+            let caller = self.edge.keys.identify(request.headers(), door, &settings);
+            (caller, settings.body_limit)
+        };
+        let path = request.uri().path();
+        if matches!(path, "/livez" | "/readyz") {
+            return self.rest(request).await;
+        }
+        let caller = match caller {
+            Ok(caller) => caller,
+            Err(failure) => {
+                let path = path.to_owned();
+                return Err(self.turn_away(&path, id, failure).await);
+            }
+        };
+        let context = RequestContext { id, caller };
+        if path == "/mcp" && request.method() == Method::POST {
+            let (head, body) = request.into_parts();
+            let body = match read_body(body, body_limit).await {
+                Ok(body) => body,
+                Err(error) => {
+                    self.refuse(&context, Entrance::Mcp(ProtocolVersion::LATEST_LEGACY), &error)
+                        .await;
+                    return Err(error);
+                }
+            };
+            return Ok(mcp::post(&self.edge, context, &head.headers, body).await);
+        }
+        let mut request = request;
+        request.extensions_mut().insert(context);
+        self.rest(request).await
+    }
+
+    async fn rest(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let mut rest = self.rest.clone();
+        match rest.call(request.map(axum::body::Body::new)).await {
+            Ok(response) => Ok(response.map(Either::Right)),
+            Err(never) => match never {},
+        }
+    }
+
+    async fn turn_away(&self, path: &str, id: CallId, failure: AuthFailure) -> ApiError {
+        self.edge.metrics.auth_failure(failure);
+        let detail = match failure {
+            AuthFailure::MissingKey => {
+                "send a key as `Authorization: Bearer sy_…`; `switchyard keys create NAME` makes one"
+            }
+            AuthFailure::InvalidKey | AuthFailure::Origin | AuthFailure::Scope => {
+                "the key is unknown, revoked or expired"
+            }
+        };
+        let error = ApiError::new(ErrorCode::Authentication, detail);
+        let entrance = match path {
+            "/mcp" => Some(Entrance::Mcp(ProtocolVersion::LATEST_LEGACY)),
+            "/mcp/call" => Some(Entrance::Rest),
+            _ => None,
+        };
+        if let Some(entrance) = entrance {
+            let context = RequestContext { id, caller: nobody() };
+            self.refuse(&context, entrance, &error).await;
+        }
+        error
+    }
+
+    async fn refuse(&self, context: &RequestContext, entrance: Entrance, error: &ApiError) {
+        let refusal = Refusal {
+            id: context.id,
+            caller: Arc::clone(&context.caller),
+            entrance,
+            tool: String::new(),
+            code: error.code,
+            message: error.detail.clone(),
+            http_status: error.status(),
+            request_bytes: 0,
+        };
+        self.edge.router.refuse(refusal).await;
+    }
+}
+
+struct Leave<'a>(&'a prometheus::IntGauge);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+async fn accept(listening: &Listening) -> std::io::Result<Handover> {
+    match listening {
+        Listening::Network(listener) => {
+            let (stream, _) = listener.accept().await?;
+            // An answer is one write; waiting to fill a segment would only add delay.
+            stream.set_nodelay(true)?;
+            let local = stream.local_addr()?;
+            Ok(Handover::Network(stream.into_std()?, local))
+        }
+        Listening::Socket(listener) => Ok(Handover::Socket(listener.accept().await?.0.into_std()?)),
+    }
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// When it is larger than `limit`, too slow, or cut off.
+pub(super) async fn read_body<B>(body: B, limit: usize) -> Result<Bytes, ApiError>
+where
+    B: hyper::body::Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let too_large = || {
+        let detail = format!("the body is larger than {limit} bytes (limits.body)");
+        ApiError::new(ErrorCode::RequestTooLarge, detail)
+    };
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(ApiError::invalid(format!("the body was cut off: {error}"))),
+        Err(_) => Err(ApiError::invalid(format!(
+            "the body was not complete after {} s",
+            BODY_TIMEOUT.as_secs()
+        ))),
+    }
+}

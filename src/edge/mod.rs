@@ -1,0 +1,121 @@
+//! Everything that listens: the front door, the MCP endpoint, the REST API.
+//!
+//! Changes when what is served changes. Handlers parse, call the router or the registry, and
+//! render; they decide nothing about calls.
+//!
+//! Order at the front door, for every route: Host, Origin, authentication, size, envelope,
+//! agreement of headers and body, the rest.
+
+mod api;
+mod auth;
+mod detach;
+mod door;
+mod error;
+mod mcp;
+mod origin;
+mod sessions;
+mod workers;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use crate::audit::{AuditQuery, AuditWriter};
+use crate::catalogue::Discovery;
+use crate::metrics::Metrics;
+use crate::model::{ExposedName, ToolName};
+use crate::registry::Registry;
+use crate::router::Router;
+use crate::store::Store;
+
+pub use auth::{KeyRing, NewKey};
+pub use door::{FrontDoor, Listening};
+pub use sessions::Sessions;
+
+/// What the front door is told by the configuration.
+#[derive(Debug, Clone)]
+pub struct EdgeSettings {
+    /// Who needs a key.
+    pub auth: crate::config::AuthMode,
+    /// Whether the listen address is a loopback one.
+    pub loopback: bool,
+    /// Hosts accepted beside loopback names and the address itself, in lower case.
+    pub allowed_hosts: Vec<String>,
+    /// Origins accepted, in lower case.
+    pub allowed_origins: Vec<String>,
+    /// Largest body in bytes.
+    pub body_limit: usize,
+    /// Programs that the API may start, by id.
+    pub stdio_commands: std::collections::BTreeMap<String, crate::config::StdioCommand>,
+    /// The configuration file, for messages.
+    pub config_path: Option<PathBuf>,
+}
+
+/// A request to read the configuration again; the answer is what came of it.
+pub type ReloadRequest = oneshot::Sender<Result<ReloadReport, String>>;
+
+/// What a reload did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ReloadReport {
+    /// Servers in the registry now.
+    pub servers: usize,
+    /// What the file said that is accepted and has no effect.
+    pub notes: Vec<String>,
+}
+
+/// What every handler shares.
+#[derive(Debug)]
+pub struct Edge {
+    /// Routes calls.
+    pub router: Arc<Router>,
+    /// Servers.
+    pub registry: Arc<Registry>,
+    /// Tools.
+    pub discovery: Arc<Discovery>,
+    /// Reads the ledger.
+    pub ledger: AuditQuery,
+    /// Writes the ledger.
+    pub audit: AuditWriter,
+    /// The database.
+    pub store: Store,
+    /// Keys in force.
+    pub keys: KeyRing,
+    /// Open sessions of legacy clients.
+    pub sessions: Sessions,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Settings in force.
+    pub settings: ArcSwap<EdgeSettings>,
+    /// Asks the owner for a reload.
+    pub reload: mpsc::Sender<ReloadRequest>,
+    /// Work that outlives its request.
+    pub tasks: TaskTracker,
+    /// Calls of clients that went away and must still be finished.
+    pub calls: TaskTracker,
+    /// Ends streams at shutdown.
+    pub stop: tokio_util::sync::CancellationToken,
+}
+
+/// What `initialize` and `server/discover` tell a client that asks how to use us.
+const INSTRUCTIONS: &str =
+    "One endpoint in front of several MCP servers. A tool is named SERVER__TOOL.";
+
+/// How long an API request that adds or changes a server waits for its first answer.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
+impl Edge {
+    /// The exposed name of a server's tool, where it is callable.
+    fn exposed_name(&self, server: &str, tool: &ToolName) -> Option<ExposedName> {
+        self.discovery
+            .catalogue()
+            .load()
+            .entries()
+            .iter()
+            .find(|entry| entry.server.name.as_str() == server && entry.tool == *tool)
+            .map(|entry| entry.exposed.clone())
+    }
+}

@@ -1,0 +1,102 @@
+//! [`Workers`]: threads that serve connections, each with a runtime of its own.
+//!
+//! Changes when the way connections are spread over processors does.
+//!
+//! A call is served from its first byte to its last on one thread: the client's connection, the
+//! upstream's, their timers and their readiness events all belong to one runtime, so nothing has
+//! to wake another thread. With one runtime of several threads every call paid for two or three
+//! such wake-ups, which cost more than everything we do with its bytes.
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpStream};
+use std::num::NonZero;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+/// Accepted connections that wait for their thread; more wait in the listener's backlog.
+const HANDOVER: usize = 256;
+
+/// A connection on its way to the thread that serves it.
+#[derive(Debug)]
+pub(super) enum Handover {
+    /// Over TCP, with the address it came in on.
+    Network(TcpStream, SocketAddr),
+    /// Over the admin socket.
+    Socket(UnixStream),
+}
+
+/// The threads and the way to them.
+#[derive(Debug)]
+pub(super) struct Workers {
+    queues: Mutex<Vec<mpsc::Sender<Handover>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    next: AtomicUsize,
+}
+
+impl Workers {
+    /// Starts a thread for each processor. `serve` is called on its thread for each connection
+    /// and spawns what serves it.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no runtime.
+    pub(super) fn start<F>(serve: F) -> std::io::Result<Self>
+    where
+        F: Fn(Handover) + Clone + Send + 'static,
+    {
+        let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (queue, handovers) = mpsc::channel(HANDOVER);
+            let serve = serve.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || runtime.block_on(work(handovers, serve)))?;
+            queues.push(queue);
+            threads.push(thread);
+        }
+        Ok(Self {
+            queues: Mutex::new(queues),
+            threads: Mutex::new(threads),
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// Gives a connection to the next thread; waits while that one is behind.
+    pub(super) fn hand_over(&self, handover: Handover) -> impl Future<Output = ()> + use<> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        let queue = {
+            let queues = self.queues.lock();
+            at.checked_rem(queues.len()).and_then(|at| queues.get(at).cloned())
+        };
+        async move {
+            if let Some(queue) = queue {
+                // A thread that is gone has been stopped, and so is the router.
+                let _ = queue.send(handover).await;
+            }
+        }
+    }
+
+    /// Ends the threads; what still runs on them is dropped. Call when connections are done.
+    pub(super) async fn stop(&self) {
+        self.queues.lock().clear();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                // A panic of a worker has been printed where it happened.
+                let _ = thread.join();
+            }
+        });
+        let _ = joined.await;
+    }
+}
+
+async fn work(mut handovers: mpsc::Receiver<Handover>, serve: impl Fn(Handover)) {
+    while let Some(handover) = handovers.recv().await {
+        serve(handover);
+    }
+}
