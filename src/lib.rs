@@ -3,6 +3,7 @@
 pub mod app;
 pub mod audit;
 pub mod catalogue;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod edge;

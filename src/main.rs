@@ -1,3 +1,73 @@
-//! The `switchyard` program.
+//! The `switchyard` program: arguments, log output, runtime, exit code.
+//!
+//! Changes when the process around the commands does. What a command does is in `cli`.
 
-fn main() {}
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use switchyard::cli::{self, Cli, CliError, Status};
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed standard output or error is no reason for another message.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(Status::Done) => ExitCode::SUCCESS,
+        Ok(Status::Failed) => ExitCode::from(1),
+        Err(error) => match error.downcast_ref::<CliError>() {
+            Some(known) => {
+                if !known.is_silent() {
+                    cli::notice(format!("error: {known}"));
+                }
+                ExitCode::from(known.exit_code())
+            }
+            None => {
+                cli::notice(format!("error: {error:#}"));
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Status> {
+    log_to_stderr(cli.log_filter())?;
+    let runtime = runtime().context("could not start the runtime")?;
+    let status = runtime.block_on(cli.run());
+    // Whatever still runs here has been told to end and has lost its chance.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(status?)
+}
+
+/// The runtime of everything but connections, which have threads of their own (`edge`): discovery,
+/// the ledger's writer, the admin socket, and the commands.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Readable lines on a terminal, JSON for everything that collects logs.
+fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| {
+        format!("`{filter}` is not a log filter; write a level (info) or parts of it (switchyard::router=debug,warn)")
+    })?;
+    let terminal = io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()));
+    if terminal {
+        lines.with_target(false).compact().init();
+    } else {
+        lines.json().flatten_event(true).init();
+    }
+    Ok(())
+}

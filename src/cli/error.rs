@@ -1,0 +1,107 @@
+//! [`CliError`]: why a command failed, and the exit code that says so.
+//!
+//! Changes when an exit code or a kind of failure is added. Exit codes are part of the interface:
+//! 0 done, 1 the call or check failed, 2 usage or configuration, 3 router unreachable, 4 data folder
+//! in use, 5 database damaged or newer, 130 ended by a second signal.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::call::ArgumentError;
+use super::client::ClientError;
+use super::servers::AddError;
+use super::when::WhenError;
+use crate::app::StartError;
+use crate::config::ConfigError;
+use crate::model::{NameError, UnitError};
+
+/// How a command that ran to its end went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It did what was asked.
+    Done,
+    /// It ran, and what it ran failed: a call, a check. Said already.
+    Failed,
+}
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration is wrong.
+    #[error("{}", .0.with_source())]
+    Config(#[from] ConfigError),
+    /// There is no configuration to look at.
+    #[error(
+        "no configuration file: `{0}` does not exist; name one, as in `switchyard check my.yaml`"
+    )]
+    NoConfig(PathBuf),
+    /// The router could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The router could not be asked, or said no.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The arguments of a call are wrong.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+    /// A server cannot be added like this.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// Not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Not a duration or size.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    /// Not a point in time.
+    #[error(transparent)]
+    When(#[from] WhenError),
+    /// Standard output could not be written; a reader that went away is no failure.
+    #[error("could not write to standard output: {0}")]
+    Output(#[source] io::Error),
+    /// Signals cannot be received.
+    #[error("could not listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// Something the demo needs could not be had.
+    #[error("the demo could not {doing}: {source}")]
+    Demo {
+        /// What it was about to do.
+        doing: &'static str,
+        /// Why it could not.
+        #[source]
+        source: io::Error,
+    },
+    /// The hidden upstream failed.
+    #[error("the demo upstream failed: {0}")]
+    Upstream(String),
+    /// A second signal: the user does not want to wait.
+    #[error("ended without waiting for calls in flight")]
+    Interrupted,
+}
+
+impl CliError {
+    /// The process' exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(error) => error.exit_code(),
+            Self::Client(error) => error.exit_code(),
+            Self::Config(_)
+            | Self::NoConfig(_)
+            | Self::Argument(_)
+            | Self::Add(_)
+            | Self::Name(_)
+            | Self::Unit(_)
+            | Self::When(_) => 2,
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            Self::Output(_) | Self::Signals(_) | Self::Demo { .. } | Self::Upstream(_) => 1,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// Whether there is nothing to tell: the reader of our output has seen enough.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
