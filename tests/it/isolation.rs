@@ -1,0 +1,148 @@
+//! A server that is away, hangs or talks nonsense is its own problem.
+
+use std::time::{Duration, Instant};
+
+use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options};
+
+use crate::support::{
+    SOON, TestApp, eventually, garbage, hanging, legacy_body, refusing, stdio, upstream,
+};
+
+#[tokio::test]
+async fn bad_servers_do_not_touch_good_ones_and_say_what_is_wrong() {
+    let good = upstream(Options::default()).await;
+    let mut servers = format!("  good: {{url: \"{}\"}}\n", good.url());
+    servers += &stdio("child", &[]);
+    for (name, address) in
+        [("dead", refusing().await), ("hanging", hanging().await), ("garbage", garbage().await)]
+    {
+        servers += &format!(
+            "  {name}: {{url: \"http://{address}/mcp\", timeout: 500ms, connect_timeout: 500ms}}\n"
+        );
+    }
+    servers += "  missing: {command: switchyard-it-no-such-program}\n";
+    servers += "  loud: {command: sh, args: [-c, 'echo one; echo this is no json >&2; exit 3']}\n";
+    let began = Instant::now();
+    let app = TestApp::start(&format!("mcp_servers:\n{servers}")).await;
+    for server in ["good", "child"] {
+        let answer = app.http().call(&format!("{server}__echo"), r#"{"text":"hi"}"#).await;
+        assert_eq!(answer.expect(200).json()["success"], true);
+        assert!(began.elapsed() < Duration::from_secs(1), "{server}: {:?}", began.elapsed());
+    }
+    let slowest = {
+        let mut slowest = Duration::ZERO;
+        for _ in 0..50 {
+            let began = Instant::now();
+            app.http().call("good__echo", r#"{"text":"hi"}"#).await.expect(200);
+            slowest = slowest.max(began.elapsed());
+        }
+        slowest
+    };
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    app.http().post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
+
+    for (name, reasons) in [
+        ("dead", &["refused"][..]),
+        ("hanging", &["ms", " s"]),
+        ("garbage", &["HTTP", "http", "invalid", "not"]),
+        ("missing", &["switchyard-it-no-such-program"]),
+        ("loud", &["3", "json"]),
+    ] {
+        let server = eventually(SOON, &format!("{name} has its reason"), || async {
+            let server = app.http().server(name).await?;
+            server["last_error"].is_string().then_some(server)
+        })
+        .await;
+        let reason = server["last_error"].as_str().unwrap();
+        assert!(reasons.iter().any(|part| reason.contains(part)), "{name}: {reason}");
+        assert_eq!(server["state"], "down", "{name}: {server}");
+        assert!(server["last_error_at"].is_string());
+        let answer = app.http().call(&format!("{name}__echo"), "{}").await.expect(200).json();
+        assert_eq!(answer["success"], false);
+        assert_eq!(answer["server_name"], name, "{answer}");
+        assert_eq!(answer["error_code"], "MCPConnectionError", "{answer}");
+    }
+    for name in ["good", "child"] {
+        let server = app.http().server(name).await.unwrap();
+        assert_eq!((&server["state"], &server["stale"]), (&"up".into(), &false.into()));
+        assert_eq!(server["tools"], 11);
+    }
+    let health = app.http().get("/mcp/health").await.expect(200).json();
+    assert_eq!(health["status"], "degraded");
+    let healthy = health["servers"].as_array().unwrap().iter().filter(|s| s["healthy"] == true);
+    assert_eq!(healthy.count(), 2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn calls_that_hang_at_one_server_do_not_hold_up_another() {
+    let bad = upstream(Options::default()).await;
+    let good = upstream(Options::default()).await;
+    let yaml = format!(
+        "mcp_servers:\n  bad: {{url: \"{}\", timeout: 2s, max_concurrency: 2}}\n  good: {{url: \"{}\"}}\n",
+        bad.url(),
+        good.url()
+    );
+    let app = TestApp::start(&yaml).await.ready().await;
+    bad.faults().set(FaultPlan::calls(Fault::Hang));
+    let hung: Vec<_> = (0..20)
+        .map(|_| {
+            let http = app.http().clone();
+            tokio::spawn(async move { http.call("bad__echo", r#"{"text":"x"}"#).await })
+        })
+        .collect();
+    eventually(SOON, "calls hang", || async { (bad.stats().calls() >= 2).then_some(()) }).await;
+    for _ in 0..50 {
+        let began = Instant::now();
+        let answer = app.http().call("good__echo", r#"{"text":"hi"}"#).await.expect(200);
+        assert_eq!(answer.json()["success"], true);
+        assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+    }
+    hung.iter().for_each(tokio::task::JoinHandle::abort);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_refreshed_stays_and_is_called_stale() {
+    let up = upstream(Options::default()).await;
+    let yaml = format!("mcp_servers:\n  up: {{url: \"{}\", timeout: 300ms}}\n", up.url());
+    let app = TestApp::start(&yaml).await.ready().await;
+    let before = app.http().post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
+    up.faults().set(FaultPlan::all(Fault::HttpStatus(500)));
+    let answer = app.socket().post("/mcp/servers/up/refresh", "").await.expect(200).json();
+    assert_eq!((&answer["stale"], &answer["tools"]), (&true.into(), &11.into()), "{answer}");
+    assert!(answer["last_error"].as_str().unwrap().contains("500"), "{answer}");
+    let after = app.http().post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
+    assert_eq!(before.body, after.body);
+    up.faults().clear();
+    let answer = app.socket().post("/mcp/servers/up/refresh", "").await.expect(200).json();
+    assert_eq!(
+        (&answer["stale"], &answer["last_error"]),
+        (&false.into(), &serde_json::Value::Null)
+    );
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_finds_no_free_place_in_time_is_refused() {
+    let up = upstream(Options::default()).await;
+    let yaml = format!("mcp_servers:\n  up: {{url: \"{}\", max_concurrency: 1}}\n", up.url());
+    let app = TestApp::start(&yaml).await.ready().await;
+    let http = app.http().clone();
+    let first = tokio::spawn(async move { http.call("up__sleep", r#"{"ms":500}"#).await });
+    eventually(SOON, "the tool runs", || async { (up.stats().calls() == 1).then_some(()) }).await;
+    let hurried = r#"{"tool_name":"up__echo","arguments":{"text":"hi"},"timeout":"100ms"}"#;
+    let refused = app.http().post("/mcp/call", hurried).await.expect(503);
+    refused.header("retry-after");
+    let body = refused.json();
+    assert_eq!(body["error_code"], "MCPOverloadedError");
+    assert_eq!((&body["outcome"], &body["retriable"]), (&"not_sent".into(), &true.into()));
+    let entry = app.entry_of(&refused).await;
+    assert_eq!(entry["outcome"], "refused");
+    assert!(entry["queue_ms"].as_f64().unwrap() >= 50.0, "{entry}");
+    let waited = app.http().call("up__echo", r#"{"text":"hi"}"#).await.expect(200);
+    assert_eq!(waited.json()["success"], true);
+    first.await.unwrap().expect(200);
+    assert_eq!(up.stats().calls(), 2);
+    app.stop().await;
+}

@@ -1,0 +1,32 @@
+//! The real router from outside: started on a free port with a database in a temporary folder and
+//! real upstreams, observed as clients, operators and later readers of the ledger observe it.
+//!
+//! One binary, one file per behaviour. What is faked lies outside the process and is faked on the
+//! wire.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::disallowed_methods,
+    clippy::large_futures,
+    missing_docs,
+    unreachable_pub,
+    reason = "in a test a panic is the report, and helpers are not shipped"
+)]
+
+mod cli;
+mod eras;
+mod errors;
+mod fidelity;
+mod front_door;
+mod hostile;
+mod isolation;
+mod ledger;
+mod metrics;
+mod registry;
+mod restart;
+mod snapshots;
+mod support;
+mod tidy;

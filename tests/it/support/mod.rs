@@ -1,0 +1,52 @@
+//! What every test needs: the router, upstreams, a client. Changes when a test has to see or do
+//! something that cannot be seen or done yet; asserts nothing about the router itself.
+
+mod app;
+mod http;
+mod mcp;
+mod process;
+mod upstream;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+pub use app::TestApp;
+pub use http::{Answer, Http};
+pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_params};
+pub use process::{Finished, Router, alive, free_port, switchyard};
+pub use upstream::{garbage, hanging, refusing, stdio, upstream, upstream_at, yaml};
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_switchyard");
+
+/// Waits until `probe` gives a value.
+///
+/// # Panics
+/// When it has not after `limit`.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(began.elapsed() < limit, "{what}: not after {limit:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What most things may take at most. Generous, because tests run beside each other.
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// The text between two marks, byte for byte.
+///
+/// # Panics
+/// When one of them is not there.
+pub fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in {text}"));
+    let end = rest.rfind(after).unwrap_or_else(|| panic!("no {after:?} in {rest}"));
+    &rest[..end]
+}
