@@ -1,4 +1,26 @@
 //! Switchyard: a persistent router for MCP tool calls.
+//!
+//! A call passes [`edge`] → [`router`] → [`catalogue`] → [`registry`] → [`pool`] → [`transport`], then
+//! [`audit`] and [`metrics`]; everything else serves that line.
+//!
+//! In the order of dependence, each module knowing only what stands above it:
+//!
+//! - [`error`], [`model`]: the vocabulary; open to all
+//! - [`clock`]: the two clocks; open to all but the pure modules
+//! - [`protocol`], [`policy`]: pure: JSON-RPC and MCP messages; what a failure means
+//! - [`config`]: from a file to values that were checked
+//! - [`metrics`]: every metric's name, labels and buckets
+//! - [`store`]: the one seam to a database
+//! - [`audit`]: the ledger: one queue, one writer
+//! - [`transport`], [`pool`]: conversations with servers, and the one that is open
+//! - [`registry`]: which servers there are
+//! - [`catalogue`]: which tools there are, under which names
+//! - [`router`]: one call from name to answer
+//! - [`edge`]: everything that listens
+//! - [`app`]: all of it built, run and ended in order
+//! - [`cli`]: the commands
+//!
+//! `ARCHITECTURE.md` has the code map, the import table and the invariants.
 
 pub mod app;
 pub mod audit;
