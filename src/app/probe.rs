@@ -131,10 +131,11 @@ async fn ask(
     };
     let mut tools = Vec::new();
     let mut cursor: Option<String> = None;
-    for _ in 0..if peer.lists_tools { PAGES } else { 0 } {
+    for _ in 0..if peer.offers.tools { PAGES } else { 0 } {
         let request =
             OutgoingRequest { cursor: cursor.as_deref(), ..OutgoingRequest::new("tools/list") };
-        let answer = lease.request(&request, timeout).await.map_err(|error| error.to_string())?;
+        let answer =
+            lease.request(&request, timeout, None).await.map_err(|error| error.to_string())?;
         if answer.kind == AnswerKind::Error {
             return Err(format!("tools/list was answered with {}", lossy(&answer.value)));
         }

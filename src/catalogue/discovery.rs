@@ -272,7 +272,7 @@ impl Discovery {
             error_at: None,
         };
         let mut tools = Vec::new();
-        if !peer.lists_tools {
+        if !peer.offers.tools {
             return Ok((discovery, tools));
         }
         let limit = usize::try_from(self.settings.load().tools_per_server).unwrap_or(usize::MAX);
@@ -281,7 +281,7 @@ impl Discovery {
         for _ in 0..PAGE_LIMIT {
             let request =
                 OutgoingRequest { cursor: cursor.as_deref(), ..OutgoingRequest::new("tools/list") };
-            let answer = match lease.request(&request, server.settings.timeout).await {
+            let answer = match lease.request(&request, server.settings.timeout, None).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     if !lease.is_alive() {

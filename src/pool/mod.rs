@@ -22,7 +22,8 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::model::{Failure, ProtocolVersion, Timestamp, TransportKind, Uptime, format_duration};
 pub use crate::transport::{
-    ConnectOptions, Connection, HttpClient, PeerInfo, Target, TransportError,
+    ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink, Offers,
+    PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
 };
 
 /// The wait after the first failure; it doubles with each further one.

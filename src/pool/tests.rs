@@ -18,6 +18,7 @@ fn options() -> ConnectOptions {
         connect_timeout: Duration::from_secs(2),
         max_response_size: 65_536,
         known_version: None,
+        hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),
     }
 }
@@ -80,7 +81,7 @@ fn serve(listener: TcpListener, delay: Duration, tasks: &TaskTracker) -> Arc<Ato
 
 async fn call(lease: &Lease) -> Result<(), TransportError> {
     let request = OutgoingRequest::new("tools/call");
-    lease.request(&request, Duration::from_secs(5)).await.map(drop)
+    lease.request(&request, Duration::from_secs(5), None).await.map(drop)
 }
 
 async fn listen() -> (TcpListener, std::net::SocketAddr) {

@@ -4,6 +4,7 @@
 //! here is a function of its arguments. Arguments and results stay raw bytes throughout.
 
 mod answer;
+mod client;
 mod incoming;
 mod names;
 mod object;
@@ -13,6 +14,7 @@ mod sse;
 mod tool;
 
 pub use answer::{Answer, AnswerError, AnswerKind, MessageKind, message_kind};
+pub use client::{ClientAbilities, LogLevel};
 pub use incoming::{
     CallParams, Incoming, IncomingError, ModernMeta, RequestId, RpcErrorCode, error_response,
     push_head, result_response,

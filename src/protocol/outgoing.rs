@@ -2,6 +2,7 @@
 
 use serde_json::value::RawValue;
 
+use super::client::LogLevel;
 use super::names;
 use super::object::RawObject;
 use crate::model::{Era, ProtocolVersion};
@@ -29,12 +30,23 @@ pub struct OutgoingRequest<'a> {
     pub params: Option<&'a RawObject<'a>>,
     /// `params.name` for the upstream: its own tool name. Also the `Mcp-Name` header in the modern era.
     pub name: Option<&'a str>,
+    /// `params.uri` for the upstream, where it differs from the caller's; also the `Mcp-Name` header
+    /// in the modern era.
+    pub uri: Option<&'a str>,
+    /// `params.ref` of a completion for the upstream, as JSON.
+    pub reference: Option<&'a str>,
     /// `params.arguments`, where the caller's request has no `params` of its own (REST).
     pub arguments: Option<&'a str>,
     /// `params.cursor` of a list request of ours.
     pub cursor: Option<&'a str>,
     /// The capabilities to declare for this request to a modern upstream, as JSON.
     pub client_capabilities: &'a str,
+    /// Further headers, for a modern upstream over HTTP.
+    pub headers: &'a [(String, String)],
+    /// Whether to ask for progress; the token is the request's id.
+    pub progress: bool,
+    /// The log messages to ask a modern upstream for.
+    pub log_level: Option<LogLevel>,
 }
 
 impl<'a> OutgoingRequest<'a> {
@@ -45,9 +57,14 @@ impl<'a> OutgoingRequest<'a> {
             method,
             params: None,
             name: None,
+            uri: None,
+            reference: None,
             arguments: None,
             cursor: None,
             client_capabilities: "{}",
+            headers: &[],
+            progress: false,
+            log_level: None,
         }
     }
 
@@ -55,7 +72,8 @@ impl<'a> OutgoingRequest<'a> {
     ///
     /// Dropped from the caller's `_meta`: the specification's own keys, which describe the caller
     /// to us and not us to the upstream, and `progressToken`, which is only unique within one
-    /// client while this connection is shared by many.
+    /// client while this connection is shared by many. Where progress is wanted, `id` stands in
+    /// its place.
     #[must_use]
     pub fn render(&self, id: u64, version: ProtocolVersion) -> Vec<u8> {
         let payload = self.arguments.map_or(0, str::len)
@@ -74,6 +92,16 @@ impl<'a> OutgoingRequest<'a> {
             out.extend_from_slice(br#""name":"#);
             push_string(&mut out, name);
         }
+        if let Some(uri) = self.uri {
+            separate.before(&mut out);
+            out.extend_from_slice(br#""uri":"#);
+            push_string(&mut out, uri);
+        }
+        if let Some(reference) = self.reference {
+            separate.before(&mut out);
+            out.extend_from_slice(br#""ref":"#);
+            out.extend_from_slice(reference.as_bytes());
+        }
         if let Some(arguments) = self.arguments {
             separate.before(&mut out);
             out.extend_from_slice(br#""arguments":"#);
@@ -89,6 +117,8 @@ impl<'a> OutgoingRequest<'a> {
             match key {
                 "_meta" => meta = Some(value),
                 "name" if self.name.is_some() => {}
+                "uri" if self.uri.is_some() => {}
+                "ref" if self.reference.is_some() => {}
                 "arguments" if self.arguments.is_some() => {}
                 _ => {
                     separate.before(&mut out);
@@ -98,7 +128,7 @@ impl<'a> OutgoingRequest<'a> {
                 }
             }
         }
-        self.push_meta(&mut out, &mut separate, meta, version);
+        self.push_meta(&mut out, &mut separate, meta, id, version);
         out.extend_from_slice(b"}}");
         out
     }
@@ -108,12 +138,13 @@ impl<'a> OutgoingRequest<'a> {
         out: &mut Vec<u8>,
         separate_params: &mut Separator,
         meta: Option<&RawValue>,
+        id: u64,
         version: ProtocolVersion,
     ) {
         let callers = meta.and_then(|raw| RawObject::parse(raw.get()).ok()).unwrap_or_default();
         let kept = |key: &str| !key.starts_with(names::RESERVED) && key != "progressToken";
         let modern = version.era() == Era::Modern;
-        if !modern && !callers.iter().any(|(key, _)| kept(key)) {
+        if !modern && !self.progress && !callers.iter().any(|(key, _)| kept(key)) {
             return;
         }
         separate_params.before(out);
@@ -137,6 +168,16 @@ impl<'a> OutgoingRequest<'a> {
             ] {
                 out.extend_from_slice(part.as_bytes());
             }
+            if let Some(level) = self.log_level {
+                for part in [",\"", names::LOG_LEVEL, "\":\"", level.as_str(), "\""] {
+                    out.extend_from_slice(part.as_bytes());
+                }
+            }
+        }
+        if self.progress {
+            separate.before(out);
+            out.extend_from_slice(br#""progressToken":"#);
+            push_number(out, id);
         }
         for (key, value) in callers.iter().filter(|(key, _)| kept(key)) {
             separate.before(out);

@@ -2,6 +2,8 @@
 //!
 //! Source: WHATWG HTML, section 9.2 "Server-sent events".
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 
 /// One event.
@@ -34,6 +36,8 @@ pub struct SseParser {
     has_data: bool,
     event: String,
     id: Option<String>,
+    last_id: Option<String>,
+    retry: Option<Duration>,
     /// The last line ended in CR; a LF right after it belongs to the same line end.
     after_cr: bool,
     at_start: bool,
@@ -50,6 +54,8 @@ impl SseParser {
             has_data: false,
             event: String::new(),
             id: None,
+            last_id: None,
+            retry: None,
             after_cr: false,
             at_start: true,
             limit,
@@ -80,6 +86,18 @@ impl SseParser {
             self.end_line(events)?;
         }
         Ok(())
+    }
+
+    /// The last `id:` of an ended event, also of one without data.
+    #[must_use]
+    pub fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
+    }
+
+    /// The last `retry:`: how long to wait before the stream is opened again.
+    #[must_use]
+    pub const fn retry(&self) -> Option<Duration> {
+        self.retry
     }
 
     fn push_to_line(&mut self, bytes: &[u8]) -> Result<(), SseError> {
@@ -125,6 +143,10 @@ impl SseParser {
             b"id" if !value.contains(&0) => {
                 self.id = Some(String::from_utf8_lossy(value).into_owned());
             }
+            b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
+                let millis = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                self.retry = millis.map(Duration::from_millis);
+            }
             _ => {}
         }
         Ok(())
@@ -133,6 +155,9 @@ impl SseParser {
     fn dispatch(&mut self, events: &mut Vec<SseEvent>) {
         let event = std::mem::take(&mut self.event);
         let id = self.id.take();
+        if id.is_some() {
+            self.last_id.clone_from(&id);
+        }
         if !std::mem::take(&mut self.has_data) {
             return;
         }

@@ -17,7 +17,7 @@ use crate::model::{
     TransportKind, TransportSpec,
 };
 use crate::pool::{
-    ConnectOptions, ConnectionPool, HttpClient, Lease, PoolError, PoolState, Target,
+    ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState, Target,
 };
 use crate::store::{DiscoveryRow, ServerRow};
 
@@ -332,6 +332,7 @@ pub fn connect_options(
         connect_timeout,
         max_response_size: settings.max_response_size,
         known_version,
+        hearing: Hearing::default(),
         probe_timeout: PROBE_TIMEOUT,
     }
 }

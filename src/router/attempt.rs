@@ -43,6 +43,8 @@ pub(super) async fn attempt(
         .and_then(|text| RawObject::parse(text).ok());
     let arguments = record.call.arguments.clone();
     let capabilities = record.call.client_capabilities.clone();
+    let relay = record.relay.clone();
+    let wishes = relay.as_ref().map(|relay| relay.wishes());
     let request = OutgoingRequest {
         params: parsed.as_ref(),
         name: Some(entry.tool.as_str()),
@@ -55,10 +57,12 @@ pub(super) async fn attempt(
             .as_deref()
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
             .unwrap_or("{}"),
+        progress: wishes.is_some_and(|wishes| wishes.progress_token.is_some()),
+        log_level: wishes.and_then(|wishes| wishes.log_level),
         ..OutgoingRequest::new("tools/call")
     };
     let left = deadline.attempt(clock::uptime(), entry.timeout);
-    match lease.request(&request, left).await {
+    match lease.request(&request, left, relay.as_ref()).await {
         Ok(answer) => {
             let now = clock::uptime();
             let facts = match answer.kind {

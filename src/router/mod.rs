@@ -24,6 +24,7 @@ use crate::clock;
 use crate::metrics::{Metrics, ToolMetrics};
 use crate::model::ToolCall;
 use crate::policy::Deadline;
+use crate::pool::Relay;
 
 pub use answer::{CallAnswer, UpstreamAnswer};
 pub use error::{Reason, RouteError, UpstreamError};
@@ -55,7 +56,9 @@ impl Router {
 
     /// Routes one call. Dropping the future cancels the call: the upstream is told, and the
     /// ledger says `cancelled`.
-    pub async fn call(&self, call: ToolCall) -> CallAnswer {
+    ///
+    /// What the server says about the call before it answers goes to `relay`.
+    pub async fn call(&self, call: ToolCall, relay: Option<Arc<Relay>>) -> CallAnswer {
         let started = clock::uptime();
         let slot = match self.audit.admit().await {
             Ok(slot) => slot,
@@ -64,7 +67,8 @@ impl Router {
                 return CallAnswer::unrecorded(&call, RouteError::AuditUnavailable(why), total);
             }
         };
-        let mut record = record::CallRecord::begin(call, started, slot, Arc::clone(&self.other));
+        let mut record =
+            record::CallRecord::begin(call, relay, started, slot, Arc::clone(&self.other));
         let result = self.run(&mut record).await;
         record.finish(result, self.audit.durability()).await
     }

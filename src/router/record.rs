@@ -14,12 +14,14 @@ use crate::model::{
     ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Outcome, ProtocolVersion, ResultsLevel,
     Timestamp, ToolCall, Uptime,
 };
+use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
 
 /// A call under way. Dropped without [`CallRecord::finish`], it is recorded as cancelled.
 #[derive(Debug)]
 pub(super) struct CallRecord {
     pub(super) call: ToolCall,
+    pub(super) relay: Option<Arc<Relay>>,
     pub(super) started: Uptime,
     started_at: Timestamp,
     slot: Option<AuditSlot>,
@@ -36,12 +38,14 @@ pub(super) struct CallRecord {
 impl CallRecord {
     pub(super) fn begin(
         call: ToolCall,
+        relay: Option<Arc<Relay>>,
         started: Uptime,
         slot: AuditSlot,
         other: Arc<ToolMetrics>,
     ) -> Self {
         Self {
             call,
+            relay,
             started,
             started_at: clock::timestamp(),
             slot: Some(slot),

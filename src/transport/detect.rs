@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method};
 use url::Url;
 
-use super::endpoint::{Endpoint, PROTOCOL_VERSION, Reply, SESSION_ID};
+use super::endpoint::{Endpoint, PROTOCOL_VERSION, Reply, SESSION_ID, Talk};
 use super::error::TransportError;
 use super::handshake::{self, Finding};
 use super::http::Session;
@@ -86,7 +86,7 @@ async fn discover(endpoint: &Endpoint, limit: Duration) -> Result<Finding, Trans
     headers.insert(super::http::METHOD, HeaderValue::from_static("server/discover"));
     let probing = async {
         let exchange = endpoint.post(headers, request.render(HANDSHAKE, version)).await?;
-        endpoint.read(exchange, HANDSHAKE, None).await
+        endpoint.read(exchange, HANDSHAKE, Talk::default()).await
     };
     match within(limit, probing).await? {
         Reply::Answer(answer) => Ok(handshake::read_discover(&answer)),
@@ -101,10 +101,10 @@ pub(super) async fn initialize(
     generation: u64,
 ) -> Result<(Session, PeerInfo), TransportError> {
     let handshake = async {
-        let body = handshake::render_initialize(HANDSHAKE);
+        let body = handshake::render_initialize(HANDSHAKE, &endpoint.hearing.client_capabilities);
         let exchange = endpoint.post(endpoint.headers.clone(), body).await?;
         let session_id = exchange.headers().get(SESSION_ID).cloned();
-        let peer = match endpoint.read(exchange, HANDSHAKE, None).await? {
+        let peer = match endpoint.read(exchange, HANDSHAKE, Talk::default()).await? {
             Reply::Answer(answer) => handshake::read_initialize(&answer)?,
             Reply::SessionGone(error) => return Err(error),
         };

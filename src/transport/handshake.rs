@@ -3,8 +3,8 @@
 //! Changes when the specification's opening changes. Knows nothing of sockets or processes: it
 //! makes requests and reads answers, for every transport alike.
 
-use super::PeerInfo;
 use super::error::{TransportError, sample};
+use super::{Offers, PeerInfo};
 use crate::model::{Era, ProtocolVersion};
 use crate::protocol::{Answer, AnswerError, AnswerKind, OutgoingRequest, PeerIdentity, RawObject};
 
@@ -29,10 +29,10 @@ pub(super) fn discover() -> OutgoingRequest<'static> {
     OutgoingRequest::new("server/discover")
 }
 
-/// The `initialize` message with our id.
-pub(super) fn render_initialize(id: u64) -> Vec<u8> {
+/// The `initialize` message with our id and the capabilities to declare, as JSON.
+pub(super) fn render_initialize(id: u64, capabilities: &str) -> Vec<u8> {
     format!(
-        r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{"protocolVersion":"{}","capabilities":{{}},"clientInfo":{}}}}}"#,
+        r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{"protocolVersion":"{}","capabilities":{capabilities},"clientInfo":{}}}}}"#,
         ProtocolVersion::LATEST_LEGACY,
         PeerIdentity::JSON
     )
@@ -93,14 +93,11 @@ pub(super) fn read_initialize(answer: &Answer) -> Result<PeerInfo, TransportErro
 impl PeerInfo {
     fn read(version: ProtocolVersion, server_info: Option<String>, object: &RawObject<'_>) -> Self {
         let capabilities = object.get("capabilities").map(|raw| raw.get().to_owned());
-        let lists_tools = capabilities
-            .as_deref()
-            .and_then(|raw| RawObject::parse(raw).ok())
-            .is_none_or(|capabilities| capabilities.get("tools").is_some());
+        let offers = capabilities.as_deref().map_or(Offers::UNDECLARED, Offers::of);
         Self {
             version,
             server_info,
-            lists_tools,
+            offers,
             capabilities,
             instructions: object.get_str("instructions").map(std::borrow::Cow::into_owned),
         }
@@ -112,7 +109,43 @@ impl PeerInfo {
             server_info: None,
             capabilities: None,
             instructions: None,
-            lists_tools: true,
+            offers: Offers::UNDECLARED,
+        }
+    }
+}
+
+impl Offers {
+    /// Of a server that says nothing about itself.
+    pub(super) const UNDECLARED: Self = Self {
+        tools: true,
+        prompts: false,
+        resources: false,
+        subscriptions: false,
+        completions: false,
+        logging: false,
+        list_changes: false,
+    };
+
+    /// Reads a `capabilities` object.
+    fn of(capabilities: &str) -> Self {
+        let Ok(declared) = RawObject::parse(capabilities) else { return Self::UNDECLARED };
+        let says = |feature: &str, key: &str| {
+            declared
+                .get(feature)
+                .and_then(|raw| RawObject::parse(raw.get()).ok())
+                .is_some_and(|feature| feature.get(key).is_some_and(|raw| raw.get() == "true"))
+        };
+        let offers = |feature: &str| declared.get(feature).is_some();
+        Self {
+            tools: offers("tools"),
+            prompts: offers("prompts"),
+            resources: offers("resources"),
+            subscriptions: says("resources", "subscribe"),
+            completions: offers("completions"),
+            logging: offers("logging"),
+            list_changes: ["tools", "prompts", "resources"]
+                .iter()
+                .any(|feature| says(feature, "listChanged")),
         }
     }
 }
@@ -181,13 +214,13 @@ mod tests {
         };
         assert_eq!(peer.server_info.as_deref(), Some(r#"{"name":"x" }"#));
         assert_eq!(peer.instructions.as_deref(), Some("be\nkind"));
-        assert!(peer.lists_tools);
+        assert!(peer.offers.tools);
         let peer = read_initialize(&answer(
             r#"{"id":1,"result":{"protocolVersion":"2025-06-18","capabilities":{"prompts":{}},"serverInfo":{"name":"y"}}}"#,
         ))
         .unwrap();
         assert_eq!(peer.version, ProtocolVersion::V2025_06_18);
-        assert!(!peer.lists_tools);
+        assert!(!peer.offers.tools && peer.offers.prompts);
     }
 
     #[test]
@@ -203,9 +236,11 @@ mod tests {
 
     #[test]
     fn the_handshake_is_json_with_our_name() {
-        let message: serde_json::Value = serde_json::from_slice(&render_initialize(3)).unwrap();
+        let message: serde_json::Value =
+            serde_json::from_slice(&render_initialize(3, r#"{"roots":{}}"#)).unwrap();
         assert_eq!(message["params"]["protocolVersion"], "2025-11-25");
         assert_eq!(message["params"]["clientInfo"]["name"], "switchyard");
+        assert_eq!(message["params"]["capabilities"]["roots"], serde_json::json!({}));
         assert_eq!(message["id"], 3);
     }
 }

@@ -5,17 +5,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Method;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::detect::{self, Opened};
-use super::endpoint::{Endpoint, Reply, SESSION_ID, check_refusal};
+use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk, check_refusal};
 use super::error::TransportError;
-use super::{ConnectOptions, PeerInfo};
+use super::relay::Relay;
+use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{Era, ProtocolVersion};
 use crate::protocol::{Answer, OutgoingRequest, encode_header, render_notification};
 
@@ -42,7 +45,7 @@ pub struct HttpConnection {
     connect_timeout: Duration,
     renewal: tokio::sync::Mutex<Renewal>,
     failed_renewals: AtomicU64,
-    ended: AtomicBool,
+    ended: CancellationToken,
 }
 
 #[derive(Default)]
@@ -51,8 +54,13 @@ struct Renewal {
 }
 
 impl HttpConnection {
-    pub(super) fn new(opened: Opened, options: &ConnectOptions) -> Box<Self> {
-        Box::new(Self {
+    /// A conversation that was opened; hears the server from now on.
+    pub(super) fn start(
+        opened: Opened,
+        options: &ConnectOptions,
+        tasks: &TaskTracker,
+    ) -> Arc<Self> {
+        let connection = Arc::new(Self {
             endpoint: opened.endpoint,
             session: ArcSwap::from_pointee(opened.session),
             peer: opened.peer,
@@ -60,8 +68,11 @@ impl HttpConnection {
             connect_timeout: options.connect_timeout,
             renewal: tokio::sync::Mutex::default(),
             failed_renewals: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-        })
+            ended: CancellationToken::new(),
+        });
+        let hears = hear::run(Arc::downgrade(&connection), connection.ended.clone());
+        tasks.spawn(hears);
+        connection
     }
 
     pub(super) const fn peer(&self) -> &PeerInfo {
@@ -69,28 +80,33 @@ impl HttpConnection {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        !self.ended.load(Ordering::Relaxed)
+        !self.ended.is_cancelled()
     }
 
     pub(super) async fn request(
         &self,
         request: &OutgoingRequest<'_>,
         limit: Duration,
+        relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
-        match tokio::time::timeout(limit, self.attempt(request)).await {
+        match tokio::time::timeout(limit, self.attempt(request, relay)).await {
             Ok(outcome) => outcome,
             Err(_elapsed) => Err(TransportError::Timeout { elapsed: limit }),
         }
     }
 
-    async fn attempt(&self, request: &OutgoingRequest<'_>) -> Result<Answer, TransportError> {
+    async fn attempt(
+        &self,
+        request: &OutgoingRequest<'_>,
+        relay: Option<&Arc<Relay>>,
+    ) -> Result<Answer, TransportError> {
         let session = self.session.load_full();
-        match self.call(request, &session).await? {
+        match self.call(request, &session, relay).await? {
             Reply::Answer(answer) => Ok(answer),
             // The server did not run it, so once more is safe; twice would be a loop.
             Reply::SessionGone(_) => {
                 let renewed = Box::pin(self.renew(&session)).await?;
-                match Box::pin(self.call(request, &renewed)).await? {
+                match Box::pin(self.call(request, &renewed, relay)).await? {
                     Reply::Answer(answer) => Ok(answer),
                     Reply::SessionGone(error) => {
                         Err(TransportError::SessionLost { source: Arc::new(error) })
@@ -104,8 +120,9 @@ impl HttpConnection {
         &self,
         request: &OutgoingRequest<'_>,
         session: &Arc<Session>,
+        relay: Option<&Arc<Relay>>,
     ) -> Result<Reply, TransportError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_id();
         let body = request.render(id, session.version);
         let mut headers = session.headers.clone();
         let modern = session.version.era() == Era::Modern;
@@ -117,7 +134,8 @@ impl HttpConnection {
         }
         let outcome = async {
             let exchange = self.endpoint.post(headers, body).await?;
-            self.endpoint.read(exchange, id, (!modern).then_some(&session.headers)).await
+            let talk = Talk { session: (!modern).then_some(&session.headers), relay };
+            self.endpoint.read(exchange, id, talk).await
         }
         .await;
         if let Some(cancel) = cancel {
@@ -142,12 +160,12 @@ impl HttpConnection {
             _ => false,
         };
         if changed {
-            self.ended.store(true, Ordering::Relaxed);
+            self.ended.cancel();
         }
     }
 
     /// Makes the session anew, once for all who found it gone.
-    async fn renew(&self, lost: &Session) -> Result<Arc<Session>, TransportError> {
+    pub(super) async fn renew(&self, lost: &Session) -> Result<Arc<Session>, TransportError> {
         let failures = self.failed_renewals.load(Ordering::Acquire);
         let mut renewal = self.renewal.lock().await;
         let current = self.session.load_full();
@@ -164,11 +182,13 @@ impl HttpConnection {
             Ok((session, _peer)) => {
                 let session = Arc::new(session);
                 self.session.store(Arc::clone(&session));
+                // A server that lost its sessions was most likely started anew.
+                self.endpoint.hearing.all_lists_may_have_changed();
                 Ok(session)
             }
             Err(error) => {
                 if !error.is_unreachable() {
-                    self.ended.store(true, Ordering::Relaxed);
+                    self.ended.cancel();
                 }
                 let source = Arc::new(error);
                 renewal.last_failure = Some(Arc::clone(&source));
@@ -178,8 +198,31 @@ impl HttpConnection {
         }
     }
 
+    /// A message that wants no answer.
+    pub(super) async fn notify(&self, method: &str, params: Option<&str>) {
+        let session = self.session.load_full();
+        let mut headers = session.headers.clone();
+        if session.version.era() == Era::Modern {
+            name_request(&mut headers, &OutgoingRequest::new(method));
+        }
+        self.endpoint.tell(Method::POST, headers, render_notification(method, params)).await;
+    }
+
+    pub(super) const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(super) fn session(&self) -> Arc<Session> {
+        self.session.load_full()
+    }
+
+    /// An id for a request of our own.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) async fn close(&self) {
-        self.ended.store(true, Ordering::Relaxed);
+        self.ended.cancel();
         let session = self.session.load_full();
         if session.headers.contains_key(SESSION_ID) {
             let farewell = self.endpoint.tell(Method::DELETE, session.headers.clone(), Vec::new());
@@ -201,7 +244,7 @@ impl fmt::Debug for HttpConnection {
 }
 
 /// The headers by which intermediaries route a modern request.
-fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_>) {
+pub(super) fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_>) {
     let method = match request.method {
         "tools/call" => Some(HeaderValue::from_static("tools/call")),
         "tools/list" => Some(HeaderValue::from_static("tools/list")),
@@ -210,10 +253,17 @@ fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_>) {
     if let Some(method) = method {
         headers.insert(METHOD, method);
     }
-    if let Some(name) = request.name
+    if let Some(name) = request.name.or(request.uri)
         && let Ok(name) = HeaderValue::from_str(&encode_header(name))
     {
         headers.insert(NAME, name);
+    }
+    for (name, value) in request.headers {
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
+        {
+            headers.insert(name, value);
+        }
     }
 }
 

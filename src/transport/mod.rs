@@ -8,23 +8,31 @@ mod detect;
 mod endpoint;
 mod error;
 mod handshake;
+mod hear;
 mod http;
+mod notice;
+mod relay;
 mod socket;
 mod stdio;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
 pub use error::{BoxError, Sent, TransportError};
 pub use http::HttpConnection;
+pub use notice::{ListKind, Notice, NoticeSink};
+pub use relay::{Relay, RelayWishes, ServerMessage, ServerRequest};
 pub use socket::HttpClient;
 pub use stdio::StdioConnection;
 
@@ -116,9 +124,46 @@ pub struct ConnectOptions {
     pub max_response_size: u64,
     /// The version found last time; it is tried first.
     pub known_version: Option<ProtocolVersion>,
+    /// Who hears what the server says on its own.
+    pub hearing: Hearing,
     /// How long the modern probe may take before the legacy handshake is tried; at most 2 s with a
     /// child process.
     pub probe_timeout: Duration,
+}
+
+/// Who hears what a server says beside the answers to our requests.
+#[derive(Debug, Clone)]
+pub struct Hearing {
+    /// Takes it.
+    pub notices: NoticeSink,
+    /// Resources whose changes somebody wants to hear of; followed as it changes.
+    pub subscriptions: watch::Receiver<Arc<BTreeSet<String>>>,
+    /// Whether one client alone uses the connection: only then can what the server asks or says
+    /// outside of a request be told to the right one.
+    pub exclusive: bool,
+    /// The capabilities to declare in `initialize`, as JSON.
+    pub client_capabilities: String,
+}
+
+impl Hearing {
+    /// What was listed before may no longer be true.
+    fn all_lists_may_have_changed(&self) {
+        for kind in [ListKind::Tools, ListKind::Prompts, ListKind::Resources] {
+            self.notices.take(Notice::ListChanged(kind));
+        }
+    }
+}
+
+impl Default for Hearing {
+    /// Hears nothing and offers nothing.
+    fn default() -> Self {
+        Self {
+            notices: NoticeSink::default(),
+            subscriptions: watch::channel(Arc::default()).1,
+            exclusive: false,
+            client_capabilities: "{}".to_owned(),
+        }
+    }
 }
 
 /// What an upstream said of itself.
@@ -132,15 +177,34 @@ pub struct PeerInfo {
     pub capabilities: Option<String>,
     /// `instructions`.
     pub instructions: Option<String>,
-    /// Whether it declares tools; true when it declares nothing at all.
-    pub lists_tools: bool,
+    /// What it offers.
+    pub offers: Offers,
+}
+
+/// What a server declares to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offers {
+    /// Tools; also when it declares nothing at all.
+    pub tools: bool,
+    /// Prompts.
+    pub prompts: bool,
+    /// Resources and templates.
+    pub resources: bool,
+    /// To say when a resource changes.
+    pub subscriptions: bool,
+    /// Completion of arguments.
+    pub completions: bool,
+    /// Log messages.
+    pub logging: bool,
+    /// To say when any of its lists changes.
+    pub list_changes: bool,
 }
 
 /// One open conversation with one upstream, shared by all callers.
 #[derive(Debug)]
 pub enum Connection {
     /// Streamable HTTP.
-    Http(Box<HttpConnection>),
+    Http(Arc<HttpConnection>),
     /// A child process.
     Stdio(StdioConnection),
 }
@@ -163,7 +227,7 @@ impl Connection {
             Target::Http { url, headers } => {
                 let endpoint = endpoint::Endpoint::new(url, headers, client, options, tasks)?;
                 let opened = Box::pin(detect::open(endpoint, url, options)).await?;
-                Ok(Self::Http(HttpConnection::new(opened, options)))
+                Ok(Self::Http(HttpConnection::start(opened, options, tasks)))
             }
             Target::Stdio { command, args, env, cwd } => {
                 let child = child::Launch { command, args, env, cwd: cwd.as_deref() };
@@ -200,16 +264,27 @@ impl Connection {
     /// era and on stdio `notifications/cancelled` is sent, in the background and best effort; the
     /// same when the timeout fires.
     ///
+    /// What the server says about the request before it answers goes to `relay`.
+    ///
     /// # Errors
     /// [`TransportError`]; [`TransportError::failure`] says what that means for a repeat.
     pub async fn request(
         &self,
         request: &OutgoingRequest<'_>,
         timeout: Duration,
+        relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
         match self {
-            Self::Http(connection) => connection.request(request, timeout).await,
-            Self::Stdio(connection) => connection.request(request, timeout).await,
+            Self::Http(connection) => connection.request(request, timeout, relay).await,
+            Self::Stdio(connection) => connection.request(request, timeout, relay).await,
+        }
+    }
+
+    /// Tells the server something, best effort and in bounded time; `params` is raw JSON.
+    pub async fn notify(&self, method: &str, params: Option<&str>) {
+        match self {
+            Self::Http(connection) => connection.notify(method, params).await,
+            Self::Stdio(connection) => connection.notify(method, params),
         }
     }
 

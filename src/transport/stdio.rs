@@ -6,27 +6,31 @@
 //! never leaves half a line there; a reader, which hands answers to those who wait for them; and a
 //! supervisor, which waits for the end and then tells everybody.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{ChildStdin, ChildStdout};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::child::{Launch, Process, Running, StderrTail};
-use super::endpoint::answer_server;
+use super::endpoint::{answer_server, reply_of_client, server_request};
 use super::error::{Sent, TransportError, sample};
 use super::handshake::{self, Finding};
-use super::{ConnectOptions, PeerInfo};
+use super::notice::Notice;
+use super::relay::Relay;
+use super::{ConnectOptions, Hearing, PeerInfo, hear};
 use crate::model::{Era, ProtocolVersion, ServerName};
-use crate::protocol::{Answer, MessageKind, OutgoingRequest, message_kind, render_notification};
+use crate::protocol::{
+    Answer, MessageKind, OutgoingRequest, RawObject, message_kind, render_notification,
+};
 
 /// Lines that wait for the child to read; callers wait beyond that, in their own time.
 const QUEUE: usize = 16;
@@ -37,6 +41,10 @@ const START: Duration = Duration::from_secs(30);
 /// How long the last answers of an ended child may take to be read, and how long a child may live
 /// after it closed its output.
 const LINGER: Duration = Duration::from_millis(300);
+/// Requests of a child that its client is being asked at a time.
+const QUESTIONS: u32 = 64;
+/// Longer than any child lives.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Lines that are no messages, kept for error texts.
 const PRINTED: usize = 5;
 
@@ -61,6 +69,10 @@ struct Shared {
     /// The end has come and everybody has been told.
     ended: CancellationToken,
     limit: usize,
+    hearing: Hearing,
+    tasks: TaskTracker,
+    /// Requests of the child that a client is being asked.
+    asked: AtomicU32,
 }
 
 #[derive(Default)]
@@ -74,6 +86,7 @@ struct State {
 struct Waiting {
     reply: oneshot::Sender<Reply>,
     ticket: Arc<Ticket>,
+    relay: Option<Arc<Relay>>,
 }
 
 struct Line {
@@ -149,7 +162,10 @@ impl StdioConnection {
         let limit = options.connect_timeout.max(START);
         let silence = options.probe_timeout.min(SILENCE);
         match tokio::time::timeout(limit, shared.greet(opening, silence)).await {
-            Ok(Ok(peer)) => Ok(Self { shared, peer, _stop_on_drop: stop }),
+            Ok(Ok(peer)) => {
+                tasks.spawn(Arc::clone(&shared).keep_subscribed(peer.clone()));
+                Ok(Self { shared, peer, _stop_on_drop: stop })
+            }
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(TransportError::NoHandshake {
                 command: launch.command.to_owned(),
@@ -172,33 +188,16 @@ impl StdioConnection {
         &self,
         request: &OutgoingRequest<'_>,
         limit: Duration,
+        relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
         let shared = &self.shared;
         let id = shared.next_id();
-        let mut bytes = request.render(id, self.peer.version);
-        // What the caller sent is passed on as it was, and may be spread over lines. In JSON a line
-        // end only stands between tokens; here it would end the message and begin another one.
-        for byte in &mut bytes {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
-        bytes.push(b'\n');
-        let mut call = shared.register(id)?;
-        let exchange = async {
-            shared.enqueue(bytes, &call.ticket).await?;
-            call.reply().await
-        };
-        let outcome = tokio::time::timeout(limit, exchange).await;
-        match outcome {
-            Ok(outcome) => outcome,
-            Err(_elapsed) => Err(match call.ticket.withdraw() {
-                Sent::No => TransportError::NotRead { elapsed: limit },
-                Sent::Yes => TransportError::Timeout { elapsed: limit },
-            }),
-        }
+        shared.exchange(id, request.render(id, self.peer.version), limit, relay).await
     }
 
+    pub(super) fn notify(&self, method: &str, params: Option<&str>) {
+        self.shared.tell(render_notification(method, params));
+    }
     pub(super) async fn close(&self) {
         self.shared.stop.cancel();
         self.shared.ended.cancelled().await;
@@ -284,6 +283,9 @@ impl Shared {
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
             limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
+            hearing: options.hearing.clone(),
+            tasks: tasks.clone(),
+            asked: AtomicU32::new(0),
         });
         tasks.spawn(write(lines, stdin, shared.stop.clone()));
         let read_end = CancellationToken::new();
@@ -306,6 +308,37 @@ impl Shared {
         shared
     }
 
+    /// Sends a rendered request and waits for its answer.
+    async fn exchange(
+        &self,
+        id: u64,
+        mut bytes: Vec<u8>,
+        limit: Duration,
+        relay: Option<&Arc<Relay>>,
+    ) -> Result<Answer, TransportError> {
+        // What the caller sent is passed on as it was, and may be spread over lines. In JSON a line
+        // end only stands between tokens; here it would end the message and begin another one.
+        for byte in &mut bytes {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        bytes.push(b'\n');
+        let mut call = self.register(id, relay)?;
+        let exchange = async {
+            self.enqueue(bytes, &call.ticket).await?;
+            call.reply().await
+        };
+        let outcome = tokio::time::timeout(limit, exchange).await;
+        match outcome {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => Err(match call.ticket.withdraw() {
+                Sent::No => TransportError::NotRead { elapsed: limit },
+                Sent::Yes => TransportError::Timeout { elapsed: limit },
+            }),
+        }
+    }
+
     fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
@@ -324,7 +357,7 @@ impl Shared {
     }
 
     /// Makes a place for the answer to `id`.
-    fn register(&self, id: u64) -> Result<Call<'_>, TransportError> {
+    fn register(&self, id: u64, relay: Option<&Arc<Relay>>) -> Result<Call<'_>, TransportError> {
         let (sender, reply) = oneshot::channel();
         let ticket = Arc::new(Ticket::default());
         let mut state = self.state.lock();
@@ -332,7 +365,8 @@ impl Shared {
             drop(state);
             return Err(self.exited(end, Sent::No));
         }
-        state.waiting.insert(id, Waiting { reply: sender, ticket: Arc::clone(&ticket) });
+        let relay = relay.cloned();
+        state.waiting.insert(id, Waiting { reply: sender, ticket: Arc::clone(&ticket), relay });
         drop(state);
         Ok(Call { shared: self, id, ticket, reply, answered: false })
     }
@@ -361,7 +395,7 @@ impl Shared {
         let mut probe = None;
         if let Opening::Probe = opening {
             let id = self.next_id();
-            let mut call = self.register(id)?;
+            let mut call = self.register(id, None)?;
             let mut bytes = handshake::discover().render(id, ProtocolVersion::LATEST);
             bytes.push(b'\n');
             self.enqueue(bytes, &call.ticket).await?;
@@ -378,8 +412,8 @@ impl Shared {
             }
         }
         let id = self.next_id();
-        let mut call = self.register(id)?;
-        let mut bytes = handshake::render_initialize(id);
+        let mut call = self.register(id, None)?;
+        let mut bytes = handshake::render_initialize(id, &self.hearing.client_capabilities);
         bytes.push(b'\n');
         self.enqueue(bytes, &call.ticket).await?;
         let reply = match &mut probe {
@@ -413,7 +447,7 @@ impl Shared {
     }
 
     /// Reads lines until the output ends.
-    async fn read(&self, mut stdout: ChildStdout) {
+    async fn read(self: &Arc<Self>, mut stdout: ChildStdout) {
         let mut buffer = BytesMut::with_capacity(8 * 1024);
         let mut searched = 0;
         let mut oversized: Option<Oversized> = None;
@@ -450,7 +484,7 @@ impl Shared {
         }
     }
 
-    fn take_line(&self, line: &Bytes) {
+    fn take_line(self: &Arc<Self>, line: &Bytes) {
         if line.is_empty() {
             return;
         }
@@ -463,8 +497,8 @@ impl Shared {
                 // The receiver may have just gone.
                 drop(waiting.reply.send(answer));
             }
-            Ok(MessageKind::Request { id, method }) => self.tell(answer_server(&id, &method)),
-            Ok(MessageKind::Notification { .. }) => {}
+            Ok(MessageKind::Request { id, method }) => self.take_request(id, method, line),
+            Ok(MessageKind::Notification { method }) => self.take_notification(method, line),
             Err(_) => {
                 let text = sample(line);
                 tracing::debug!(server.name = %self.server, line = %text, "not a message on standard output");
@@ -473,6 +507,139 @@ impl Shared {
                     state.printed.pop_front();
                 }
                 state.printed.push_back(text);
+            }
+        }
+    }
+
+    /// Progress names its request; everything else on this one channel names none, and can only be
+    /// told to somebody when one client alone uses the child.
+    fn take_notification(&self, method: String, message: &Bytes) {
+        if method == "notifications/progress" {
+            let Some(id) = progress_of(message) else { return };
+            let relay = self.state.lock().waiting.get(&id).and_then(|call| call.relay.clone());
+            if let Some(relay) = relay {
+                relay.notify(&method, message, id);
+            }
+            return;
+        }
+        match Notice::of(&method, message) {
+            Notice::Notification { .. } if !self.hearing.exclusive => {
+                tracing::debug!(server.name = %self.server, method, "a message that belongs to nobody was dropped");
+            }
+            Notice::Notification { message, .. } => match self.latest_relay() {
+                Some((id, relay)) => relay.notify(&method, &message, id),
+                None => self.hearing.notices.take(Notice::Notification { method, message }),
+            },
+            notice => self.hearing.notices.take(notice),
+        }
+    }
+
+    /// A request of the child: for the one client, or refused.
+    fn take_request(self: &Arc<Self>, id: String, method: String, message: &Bytes) {
+        let busy = self.asked.load(Ordering::Relaxed) >= QUESTIONS;
+        if method == "ping" || !self.hearing.exclusive || busy {
+            self.tell(answer_server(&id, &method));
+            return;
+        }
+        let (request, reply) = server_request(method, message);
+        match self.latest_relay() {
+            Some((_, relay)) => drop(relay.request(request)),
+            None => self.hearing.notices.take(Notice::Request(request)),
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let answer = tokio::select! {
+                answer = reply_of_client(&id, reply) => Some(answer),
+                () = shared.ended.cancelled() => None,
+            };
+            shared.asked.fetch_sub(1, Ordering::Relaxed);
+            if let Some(answer) = answer {
+                shared.tell(answer);
+            }
+        });
+    }
+
+    /// The caller of the latest request under way that has one.
+    fn latest_relay(&self) -> Option<(u64, Arc<Relay>)> {
+        let state = self.state.lock();
+        let with_relay =
+            state.waiting.iter().filter_map(|(id, call)| Some((*id, call.relay.as_ref()?)));
+        with_relay.max_by_key(|(id, _)| *id).map(|(id, relay)| (id, Arc::clone(relay)))
+    }
+
+    /// Tells the child what is wanted of its own messages, and follows as that changes.
+    async fn keep_subscribed(self: Arc<Self>, peer: PeerInfo) {
+        let mut wanted = self.hearing.subscriptions.clone();
+        let keeping = async {
+            match peer.version.era() {
+                Era::Legacy if peer.offers.subscriptions => {
+                    self.keep_subscribed_legacy(&mut wanted, peer.version).await;
+                }
+                Era::Legacy => {}
+                Era::Modern => self.keep_listening(&mut wanted, &peer).await,
+            }
+        };
+        tokio::select! {
+            () = keeping => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
+    async fn keep_subscribed_legacy(
+        &self,
+        wanted: &mut watch::Receiver<Arc<BTreeSet<String>>>,
+        version: ProtocolVersion,
+    ) {
+        let mut now = Arc::<BTreeSet<String>>::default();
+        loop {
+            let next = Arc::clone(&wanted.borrow_and_update());
+            for (uri, method) in hear::changes(&now, &next) {
+                let id = self.next_id();
+                let request = OutgoingRequest { uri: Some(uri), ..OutgoingRequest::new(method) };
+                let changed = self.exchange(id, request.render(id, version), hear::SUBSCRIBE, None);
+                if let Err(error) = changed.await {
+                    tracing::debug!(%error, uri, method, "a subscription was not changed");
+                }
+            }
+            now = next;
+            if wanted.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn keep_listening(
+        &self,
+        wanted: &mut watch::Receiver<Arc<BTreeSet<String>>>,
+        peer: &PeerInfo,
+    ) {
+        loop {
+            let resources = match peer.offers.subscriptions {
+                true => Arc::clone(&wanted.borrow_and_update()),
+                false => Arc::default(),
+            };
+            let changed = async {
+                if !peer.offers.subscriptions || wanted.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            if !peer.offers.list_changes && resources.is_empty() {
+                changed.await;
+                continue;
+            }
+            let params = hear::filter(peer.offers, &resources);
+            let params = RawObject::parse(&params).unwrap_or_default();
+            let request = OutgoingRequest {
+                params: Some(&params),
+                ..OutgoingRequest::new("subscriptions/listen")
+            };
+            let id = self.next_id();
+            // The answer comes when the subscription ends; dropping the wait cancels it.
+            let listening = self.exchange(id, request.render(id, peer.version), FOREVER, None);
+            tokio::select! {
+                _ended = listening => return,
+                () = changed => {}
             }
         }
     }
@@ -503,6 +670,13 @@ impl Shared {
             drop(waiting.reply.send(Err(self.exited(status.to_owned(), sent))));
         }
     }
+}
+
+/// The request that a progress message is about.
+fn progress_of(message: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(message).ok()?;
+    let params = RawObject::parse(text).ok()?.get("params")?.get();
+    RawObject::parse(params).ok()?.get("progressToken")?.get().parse().ok()
 }
 
 /// What the answer to the probe says, if that is that the child is modern.

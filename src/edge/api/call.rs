@@ -33,7 +33,7 @@ pub(super) async fn call(
     });
     match read {
         Ok((call, _)) => {
-            let answer = edge.router.call(call).await;
+            let answer = edge.router.call(call, None).await;
             render(&answer)
         }
         Err(error) => {

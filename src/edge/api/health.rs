@@ -71,7 +71,7 @@ async fn ask(handle: &ServerHandle) -> Result<(), String> {
         crate::model::Era::Modern => "server/discover",
     };
     // An error is an answer, and an answer proves life.
-    let answer = lease.request(&OutgoingRequest::new(method), CHECK).await;
+    let answer = lease.request(&OutgoingRequest::new(method), CHECK, None).await;
     if answer.is_err() && !lease.is_alive() {
         handle.invalidate(&lease);
     }

@@ -141,7 +141,7 @@ impl Legacy<'_> {
             request_bytes: self.body.len() as u64,
         };
         let router = Arc::clone(&self.edge.router);
-        let call = async move { router.call(call).await };
+        let call = async move { router.call(call, None).await };
         let answer = Detached::new(call, &self.edge.calls).await;
         render_call(id.json(), Era::Legacy, &answer)
     }

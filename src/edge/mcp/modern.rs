@@ -87,7 +87,7 @@ pub(super) async fn post(
                 request_bytes: body.len() as u64,
             };
             // Here the end of the connection is the cancellation: the future is simply dropped.
-            let answer = edge.router.call(call).await;
+            let answer = edge.router.call(call, None).await;
             render_call(id.json(), Era::Modern, &answer)
         }
         ("tools/call", Some(Err(message))) => {

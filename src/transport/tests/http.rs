@@ -78,7 +78,7 @@ async fn a_modern_request_says_what_it_is() {
         arguments: Some("{}"),
         ..OutgoingRequest::new("tools/call")
     };
-    connection.request(&request, Duration::from_secs(2)).await.unwrap();
+    connection.request(&request, Duration::from_secs(2), None).await.unwrap();
     let received = upstream.last("tools/call");
     assert_eq!(received.header("mcp-method"), Some("tools/call"));
     assert_eq!(received.header("mcp-name"), Some("=?base64?Z3LDtsOfZQ==?="));
@@ -413,7 +413,8 @@ async fn an_answer_in_a_stream_is_found_among_other_messages() {
     assert_eq!(call(&connection).await.unwrap().value, r#"{"n": 1.0}"#);
     eventually("two answers to the server", || {
         let received = upstream.received.lock();
-        received.iter().filter(|r| r.header("mcp-session-id").is_some()).count() == 4
+        let posts = received.iter().filter(|r| r.head.starts_with("POST "));
+        posts.filter(|r| r.header("mcp-session-id").is_some()).count() == 4
     })
     .await;
     let received = upstream.received.lock();
@@ -584,7 +585,8 @@ async fn equal_calls_at_once_get_their_own_answers() {
                     arguments: Some(&arguments),
                     ..OutgoingRequest::new("tools/call")
                 };
-                let answer = connection.request(&request, Duration::from_secs(5)).await.unwrap();
+                let answer =
+                    connection.request(&request, Duration::from_secs(5), None).await.unwrap();
                 assert_eq!(answer.value, arguments.as_bytes());
             }
         });
@@ -629,7 +631,8 @@ async fn many_calls_on_many_threads_are_neither_lost_nor_run_twice() {
                     arguments: Some(&arguments),
                     ..OutgoingRequest::new("tools/call")
                 };
-                let answer = connection.request(&request, Duration::from_secs(20)).await.unwrap();
+                let answer =
+                    connection.request(&request, Duration::from_secs(20), None).await.unwrap();
                 assert_eq!(answer.value, arguments.as_bytes());
             }
         });

@@ -265,7 +265,7 @@ async fn a_timeout_tells_the_child_and_ignores_the_late_answer() {
     };
     let connection = child.open(&slow).await;
     let late = OutgoingRequest { name: Some("late"), ..OutgoingRequest::new("tools/call") };
-    let error = connection.request(&late, Duration::from_millis(50)).await.unwrap_err();
+    let error = connection.request(&late, Duration::from_millis(50), None).await.unwrap_err();
     assert!(matches!(error, TransportError::Timeout { .. }), "{error:?}");
     let answer = call(&connection).await.unwrap();
     let log = child.log();
@@ -284,10 +284,11 @@ async fn a_child_that_does_not_read_holds_up_nobody_for_long() {
     // More than a pipe holds: the writer gets stuck in it.
     let large = format!(r#"{{"x":"{}"}}"#, "y".repeat(300_000));
     let request = OutgoingRequest { arguments: Some(&large), ..OutgoingRequest::new("tools/call") };
-    let stuck = connection.request(&request, limit).await.unwrap_err();
+    let stuck = connection.request(&request, limit, None).await.unwrap_err();
     assert_eq!(stuck.failure(), Failure::Timeout);
     for _ in 0..40 {
-        let error = connection.request(&request, Duration::from_millis(10)).await.unwrap_err();
+        let error =
+            connection.request(&request, Duration::from_millis(10), None).await.unwrap_err();
         assert!(matches!(error, TransportError::NotRead { .. }), "{error:?}");
         assert_eq!(error.failure(), Failure::NotSent);
     }
@@ -365,7 +366,7 @@ async fn calls_at_once_get_their_own_answers() {
                 arguments: Some(&arguments),
                 ..OutgoingRequest::new("tools/call")
             };
-            let answer = connection.request(&request, Duration::from_secs(20)).await.unwrap();
+            let answer = connection.request(&request, Duration::from_secs(20), None).await.unwrap();
             assert_eq!(answer.value, arguments.as_bytes());
         }
     });

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::model::ServerName;
 use crate::protocol::{Answer, OutgoingRequest};
-use crate::transport::{ConnectOptions, Connection, HttpClient, Target, TransportError};
+use crate::transport::{ConnectOptions, Connection, Hearing, HttpClient, Target, TransportError};
 
 /// What a test server received.
 #[derive(Debug, Clone)]
@@ -82,7 +82,9 @@ pub(super) fn modern(request: &Received, other: impl FnOnce() -> Act) -> Act {
 
 /// The legacy opening with session `session`.
 pub(super) fn legacy(request: &Received, session: &str, other: impl FnOnce() -> Act) -> Act {
-    if request.is("server/discover") {
+    if request.head.starts_with("GET ") {
+        status("405 Method Not Allowed", "", "")
+    } else if request.is("server/discover") {
         status("400 Bad Request", "", "what?")
     } else if request.is("initialize") {
         let body = format!(
@@ -241,6 +243,7 @@ pub(super) fn options() -> ConnectOptions {
         connect_timeout: Duration::from_secs(2),
         max_response_size: 64 * 1024,
         known_version: None,
+        hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),
     }
 }
@@ -266,7 +269,7 @@ pub(super) async fn call_within(
         arguments: Some("{}"),
         ..OutgoingRequest::new("tools/call")
     };
-    connection.request(&request, limit).await
+    connection.request(&request, limit, None).await
 }
 
 /// Waits until `done`, or fails after ten seconds.

@@ -1,0 +1,314 @@
+//! [`Relay`]: the way back to a caller for what a server says while its request is under way.
+//!
+//! Changes when what may be said during a request changes. Carries progress, log messages and
+//! requests of the server to whoever answers the caller; and the caller's cancellation the other
+//! way. It is a short queue with a waker and no task of its own: the future that serves the caller
+//! takes from it between polls of the call.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use tokio::sync::oneshot;
+
+use crate::protocol::{Answer, ClientAbilities, LogLevel, RawObject};
+
+/// Messages that wait for a slow caller. A transport that reads for one caller alone waits beyond
+/// that; one that reads for many drops the oldest notification.
+const QUEUE: usize = 64;
+
+/// What the caller wants to hear.
+#[derive(Debug, Clone, Default)]
+pub struct RelayWishes {
+    /// The caller's progress token as JSON; none: no progress.
+    pub progress_token: Option<Box<str>>,
+    /// The least severe log message it wants; none: no log messages.
+    pub log_level: Option<LogLevel>,
+    /// The requests it can answer.
+    pub abilities: ClientAbilities,
+}
+
+/// A request of a server on its way to the client that must answer it.
+#[derive(Debug)]
+pub struct ServerRequest {
+    /// JSON-RPC method.
+    pub method: String,
+    /// `params` as JSON.
+    pub params: Option<Bytes>,
+    /// Takes the answer. Dropped unanswered, the server is told that nobody will.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Something for the caller.
+#[derive(Debug)]
+pub enum ServerMessage {
+    /// A whole JSON-RPC notification, ready to send.
+    Notification(Bytes),
+    /// A request, which needs an id of ours.
+    Request(ServerRequest),
+}
+
+/// Between one call under way and whoever answers its caller.
+pub struct Relay {
+    wishes: RelayWishes,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<ServerMessage>,
+    cancelled: bool,
+    /// Nobody listens any more.
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Relay {
+    /// A relay for a caller with these wishes.
+    #[must_use]
+    pub fn new(wishes: RelayWishes) -> Self {
+        Self { wishes, state: Mutex::default() }
+    }
+
+    /// What the caller wants to hear.
+    #[must_use]
+    pub const fn wishes(&self) -> &RelayWishes {
+        &self.wishes
+    }
+
+    /// Hands on a notification of the server that belongs to the request with the id `request_id`
+    /// of ours, if the caller wants it. `message` is the whole JSON-RPC message.
+    ///
+    /// Progress gets the caller's own token; progress with a token that is not `request_id` belongs
+    /// to somebody else and is dropped.
+    pub fn notify(&self, method: &str, message: &Bytes, request_id: u64) {
+        let message = match method {
+            "notifications/progress" => self.own_progress(message, request_id),
+            "notifications/message" => {
+                let level = log_level(message);
+                let wanted =
+                    self.wishes.log_level.zip(level).is_some_and(|(least, it)| it >= least);
+                wanted.then(|| message.clone())
+            }
+            _ => Some(message.clone()),
+        };
+        if let Some(message) = message {
+            self.push(ServerMessage::Notification(message));
+        }
+    }
+
+    /// Hands on a request of the server; gives it back when the caller cannot answer it.
+    ///
+    /// # Errors
+    /// The request, when the caller did not declare the capability or is gone.
+    pub fn request(&self, request: ServerRequest) -> Result<(), ServerRequest> {
+        if !self.wishes.abilities.covers(&request.method) || self.state.lock().closed {
+            return Err(request);
+        }
+        self.push(ServerMessage::Request(request));
+        Ok(())
+    }
+
+    fn own_progress(&self, message: &Bytes, request_id: u64) -> Option<Bytes> {
+        let own = self.wishes.progress_token.as_deref()?;
+        let text = std::str::from_utf8(message).ok()?;
+        let params = RawObject::parse(text).ok()?.get("params")?.get();
+        let token = RawObject::parse(params).ok()?.get("progressToken")?.get();
+        if token.parse() != Ok(request_id) {
+            return None;
+        }
+        let at = token.as_ptr() as usize - text.as_ptr() as usize;
+        let (before, after) = (text.get(..at)?, text.get(at + token.len()..)?);
+        Some(Bytes::from([before, own, after].concat()))
+    }
+
+    fn push(&self, message: ServerMessage) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        if state.queue.len() >= QUEUE {
+            // Newer progress says more than older; a request must not be lost.
+            let oldest =
+                state.queue.iter().position(|m| matches!(m, ServerMessage::Notification(_)));
+            if let Some(oldest) = oldest {
+                state.queue.remove(oldest);
+            }
+        }
+        state.queue.push_back(message);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Waits until there is room for another message; for a transport that reads for this caller
+    /// alone.
+    pub async fn room(&self) {
+        poll_fn(|context| {
+            let mut state = self.state.lock();
+            if state.closed || state.queue.len() < QUEUE {
+                return Poll::Ready(());
+            }
+            state.writer = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The next message, or registers to be woken for it and for the cancellation.
+    pub fn poll_next(&self, context: &Context<'_>) -> Poll<ServerMessage> {
+        let mut state = self.state.lock();
+        if let Some(message) = state.queue.pop_front() {
+            let writer = state.writer.take();
+            drop(state);
+            if let Some(writer) = writer {
+                writer.wake();
+            }
+            return Poll::Ready(message);
+        }
+        if !state.reader.as_ref().is_some_and(|reader| reader.will_wake(context.waker())) {
+            state.reader = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// The caller no longer wants the answer.
+    pub fn cancel(&self) {
+        let reader = {
+            let mut state = self.state.lock();
+            state.cancelled = true;
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Whether the caller cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.state.lock().cancelled
+    }
+
+    /// Nobody listens any more: what is queued and what still comes is dropped, and requests of the
+    /// server with it.
+    pub fn close(&self) {
+        let (queue, writer) = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            (std::mem::take(&mut state.queue), state.writer.take())
+        };
+        drop(queue);
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("wishes", &self.wishes).finish_non_exhaustive()
+    }
+}
+
+/// `params.level` of a log message.
+fn log_level(message: &[u8]) -> Option<LogLevel> {
+    let text = std::str::from_utf8(message).ok()?;
+    let params = RawObject::parse(text).ok()?.get("params").map(RawValue::get)?;
+    LogLevel::parse(&RawObject::parse(params).ok()?.get_str("level")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(relay: &Relay) -> Option<String> {
+        let context = Context::from_waker(Waker::noop());
+        match relay.poll_next(&context) {
+            Poll::Ready(ServerMessage::Notification(bytes)) => {
+                Some(String::from_utf8(bytes.to_vec()).unwrap())
+            }
+            Poll::Ready(ServerMessage::Request(request)) => Some(request.method),
+            Poll::Pending => None,
+        }
+    }
+
+    fn progress(token: &str) -> Bytes {
+        Bytes::from(format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken": {token} ,"progress":1.0}}}}"#
+        ))
+    }
+
+    #[test]
+    fn progress_gets_the_callers_token_and_only_its_own_passes() {
+        let wishes =
+            RelayWishes { progress_token: Some(r#""tok\"en""#.into()), ..RelayWishes::default() };
+        let relay = Relay::new(wishes);
+        for other in ["8", "\"7\"", "null", "7.0"] {
+            relay.notify("notifications/progress", &progress(other), 7);
+        }
+        relay.notify("notifications/progress", &progress("7"), 7);
+        let own = progress(r#""tok\"en""#);
+        assert_eq!(next(&relay).as_deref(), std::str::from_utf8(&own).ok());
+        assert_eq!(next(&relay), None);
+        let silent = Relay::new(RelayWishes::default());
+        silent.notify("notifications/progress", &progress("7"), 7);
+        assert_eq!(next(&silent), None);
+    }
+
+    #[test]
+    fn log_messages_pass_from_the_wanted_level_on() {
+        let wishes = RelayWishes { log_level: Some(LogLevel::Warning), ..RelayWishes::default() };
+        let relay = Relay::new(wishes);
+        for level in ["debug", "notice", "warning", "emergency", "Warning"] {
+            let text =
+                format!(r#"{{"method":"notifications/message","params":{{"level":"{level}"}}}}"#);
+            relay.notify("notifications/message", &Bytes::from(text), 1);
+        }
+        assert!(next(&relay).unwrap().contains("warning"));
+        assert!(next(&relay).unwrap().contains("emergency"));
+        assert_eq!(next(&relay), None);
+    }
+
+    #[test]
+    fn a_slow_caller_loses_old_notifications_and_no_request() {
+        let relay = Relay::new(RelayWishes {
+            abilities: ClientAbilities::of(r#"{"sampling":{}}"#),
+            ..RelayWishes::default()
+        });
+        let (reply, mut answer) = oneshot::channel();
+        let method = "sampling/createMessage".to_owned();
+        relay.request(ServerRequest { method, params: None, reply }).unwrap();
+        for number in 0..QUEUE * 2 {
+            relay.notify("notifications/x", &Bytes::from(number.to_string()), 1);
+        }
+        assert_eq!(next(&relay).as_deref(), Some("sampling/createMessage"));
+        let left: Vec<String> = std::iter::from_fn(|| next(&relay)).collect();
+        assert_eq!(left.last(), Some(&(QUEUE * 2 - 1).to_string()));
+        assert!(answer.try_recv().is_err());
+    }
+
+    #[test]
+    fn requests_need_the_capability_and_a_listener() {
+        let request = |method: &str| ServerRequest {
+            method: method.to_owned(),
+            params: None,
+            reply: oneshot::channel().0,
+        };
+        let abilities = ClientAbilities::of(r#"{"elicitation":{},"sampling":true}"#);
+        let relay = Relay::new(RelayWishes { abilities, ..RelayWishes::default() });
+        assert!(relay.request(request("sampling/createMessage")).is_err());
+        assert!(relay.request(request("tools/call")).is_err());
+        assert!(relay.request(request("elicitation/create")).is_ok());
+        relay.close();
+        assert!(relay.request(request("elicitation/create")).is_err());
+        assert_eq!(next(&relay), None);
+    }
+}
