@@ -5,11 +5,15 @@
 
 mod answer;
 mod client;
+mod decimal;
+mod definition_shape;
 mod incoming;
 mod names;
 mod object;
 mod outgoing;
+mod param_headers;
 mod shape;
+mod splice;
 mod sse;
 mod tool;
 
@@ -25,6 +29,7 @@ pub use names::{
 };
 pub use object::{ObjectError, RawObject};
 pub use outgoing::{OutgoingRequest, PeerIdentity, render_notification};
-pub use shape::{ResultFacts, first_text, result_for};
+pub use param_headers::{HeaderPresence, ParamHeaderError, ParamHeaderRule, ParamHeaders};
+pub use shape::{ResultFacts, cacheable_result_for, error_for, first_text, result_for};
 pub use sse::{SseError, SseEvent, SseParser};
 pub use tool::{ToolDefinition, ToolDefinitionError, ToolList, canonical_json};

@@ -23,19 +23,18 @@ pub const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
 /// A header value with the base64 sentinel does not decode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the header value begins with =?base64? and does not hold base64 of UTF-8 text, closed by ?="
-)]
+#[error("the header value is wrapped as =?base64?…?= and does not hold base64 of UTF-8 text")]
 pub struct HeaderDecodeError;
 
-/// Reads a header value that may be wrapped as `=?base64?…?=`.
+/// Reads a header value that may be wrapped as `=?base64?…?=`. Without both marks, which are
+/// case-sensitive, it stands for itself.
 ///
 /// # Errors
-/// When it begins like a wrapped value and does not decode.
+/// When it is wrapped and does not decode.
 pub fn decode_header(value: &str) -> Result<Cow<'_, str>, HeaderDecodeError> {
     let value = value.trim_matches([' ', '\t']);
-    let Some(rest) = value.strip_prefix("=?base64?") else { return Ok(Cow::Borrowed(value)) };
-    let encoded = rest.strip_suffix("?=").ok_or(HeaderDecodeError)?;
+    let wrapped = value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?="));
+    let Some(encoded) = wrapped else { return Ok(Cow::Borrowed(value)) };
     let bytes = STANDARD.decode(encoded).ok().ok_or(HeaderDecodeError)?;
     String::from_utf8(bytes).ok().map(Cow::Owned).ok_or(HeaderDecodeError)
 }
@@ -70,8 +69,15 @@ mod tests {
 
     #[test]
     fn bad_sentinels_are_refused() {
-        for value in ["=?base64?%%%?=", "=?base64?YWJj", "=?base64?/w==?="] {
+        for value in ["=?base64?%%%?=", "=?base64?SGVsbG8?=", "=?base64?/w==?="] {
             assert_eq!(decode_header(value), Err(HeaderDecodeError), "{value}");
+        }
+    }
+
+    #[test]
+    fn half_a_sentinel_stands_for_itself() {
+        for value in ["=?base64?YWJj", "YWJj?=", "=?base64?=", "=?BASE64?YWJj?="] {
+            assert_eq!(decode_header(value).unwrap(), value);
         }
     }
 

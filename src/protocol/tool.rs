@@ -6,8 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::object::{BorrowedStr, RawObject};
-use super::outgoing::push_string;
-use crate::model::{ExposedName, NameError, ToolName};
+use crate::model::{NameError, ToolName};
 
 /// Why an element of `tools` is not a tool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -134,23 +133,6 @@ impl ToolDefinition {
             name,
         })
     }
-
-    /// The definition with `name` in the place of the server's own; every other byte as received.
-    #[must_use]
-    pub fn renamed(&self, name: &ExposedName) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.raw.len() + name.as_str().len());
-        let spliced = std::str::from_utf8(&self.raw).ok().and_then(|text| {
-            let value = RawObject::parse(text).ok()?.get("name")?.get();
-            let start = value.as_ptr() as usize - text.as_ptr() as usize;
-            Some((text.get(..start)?, text.get(start + value.len()..)?))
-        });
-        // `parse` has found the name, so there is always a place to splice at.
-        let (before, after) = spliced.unwrap_or_default();
-        out.extend_from_slice(before.as_bytes());
-        push_string(&mut out, name.as_str());
-        out.extend_from_slice(after.as_bytes());
-        out
-    }
 }
 
 /// Below this the text is compared as it is: no schema of use nests deeper.
@@ -222,17 +204,6 @@ mod tests {
 
     fn tool(text: &str) -> ToolDefinition {
         ToolDefinition::parse(&Bytes::copy_from_slice(text.as_bytes())).unwrap()
-    }
-
-    #[test]
-    fn a_renamed_definition_keeps_every_other_byte() {
-        let text = r#"{ "x-vendor" : {"name":"inner","n":1.0,"e":1e400}, "name" : "ec\u0068o","inputSchema":{"type":"object"} , "é":"\u00e9" }"#;
-        let renamed = tool(text).renamed(&ExposedName::parse("up__echo").unwrap());
-        assert_eq!(
-            String::from_utf8(renamed).unwrap(),
-            text.replace(r#""ec\u0068o""#, r#""up__echo""#)
-        );
-        assert_eq!(tool(text).name.as_str(), "echo");
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
 use crate::model::{Entrance, Era, ProtocolVersion, Scope};
 use crate::protocol::{
-    AnswerKind, CallParams, Incoming, ModernMeta, RpcErrorCode, error_response, result_for,
-    result_response,
+    AnswerKind, CallParams, Incoming, ModernMeta, RpcErrorCode, error_for, error_response,
+    result_for, result_response,
 };
 use crate::router::{CallAnswer, Refusal, RouteError};
 
@@ -217,7 +217,7 @@ fn render_call(id: &str, era: Era, answer: &CallAnswer) -> Response<Body> {
                 let value = result_for(era, &upstream.value, upstream.facts);
                 result_response(id, "result", &value)
             }
-            AnswerKind::Error => result_response(id, "error", &upstream.value),
+            AnswerKind::Error => result_response(id, "error", &error_for(era, &upstream.value)),
         },
         Err(error) => {
             let data = error_data(error, answer.attempts);
