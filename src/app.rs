@@ -37,6 +37,8 @@ pub use probe::{ProbeOk, ServerProbe, probe};
 pub const ADMIN_SOCKET: &str = "admin.sock";
 /// How often sessions and keys are tidied.
 const TIDY: Duration = Duration::from_secs(30);
+/// How often it is looked for isolated sessions that nobody used for long.
+const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 
 /// A running router.
 #[derive(Debug)]
@@ -175,13 +177,23 @@ impl App {
         .await?;
         let (reload, reload_requests) = mpsc::channel(4);
         let edge = Arc::new(Edge {
-            router: Arc::new(Router::new(Arc::clone(&discovery), audit.clone(), &metrics)),
+            router: Arc::new(Router::new(
+                Arc::clone(&discovery),
+                audit.clone(),
+                Arc::clone(&metrics),
+            )),
             registry: Arc::clone(&registry),
             discovery: Arc::clone(&discovery),
             ledger: AuditQuery::new(store.clone()),
             keys: KeyRing::load(store.clone()).await?,
-            sessions: Sessions::load(store.clone(), Arc::clone(&metrics), config.limits.sessions)
-                .await?,
+            sessions: Sessions::load(
+                store.clone(),
+                Arc::clone(&metrics),
+                Arc::clone(&registry),
+                config.limits.sessions,
+            )
+            .await?,
+            listeners: Arc::default(),
             store: store.clone(),
             audit: audit.clone(),
             settings: ArcSwap::from_pointee(edge_settings(&config, address)),
@@ -191,6 +203,12 @@ impl App {
             calls: TaskTracker::new(),
             stop: stop.clone(),
         });
+        let hearing = Arc::downgrade(&edge);
+        registry.on_notice(Box::new(move |server, scope, notice| {
+            if let Some(edge) = hearing.upgrade() {
+                edge.heard(server, scope, notice);
+            }
+        }));
         let (socket, socket_listener) = bind_socket(&config.data_dir)?;
         metrics.config_loaded(seconds(clock::timestamp()));
 
@@ -199,7 +217,10 @@ impl App {
         tasks.spawn(Arc::clone(&door).serve(Listening::Network(listener)));
         tasks.spawn(Arc::clone(&door).serve(Listening::Socket(socket_listener)));
         tasks.spawn(Arc::clone(&discovery).run(stop.clone()));
+        let listeners = Arc::clone(&edge.listeners);
+        tasks.spawn(listeners.run(Arc::clone(&discovery), stop.clone()));
         tasks.spawn(tidy(Arc::clone(&edge), stop.clone()));
+        tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
         tasks.spawn(check_ledger(store.clone(), stop.clone()));
         let reloader = reload::Reloader {
             path: config.path.clone(),
@@ -291,6 +312,7 @@ fn discovery_settings(config: &Config) -> DiscoverySettings {
         arguments: config.audit.arguments,
         results: config.audit.results,
         tools_per_server: config.limits.tools_per_server,
+        list_page: config.limits.list_page,
         health_check_interval: config.health_check_interval,
     }
 }
@@ -360,6 +382,15 @@ async fn check_ledger(store: Store, stop: CancellationToken) {
             Ok(()) | Err(StoreError::Closed) => {}
             Err(error) => tracing::error!(%error, "the ledger: {error}"),
         },
+    }
+}
+
+async fn close_idle(registry: Arc<Registry>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_FOR_IDLE) => registry.tidy(clock::uptime()),
+        }
     }
 }
 

@@ -1,15 +1,25 @@
-//! Which tools there are, under which names, and how they came to be known.
+//! What there is, under which names, and how it came to be known: tools, prompts, resources and
+//! templates.
 //!
 //! Changes when naming, discovery or the form of the catalogue changes. The call path only reads
 //! an immutable snapshot.
 
+mod build;
 mod definitions;
 mod discovery;
+mod lists;
 mod naming;
+mod offers;
+mod page;
 mod schedule;
 mod snapshot;
+mod uri;
 
 pub use definitions::{KnownTool, diff};
 pub use discovery::{Discovery, DiscoveryError, DiscoverySettings};
 pub use naming::{Collision, Names, expose};
-pub use snapshot::{Catalogue, CatalogueEntry, CatalogueHandle, Lookup, NotFound};
+pub use offers::{PromptEntry, ResourceEntry, ResourceRoute, ResourceServer, TemplateEntry};
+pub use page::{CursorError, OfferedList, Page};
+pub use snapshot::{
+    Catalogue, CatalogueEntry, CatalogueHandle, Entries, ListedTool, Lookup, NotFound,
+};

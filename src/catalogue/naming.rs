@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use ring::digest::{SHA256, digest};
 
+use super::page::OfferedList;
 use crate::model::{ExposedName, NamingMode, ServerName, ToolName};
 
 /// What model APIs accept at most.
@@ -15,9 +16,11 @@ const LIMIT: usize = 64;
 /// Digits of the hash that tells shortened names apart: 30 bits.
 const HASH_DIGITS: usize = 6;
 
-/// A name that two or more tools would have.
+/// A name that two or more would have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collision {
+    /// In which list.
+    pub list: OfferedList,
     /// The name.
     pub name: String,
     /// Who has it.
@@ -33,7 +36,7 @@ pub struct Names {
     pub collisions: Vec<Collision>,
 }
 
-/// Names every tool of the set.
+/// Names every tool of the set. Prompts are named by the same rules.
 ///
 /// `prefix`: `{server}__{tool}` with every character outside `[A-Za-z0-9_-]` replaced by `_`; a
 /// name longer than 64 is cut and ends in a hash of the whole. Where two tools come to one name,
@@ -92,6 +95,7 @@ fn bare(tools: &[(ServerName, ToolName)]) -> Names {
         .into_iter()
         .filter(|(_, servers)| servers.len() > 1)
         .map(|(tool, servers)| Collision {
+            list: OfferedList::Tools,
             name: tool.as_str().to_owned(),
             servers: servers.into_iter().cloned().collect(),
         })
@@ -185,7 +189,11 @@ mod tests {
         assert_eq!(names(&tools, NamingMode::Bare), [None, None, Some("y.z".into())]);
         assert_eq!(
             exposed.collisions,
-            [Collision { name: "x".into(), servers: vec![tool("a", "x").0, tool("b", "x").0] }]
+            [Collision {
+                list: OfferedList::Tools,
+                name: "x".into(),
+                servers: vec![tool("a", "x").0, tool("b", "x").0]
+            }]
         );
     }
 

@@ -1,62 +1,366 @@
-//! When a server is asked for its tools: at once when it appears, goes away or comes back, else in
-//! turns.
+//! When a server is asked for its lists: at once when it appears, goes away or comes back, soon
+//! when it says that a list changed, else in turns; and when it is only asked whether it is there.
+//! PURE.
+//!
+//! Changes when the rules of freshness do.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock;
-use crate::model::{ServerName, Uptime};
-use crate::registry::{ServerHandle, ServerState};
+use crate::model::Uptime;
+use crate::pool::ListKind;
 
 /// The first repeat after a failure; doubles up to the health interval.
 const FIRST_REPEAT: Duration = Duration::from_secs(1);
+/// How long after the first notice the lists are asked for: a server that changes much at once
+/// says so many times.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Notices lead to at most one listing in this time, however many there are.
+const CALM: Duration = Duration::from_secs(1);
+/// The longest time for which a server's word that its lists stay the same is believed.
+const LONGEST_TTL: Duration = Duration::from_secs(3600);
+/// How much rarer the lists of a server are asked for that says when they change.
+const TRUST: u32 = 10;
 
-/// When a server is asked next.
-#[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) handle: Arc<ServerHandle>,
-    pub(super) due: Uptime,
-    pub(super) asking: bool,
-    pub(super) failures: u32,
-    /// Whether it was up when last looked at.
-    noticed: bool,
+/// Which lists of a server to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Wanted {
+    pub(super) tools: bool,
+    pub(super) prompts: bool,
+    /// Resources and templates.
+    pub(super) resources: bool,
 }
 
-impl Plan {
-    pub(super) fn new(handle: &Arc<ServerHandle>, now: Uptime) -> Self {
-        Self { handle: Arc::clone(handle), due: now, asking: false, failures: 0, noticed: false }
-    }
+impl Wanted {
+    pub(super) const ALL: Self = Self { tools: true, prompts: true, resources: true };
 
-    /// The interval, longer or shorter by up to a fifth, so that servers that started together are
-    /// not asked together for ever.
-    fn spread(&self, interval: Duration) -> Duration {
-        let sum: u32 = self.handle.name.as_str().bytes().map(u32::from).sum();
-        interval.mul_f64(0.8 + 0.4 * f64::from(sum % 64) / 63.0)
-    }
-
-    pub(super) fn finished(&mut self, ok: bool, interval: Duration, now: Uptime) {
-        self.asking = false;
-        self.failures = if ok { 0 } else { self.failures.saturating_add(1) };
-        self.noticed = ok;
-        let wait = if ok {
-            self.spread(interval)
-        } else {
-            let doublings = self.failures.saturating_sub(1).min(16);
-            FIRST_REPEAT.saturating_mul(1 << doublings).min(interval)
-        };
-        self.due = now.plus(wait);
-    }
-}
-
-/// A server whose calls succeed again, or fail, is asked without waiting for its turn.
-pub(super) fn notice_changes(plan: &mut HashMap<ServerName, Plan>) {
-    let now = clock::uptime();
-    for entry in plan.values_mut().filter(|entry| !entry.asking) {
-        let up = entry.handle.state() == ServerState::Up;
-        if up == (entry.failures > 0) && entry.noticed != up {
-            entry.due = now;
+    pub(super) const fn of(kind: ListKind) -> Self {
+        Self {
+            tools: matches!(kind, ListKind::Tools),
+            prompts: matches!(kind, ListKind::Prompts),
+            resources: matches!(kind, ListKind::Resources),
         }
-        entry.noticed = up;
+    }
+
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            tools: self.tools || other.tools,
+            prompts: self.prompts || other.prompts,
+            resources: self.resources || other.resources,
+        }
+    }
+}
+
+/// What to do with a server now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Ask for these lists.
+    List(Wanted),
+    /// Ask for a sign of life.
+    Check,
+}
+
+/// When a server is asked, and for what.
+#[derive(Debug, Clone)]
+pub(super) struct Turns {
+    /// When all lists are due.
+    list: Uptime,
+    /// What notices asked for, and when that is due.
+    noticed: Option<(Wanted, Uptime)>,
+    /// When a sign of life is due.
+    check: Uptime,
+    /// When lists were last begun to be asked for.
+    began: Option<Uptime>,
+    busy: bool,
+    failures: u32,
+    /// Whether it was up when last looked at.
+    up: bool,
+    /// Whether its lists were asked for once.
+    asked: bool,
+    /// Its part of an interval, near one.
+    share: f64,
+}
+
+impl Turns {
+    /// All lists of the server with this name are due now.
+    pub(super) fn new(server: &str, now: Uptime) -> Self {
+        // Servers that started together are not asked together for ever.
+        let sum: u32 = server.bytes().map(u32::from).sum();
+        Self {
+            list: now,
+            noticed: None,
+            check: now,
+            began: None,
+            busy: false,
+            failures: 0,
+            up: false,
+            asked: false,
+            share: 0.8 + 0.4 * f64::from(sum % 64) / 63.0,
+        }
+    }
+
+    /// Whether its lists were asked for once.
+    pub(super) const fn asked(&self) -> bool {
+        self.asked
+    }
+
+    /// When there is something to do next; `None` while something is done.
+    pub(super) fn next(&self) -> Option<Uptime> {
+        let noticed = self.noticed.map_or(self.list, |(_, due)| due);
+        (!self.busy).then(|| self.list.min(noticed).min(self.check))
+    }
+
+    /// What is due, which then is under way until [`Self::listed`] or [`Self::checked`].
+    pub(super) fn begin(&mut self, now: Uptime) -> Option<Action> {
+        if self.busy {
+            return None;
+        }
+        let action = match self.noticed {
+            _ if self.list <= now => Action::List(Wanted::ALL),
+            Some((wanted, due)) if due <= now => Action::List(wanted),
+            _ if self.check <= now => Action::Check,
+            _ => return None,
+        };
+        self.busy = true;
+        if let Action::List(_) = action {
+            self.noticed = None;
+            self.began = Some(now);
+        }
+        Some(action)
+    }
+
+    /// The server said that lists changed, or something happened after which they may have.
+    pub(super) fn notice(&mut self, wanted: Wanted, now: Uptime) {
+        let calm = self.began.map_or(now, |began| began.plus(CALM));
+        let (before, due) = self.noticed.unwrap_or((Wanted::default(), now.plus(SETTLE).max(calm)));
+        self.noticed = Some((before.and(wanted), due));
+    }
+
+    /// Lists were asked for: all of them, or those that notices asked for.
+    pub(super) fn listed(&mut self, outcome: Listing, now: Uptime) {
+        self.busy = false;
+        self.asked = true;
+        let Listing { wanted, ok, interval, poll } = outcome;
+        match (ok, wanted == Wanted::ALL) {
+            (true, true) => {
+                self.failures = 0;
+                self.up = true;
+                self.list = now.plus(self.spread(poll));
+                self.check = now.plus(self.spread(interval));
+            }
+            (true, false) => self.check = self.check.max(now.plus(self.spread(interval))),
+            // Whether it was the server or the one list shows when all are asked for.
+            (false, false) => self.list = now.plus(FIRST_REPEAT),
+            (false, true) => self.failed(interval, now),
+        }
+    }
+
+    /// A sign of life came, or did not.
+    pub(super) fn checked(&mut self, ok: bool, interval: Duration, now: Uptime) {
+        self.busy = false;
+        if ok {
+            self.up = true;
+            self.check = now.plus(self.spread(interval));
+        } else {
+            self.failed(interval, now);
+        }
+    }
+
+    /// Looks whether calls succeed again, or fail: then it is asked without waiting for its turn.
+    pub(super) fn look(&mut self, up: bool, now: Uptime) {
+        if self.busy {
+            return;
+        }
+        if up == (self.failures > 0) && self.up != up {
+            self.list = now;
+        }
+        self.up = up;
+    }
+
+    fn failed(&mut self, interval: Duration, now: Uptime) {
+        self.failures = self.failures.saturating_add(1);
+        self.up = false;
+        let doublings = self.failures.saturating_sub(1).min(16);
+        let wait = FIRST_REPEAT.saturating_mul(1 << doublings).min(interval);
+        self.list = now.plus(wait);
+        self.check = self.list;
+    }
+
+    fn spread(&self, interval: Duration) -> Duration {
+        interval.mul_f64(self.share)
+    }
+}
+
+/// How lists were had.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listing {
+    /// Which.
+    pub(super) wanted: Wanted,
+    /// Whether the server answered as it should.
+    pub(super) ok: bool,
+    /// The time between two signs of life.
+    pub(super) interval: Duration,
+    /// The time until all lists are asked for again.
+    pub(super) poll: Duration,
+}
+
+/// How long lists that were had may be left alone: as long as the server says they stay the same
+/// (from the health interval to an hour), ten intervals where it promised to say when they change,
+/// else one interval.
+pub(super) fn poll(interval: Duration, ttl: Option<Duration>, announced: bool) -> Duration {
+    match ttl {
+        Some(ttl) => ttl.min(LONGEST_TTL).max(interval),
+        None if announced => interval.saturating_mul(TRUST),
+        None => interval,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+
+    fn at(millis: u64) -> Uptime {
+        Uptime::from_millis(millis)
+    }
+
+    fn good(wanted: Wanted, poll: Duration) -> Listing {
+        Listing { wanted, ok: true, interval: INTERVAL, poll }
+    }
+
+    /// Turns of a server whose lists were had at `now`.
+    fn listed(poll: Duration, now: Uptime) -> Turns {
+        let mut turns = Turns::new("server", now);
+        assert_eq!(turns.begin(now), Some(Action::List(Wanted::ALL)));
+        assert_eq!((turns.next(), turns.begin(now)), (None, None), "one thing at a time");
+        turns.listed(good(Wanted::ALL, poll), now);
+        turns
+    }
+
+    #[test]
+    fn between_two_listings_the_server_is_asked_for_a_sign_of_life() {
+        let mut turns = listed(INTERVAL * 10, at(0));
+        let (mut checks, mut now) = (0, at(0));
+        loop {
+            now = turns.next().unwrap();
+            match turns.begin(now).unwrap() {
+                Action::Check => turns.checked(true, INTERVAL, now),
+                Action::List(wanted) => {
+                    assert_eq!(wanted, Wanted::ALL);
+                    break;
+                }
+            }
+            checks += 1;
+        }
+        assert_eq!(checks, 9);
+        assert!(now >= at(240_000) && now <= at(360_000), "{now:?}");
+    }
+
+    #[test]
+    fn without_a_promise_every_turn_is_a_listing() {
+        let mut turns = listed(INTERVAL, at(0));
+        let now = turns.next().unwrap();
+        assert_eq!(turns.begin(now), Some(Action::List(Wanted::ALL)));
+    }
+
+    #[test]
+    fn a_notice_is_followed_soon_and_kinds_come_together() {
+        let mut turns = listed(INTERVAL, at(0));
+        turns.notice(Wanted::of(ListKind::Tools), at(5000));
+        turns.notice(Wanted::of(ListKind::Resources), at(5150));
+        assert_eq!(turns.next(), Some(at(5200)));
+        assert_eq!(turns.begin(at(5199)), None);
+        let wanted = Wanted { tools: true, prompts: false, resources: true };
+        assert_eq!(turns.begin(at(5200)), Some(Action::List(wanted)));
+        turns.notice(Wanted::of(ListKind::Tools), at(5300));
+        assert_eq!(turns.begin(at(9000)), None, "still under way");
+        turns.listed(good(wanted, INTERVAL), at(5400));
+        assert_eq!(turns.next(), Some(at(6200)), "not lost, and not sooner than a second later");
+    }
+
+    #[test]
+    fn a_flood_of_notices_leads_to_one_listing_a_second() {
+        let mut turns = listed(INTERVAL * 10, at(0));
+        let mut listings = 0;
+        for now in (0..10_000).map(at) {
+            turns.notice(Wanted::ALL, now);
+            if let Some(Action::List(wanted)) = turns.begin(now) {
+                listings += 1;
+                turns.listed(good(wanted, INTERVAL * 10), now);
+            }
+        }
+        assert_eq!(listings, 9, "one a second after the first");
+    }
+
+    #[test]
+    fn failures_are_repeated_with_growing_waits_and_a_return_is_seen_at_once() {
+        let mut turns = listed(INTERVAL * 10, at(0));
+        let now = turns.next().unwrap();
+        assert_eq!(turns.begin(now), Some(Action::Check));
+        turns.checked(false, INTERVAL, now);
+        let mut waits = Vec::new();
+        let mut before = now;
+        for _ in 0..7 {
+            let now = turns.next().unwrap();
+            waits.push(now.since(before).as_secs());
+            assert_eq!(turns.begin(now), Some(Action::List(Wanted::ALL)));
+            turns.listed(Listing { ok: false, ..good(Wanted::ALL, INTERVAL) }, now);
+            before = now;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        let now = before.plus(FIRST_REPEAT);
+        turns.look(false, now);
+        assert_eq!(turns.begin(now), None);
+        turns.look(true, now);
+        assert_eq!(turns.begin(now), Some(Action::List(Wanted::ALL)));
+    }
+
+    #[test]
+    fn a_list_that_fails_on_its_own_leads_to_all() {
+        let mut turns = listed(INTERVAL * 10, at(0));
+        turns.notice(Wanted::of(ListKind::Prompts), at(2000));
+        let Some(Action::List(wanted)) = turns.begin(at(2200)) else { panic!() };
+        turns.listed(Listing { ok: false, ..good(wanted, INTERVAL) }, at(2300));
+        assert_eq!(turns.next(), Some(at(3300)));
+        assert_eq!(turns.begin(at(3300)), Some(Action::List(Wanted::ALL)));
+    }
+
+    #[test]
+    fn promises_are_believed_within_bounds() {
+        let seconds = Duration::from_secs;
+        assert_eq!(poll(INTERVAL, None, false), INTERVAL);
+        assert_eq!(poll(INTERVAL, None, true), INTERVAL * 10);
+        assert_eq!(poll(INTERVAL, Some(Duration::ZERO), true), INTERVAL);
+        assert_eq!(poll(INTERVAL, Some(seconds(600)), false), seconds(600));
+        assert_eq!(poll(INTERVAL, Some(Duration::MAX), false), seconds(3600));
+        assert_eq!(poll(seconds(7200), Some(seconds(1)), false), seconds(7200));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_there_is_always_a_next_time(
+            steps in proptest::collection::vec((0..4_u8, any::<bool>(), 0..40_000_u64), 0..60),
+        ) {
+            let mut turns = Turns::new("x", at(0));
+            let mut now = 0;
+            for (step, ok, wait) in steps {
+                now += wait;
+                match step {
+                    0 => turns.notice(Wanted::of(ListKind::Prompts), at(now)),
+                    1 => turns.look(ok, at(now)),
+                    _ => match turns.begin(at(now)) {
+                        Some(Action::List(wanted)) => {
+                            turns.listed(Listing { ok, ..good(wanted, INTERVAL) }, at(now));
+                        }
+                        Some(Action::Check) => turns.checked(ok, INTERVAL, at(now)),
+                        None => {}
+                    },
+                }
+                let next = turns.next();
+                prop_assert!(next.is_some_and(|next| next.since(at(now)) <= INTERVAL * 2));
+            }
+        }
     }
 }

@@ -1,4 +1,7 @@
-//! [`Catalogue`]: every tool by name, immutable, with all that a call needs at hand.
+//! [`Catalogue`]: everything that servers offer by name, immutable, with all that a call needs at
+//! hand.
+//!
+//! Changes when a call needs to know more of a tool, or a list takes another form.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,14 +11,16 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use super::definitions::KnownTool;
-use super::naming::{self, Collision};
-use crate::metrics::{Metrics, ToolMetrics};
+use super::naming::Collision;
+use super::offers::{OfferIndex, PromptEntry, ResourceEntry, ResourceServer, TemplateEntry};
+use super::page::{CursorError, Listing, OfferedList, Page};
+use crate::metrics::ToolMetrics;
 use crate::model::{
-    ArgumentsLevel, AuditLevels, ExposedName, NamingMode, Replay, ResultsLevel, ServerName,
-    Timestamp, ToolName, ToolOverride, ToolStatus, ToolTarget, nearest,
+    ArgumentsLevel, Era, ExposedName, NamingMode, Replay, ResultsLevel, ServerName, Timestamp,
+    ToolName, ToolStatus, ToolTarget, nearest,
 };
 use crate::protocol::ToolDefinition;
-use crate::registry::{ServerHandle, Servers};
+use crate::registry::ServerHandle;
 
 /// One callable tool.
 #[derive(Debug)]
@@ -42,22 +47,74 @@ pub struct CatalogueEntry {
     pub levels: (ArgumentsLevel, ResultsLevel),
     /// Its metrics.
     pub metrics: Arc<ToolMetrics>,
+    /// Its definition as clients see it.
+    pub listed: ListedTool,
 }
 
-/// All tools at one moment.
-#[derive(Debug, Default)]
-pub struct Catalogue {
-    entries: Vec<Arc<CatalogueEntry>>,
-    by_exposed: HashMap<ExposedName, Arc<CatalogueEntry>>,
-    by_tool: HashMap<ToolName, Vec<Arc<CatalogueEntry>>>,
-    /// Every server of the registry, also those without tools.
-    servers: Vec<ServerName>,
-    /// The elements of `tools` in `tools/list`, ready to send.
-    listing: Bytes,
+/// A tool's definition under its exposed name, ready to send. The two share their bytes when they
+/// are the same.
+#[derive(Debug, Clone)]
+pub struct ListedTool {
+    /// For clients of the legacy era.
+    pub legacy: Bytes,
+    /// For clients of the modern era.
+    pub modern: Bytes,
+}
+
+/// What a catalogue is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Entries {
+    /// Callable tools, by server and name.
+    pub tools: Vec<Arc<CatalogueEntry>>,
+    /// Prompts, by server and place in its list.
+    pub prompts: Vec<Arc<PromptEntry>>,
+    /// Resources, by server and place in its list.
+    pub resources: Vec<Arc<ResourceEntry>>,
+    /// Templates, by server and place in its list.
+    pub templates: Vec<Arc<TemplateEntry>>,
+    /// Servers that may be asked for resources, also those that list none, by name.
+    pub readers: Vec<ResourceServer>,
+    /// How names were made.
+    pub naming: NamingMode,
+    /// Every server of the registry: what begins with the name of one means that one, also where
+    /// nothing of it is to be had.
+    pub servers: Vec<ServerName>,
     /// Names that could not be given.
     pub collisions: Vec<Collision>,
     /// Tools that wait for approval.
     pub held: Vec<(ServerName, ToolName)>,
+}
+
+/// All that can be called, got and read at one moment.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    entries: Entries,
+    by_exposed: HashMap<ExposedName, Arc<CatalogueEntry>>,
+    by_tool: HashMap<ToolName, Vec<Arc<CatalogueEntry>>>,
+    pub(super) offers: OfferIndex,
+    listings: Listings,
+}
+
+/// Lists, ready to send.
+#[derive(Debug, Default)]
+struct Listings {
+    tools_legacy: Listing,
+    tools: Listing,
+    prompts: Listing,
+    resources: Listing,
+    templates: Listing,
+}
+
+impl Listings {
+    const fn of(&self, list: OfferedList, era: Era) -> &Listing {
+        match (list, era) {
+            (OfferedList::Tools, Era::Legacy) => &self.tools_legacy,
+            (OfferedList::Tools, Era::Modern) => &self.tools,
+            (OfferedList::Prompts, _) => &self.prompts,
+            (OfferedList::Resources, _) => &self.resources,
+            (OfferedList::Templates, _) => &self.templates,
+        }
+    }
 }
 
 /// The catalogue in force, swapped whole.
@@ -72,15 +129,15 @@ pub enum Lookup<'a> {
     NotFound(NotFound),
 }
 
-/// Why a name leads to no tool.
+/// Why a name or address leads nowhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotFound {
-    /// No tool of this name; names like it.
+    /// Nothing of this name; names like it.
     Unknown {
         /// Best first.
         nearest: Vec<String>,
     },
-    /// Several servers have a tool of this name.
+    /// Several servers have one of this name.
     Ambiguous {
         /// The names that would be clear.
         candidates: Vec<String>,
@@ -97,90 +154,99 @@ pub enum NotFound {
     },
 }
 
-/// What building a catalogue needs beside the tools.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BuildSettings {
-    pub(super) naming: NamingMode,
-    pub(super) arguments: ArgumentsLevel,
-    pub(super) results: ResultsLevel,
+impl ListedTool {
+    /// A definition under its exposed name, as each era has it.
+    pub(super) fn of(definition: &ToolDefinition, exposed: &ExposedName) -> Self {
+        let modern = Bytes::from(definition.listed(exposed, Era::Modern));
+        let legacy = Bytes::from(definition.listed(exposed, Era::Legacy));
+        let legacy = if legacy == modern { modern.clone() } else { legacy };
+        Self { legacy, modern }
+    }
+
+    const fn of_era(&self, era: Era) -> &Bytes {
+        match era {
+            Era::Legacy => &self.legacy,
+            Era::Modern => &self.modern,
+        }
+    }
 }
 
 impl Catalogue {
-    /// Builds a catalogue of the tools of enabled servers. `before` lends its metric handles.
-    pub(super) fn build(
-        servers: &Servers,
-        known: &HashMap<ServerName, Vec<KnownTool>>,
-        settings: BuildSettings,
-        metrics: &Metrics,
-        before: &Self,
-    ) -> Self {
-        let mut offered: Vec<(&Arc<ServerHandle>, &KnownTool)> = Vec::new();
-        let mut held = Vec::new();
-        for handle in servers.values().filter(|handle| handle.enabled) {
-            let mut tools: Vec<&KnownTool> = known
-                .get(&handle.name)
-                .into_iter()
-                .flatten()
-                .filter(|tool| offers(handle, tool))
-                .collect();
-            held.extend(
-                tools
-                    .iter()
-                    .filter(|tool| tool.row.status == ToolStatus::Held)
-                    .map(|tool| (handle.name.clone(), tool.row.tool.clone())),
-            );
-            tools.retain(|tool| matches!(tool.row.status, ToolStatus::Active | ToolStatus::Stale));
-            tools.sort_by(|a, b| a.row.tool.cmp(&b.row.tool));
-            offered.extend(tools.into_iter().map(|tool| (handle, tool)));
+    /// Makes a catalogue of these entries, which may be a part of another one's; their order is
+    /// the order of the lists.
+    #[must_use]
+    pub fn assemble(entries: Entries) -> Self {
+        let mut by_exposed = HashMap::with_capacity(entries.tools.len());
+        let mut by_tool: HashMap<ToolName, Vec<Arc<CatalogueEntry>>> = HashMap::new();
+        for entry in &entries.tools {
+            by_exposed.insert(entry.exposed.clone(), Arc::clone(entry));
+            by_tool.entry(entry.tool.clone()).or_default().push(Arc::clone(entry));
         }
-        let pairs: Vec<(ServerName, ToolName)> = offered
-            .iter()
-            .map(|(handle, tool)| (handle.name.clone(), tool.row.tool.clone()))
-            .collect();
-        let naming::Names { names, collisions } = naming::expose(&pairs, settings.naming);
-        let mut catalogue = Self {
-            collisions,
-            held,
-            servers: servers.keys().cloned().collect(),
-            ..Self::default()
+        let tools = |era| Listing::new(entries.tools.iter().map(move |e| e.listed.of_era(era)));
+        let same = entries.tools.iter().all(|entry| entry.listed.legacy == entry.listed.modern);
+        let modern = tools(Era::Modern);
+        let legacy = if same { modern.clone() } else { tools(Era::Legacy) };
+        let listings = Listings {
+            tools_legacy: legacy,
+            tools: modern,
+            prompts: Listing::new(entries.prompts.iter().map(|entry| &entry.listed)),
+            resources: Listing::new(entries.resources.iter().map(|entry| &entry.listed)),
+            templates: Listing::new(entries.templates.iter().map(|entry| &entry.listed)),
         };
-        let mut listing = Vec::new();
-        for ((handle, tool), exposed) in offered.into_iter().zip(names) {
-            let Some(exposed) = exposed else { continue };
-            if !listing.is_empty() {
-                listing.push(b',');
-            }
-            listing.extend_from_slice(&tool.definition.renamed(&exposed));
-            catalogue.insert(entry(handle, tool, exposed, settings, metrics, before));
-        }
-        catalogue.listing = listing.into();
-        catalogue
+        let offers = OfferIndex::of(&entries);
+        Self { by_exposed, by_tool, listings, offers, entries }
     }
 
-    fn insert(&mut self, entry: CatalogueEntry) {
-        let entry = Arc::new(entry);
-        self.by_exposed.insert(entry.exposed.clone(), Arc::clone(&entry));
-        self.by_tool.entry(entry.tool.clone()).or_default().push(Arc::clone(&entry));
-        self.entries.push(entry);
+    /// What it was made of; a part of it can be assembled to a smaller catalogue.
+    #[must_use]
+    pub const fn parts(&self) -> &Entries {
+        &self.entries
+    }
+
+    /// One page of a list, as clients of `era` see it. A list of at most `page_size` elements is
+    /// one page; its bytes are ready and not copied.
+    ///
+    /// # Errors
+    /// When `cursor` is not what an earlier page of the same list said.
+    pub fn page(
+        &self,
+        list: OfferedList,
+        era: Era,
+        cursor: Option<&str>,
+        page_size: usize,
+    ) -> Result<Page, CursorError> {
+        self.listings.of(list, era).page(list, cursor, page_size)
+    }
+
+    /// The same as long as clients see the same in a list.
+    #[must_use]
+    pub const fn fingerprint(&self, list: OfferedList) -> [u8; 8] {
+        // A legacy client never sees more than a modern one.
+        self.listings.of(list, Era::Modern).fingerprint()
+    }
+
+    /// The tool with this exposed name.
+    pub(super) fn exposed(&self, exposed: &ExposedName) -> Option<&Arc<CatalogueEntry>> {
+        self.by_exposed.get(exposed)
     }
 
     /// Every tool, by server and name.
     #[must_use]
     pub fn entries(&self) -> &[Arc<CatalogueEntry>] {
-        &self.entries
+        &self.entries.tools
     }
 
     /// The elements of `tools` in `tools/list`: JSON objects with commas between.
     #[must_use]
     pub const fn listing(&self) -> &Bytes {
-        &self.listing
+        self.listings.tools.bytes()
     }
 
     /// How many callable tools each server has.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<&ServerName, usize> {
         let mut counts = BTreeMap::new();
-        for entry in &self.entries {
+        for entry in &self.entries.tools {
             *counts.entry(&entry.server.name).or_insert(0) += 1;
         }
         counts
@@ -199,7 +265,10 @@ impl Catalogue {
         if let Some(entry) = self.by_exposed.get(target.tool.as_str()).filter(|e| at_server(e)) {
             return Lookup::Found(entry);
         }
-        let addressed = self.addressed(target);
+        let addressed = match target.server {
+            Some(_) => None,
+            None => self.addressed(&target.tool),
+        };
         let mut candidates = self
             .by_tool
             .get(addressed.map_or(target.tool.as_str(), |(_, tool)| tool))
@@ -221,23 +290,21 @@ impl Catalogue {
     }
 
     /// The server that a prefixed name addresses (of several, the longest), and the rest.
-    fn addressed<'t>(&self, target: &'t ToolTarget) -> Option<(&ServerName, &'t str)> {
-        if target.server.is_some() {
-            return None;
-        }
-        let rest =
-            |server: &ServerName| target.tool.strip_prefix(server.as_str())?.strip_prefix("__");
-        self.servers
+    pub(super) fn addressed<'t>(&self, name: &'t str) -> Option<(&ServerName, &'t str)> {
+        let rest = |server: &ServerName| name.strip_prefix(server.as_str())?.strip_prefix("__");
+        self.entries
+            .servers
             .iter()
             .filter_map(|server| Some((server, rest(server)?)))
             .max_by_key(|(server, _)| server.as_str().len())
     }
 
     fn not_found(&self, target: &ToolTarget) -> NotFound {
-        if let Some(collision) = self.collisions.iter().find(|c| c.name == target.tool) {
+        let collides = |c: &&Collision| c.list == OfferedList::Tools && c.name == target.tool;
+        if let Some(collision) = self.entries.collisions.iter().find(collides) {
             return NotFound::Collision { servers: collision.servers.clone() };
         }
-        let held = self.held.iter().find(|(server, tool)| {
+        let held = self.entries.held.iter().find(|(server, tool)| {
             target.server.as_ref().is_none_or(|wanted| wanted == server)
                 && (tool.as_str() == target.tool || format!("{server}__{tool}") == target.tool)
         });
@@ -246,49 +313,11 @@ impl Catalogue {
         }
         let names = self
             .entries
+            .tools
             .iter()
             .filter(|entry| target.server.as_ref().is_none_or(|s| entry.server.name == *s))
             .map(|entry| entry.exposed.as_str());
         NotFound::Unknown { nearest: nearest(&target.tool, names, 3) }
-    }
-}
-
-fn offers(handle: &ServerHandle, tool: &KnownTool) -> bool {
-    let name = tool.row.tool.as_str();
-    let hidden = handle.spec.tool_overrides.get(name).is_some_and(|o| o.hidden);
-    handle.spec.tools.admits(name) && !hidden
-}
-
-fn entry(
-    handle: &Arc<ServerHandle>,
-    tool: &KnownTool,
-    exposed: ExposedName,
-    settings: BuildSettings,
-    metrics: &Metrics,
-    before: &Catalogue,
-) -> CatalogueEntry {
-    let said: Option<&ToolOverride> = handle.spec.tool_overrides.get(tool.row.tool.as_str());
-    let levels = said.map_or_else(AuditLevels::default, |said| said.audit);
-    let handles = before
-        .by_exposed
-        .get(&exposed)
-        .filter(|old| old.server.name == handle.name)
-        .map(|old| Arc::clone(&old.metrics));
-    CatalogueEntry {
-        metrics: handles.unwrap_or_else(|| metrics.tool(Some(&handle.name), Some(&exposed))),
-        exposed,
-        tool: tool.row.tool.clone(),
-        server: Arc::clone(handle),
-        status: tool.row.status,
-        first_seen_at: tool.row.first_seen_at,
-        last_seen_at: tool.row.last_seen_at,
-        replay: said.and_then(|said| said.replay),
-        timeout: said.and_then(|said| said.timeout).unwrap_or(handle.settings.timeout),
-        levels: (
-            levels.arguments.or(handle.spec.audit.arguments).unwrap_or(settings.arguments),
-            levels.results.or(handle.spec.audit.results).unwrap_or(settings.results),
-        ),
-        definition: tool.definition.clone(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod error;
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
@@ -39,8 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Calls end by their own deadline, which the router caps at ten minutes.
 pub(crate) const CALL_PATIENCE: Duration = Duration::from_secs(660);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// More than any answer the router gives: results are capped per server, pages are short.
-const LARGEST_ANSWER: usize = 256 * 1024 * 1024;
+pub(crate) const LARGEST_ANSWER: usize = 256 * 1024 * 1024;
 
 /// A complete answer.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ pub(crate) struct Ask {
     method: Method,
     segments: Vec<String>,
     query: Vec<(&'static str, String)>,
-    headers: Vec<(&'static str, String)>,
+    headers: Vec<(Cow<'static, str>, String)>,
     body: Option<Bytes>,
     patience: Duration,
 }
@@ -120,8 +122,12 @@ impl Ask {
     }
 
     /// With a header.
-    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+    pub(crate) fn header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<String>,
+    ) -> Self {
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -185,6 +191,8 @@ impl Client {
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_PATIENCE));
+        // A stream may be silent for hours; a router that vanished must be noticed all the same.
+        connector.set_keepalive(Some(KEEPALIVE));
         let provider = rustls::crypto::ring::default_provider();
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(provider)
@@ -265,7 +273,9 @@ impl Client {
         Ok(Events { body: response.into_body(), pending: Vec::new(), data: String::new() })
     }
 
-    async fn open(&self, ask: Ask) -> Result<Response<Incoming>, ClientError> {
+    /// Asks and gives the answer as soon as its head is there, without any bound in time.
+    /// Dropping the future or the body closes the connection.
+    pub(crate) async fn open(&self, ask: Ask) -> Result<Response<Incoming>, ClientError> {
         let request = self.build(ask)?;
         match &self.target {
             Target::Http(pool) => pool.request(request).await.map_err(|error| {
@@ -303,7 +313,7 @@ impl Client {
         if socket {
             request = request.header(HOST, "localhost");
         }
-        if !ask.headers.iter().any(|(name, _)| *name == ACCEPT.as_str()) {
+        if !ask.headers.iter().any(|(name, _)| name == ACCEPT.as_str()) {
             request = request.header(ACCEPT, "application/json");
         }
         if ask.body.is_some() {
@@ -313,7 +323,7 @@ impl Client {
             request = request.header(AUTHORIZATION, authorization);
         }
         for (name, value) in &ask.headers {
-            request = request.header(*name, value);
+            request = request.header(name.as_ref(), value);
         }
         request
             .body(Full::new(ask.body.unwrap_or_default()))
@@ -400,7 +410,7 @@ async fn connect(folder: &Path) -> Result<UnixStream, ClientError> {
 }
 
 /// What lies at the bottom: "connection refused" rather than "client error (connect)".
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut at = error;
     while let Some(source) = at.source() {
         at = source;

@@ -54,6 +54,9 @@ enum TransportArgs {
         /// Hand out no session ids to legacy clients
         #[arg(long)]
         stateless: bool,
+        /// Let the tool counter count in each session of a legacy client for itself
+        #[arg(long, conflicts_with = "stateless")]
+        count_in_session: bool,
         /// End when stdin is closed, so that whoever started it cannot leave it behind
         #[arg(long)]
         until_stdin_closes: bool,
@@ -147,6 +150,8 @@ pub struct Options {
     pub answers: Answers,
     /// No session ids for legacy clients.
     pub stateless: bool,
+    /// `counter` counts in each legacy session for itself.
+    pub count_in_session: bool,
     /// Tools per page of `tools/list`; 0 means all in one.
     pub page_size: usize,
     /// Further tools, which all behave like `echo`.
@@ -197,12 +202,14 @@ pub async fn main(args: Args) -> Result<(), DemoUpstreamError> {
             json_only: _,
             sse,
             stateless,
+            count_in_session,
             until_stdin_closes,
             common,
         } => {
             let mut options = common.options();
             options.answers = if sse { Answers::Sse } else { Answers::Json };
             options.stateless = stateless;
+            options.count_in_session = count_in_session;
             run_http(SocketAddr::new(listen, port), options, until_stdin_closes).await
         }
         TransportArgs::Stdio { common } => stdio::serve(common.options()).await,

@@ -71,6 +71,15 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// The pipes to an MCP client could not be served.
+    #[error("could not {doing}: {source}")]
+    Pipe {
+        /// What it was about to do.
+        doing: &'static str,
+        /// Why it could not.
+        #[source]
+        source: io::Error,
+    },
     /// The hidden upstream failed.
     #[error("the demo upstream failed: {0}")]
     Upstream(String),
@@ -94,7 +103,11 @@ impl CliError {
             | Self::Unit(_)
             | Self::When(_) => 2,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
-            Self::Output(_) | Self::Signals(_) | Self::Demo { .. } | Self::Upstream(_) => 1,
+            Self::Output(_)
+            | Self::Signals(_)
+            | Self::Demo { .. }
+            | Self::Pipe { .. }
+            | Self::Upstream(_) => 1,
             Self::Interrupted => 130,
         }
     }

@@ -17,6 +17,7 @@ mod reload;
 mod schema;
 mod serve;
 mod servers;
+mod stdio;
 mod table;
 mod text;
 mod tools;
@@ -112,6 +113,8 @@ enum Command {
     Serve(serve::Args),
     /// Run the router with two bundled servers and light traffic, in a temporary folder
     Demo(demo::Args),
+    /// Be an MCP server on stdin and stdout, in front of a running router
+    Stdio(stdio::Args),
     /// Validate a configuration; with --connect also every server in it
     Check(check::Args),
     /// Print the JSON Schema of the configuration
@@ -166,6 +169,7 @@ impl Cli {
             }
             Some(Command::Serve(args)) => Box::pin(serve::run(&context, args)).await,
             Some(Command::Demo(args)) => Box::pin(demo::run(&context, args)).await,
+            Some(Command::Stdio(args)) => Box::pin(stdio::run(&context, args)).await,
             Some(Command::Check(args)) => Box::pin(check::run(&context, args)).await,
             Some(Command::Schema(args)) => schema::run(&context, &args),
             Some(Command::Import(args)) => Box::pin(import::run(&context, args)).await,

@@ -238,6 +238,8 @@ pub(super) struct Server {
     #[serde(default)]
     in_flight: u64,
     #[serde(default)]
+    upstream_sessions: u64,
+    #[serde(default)]
     breaker: Value,
     #[serde(default)]
     spec: Value,
@@ -438,6 +440,7 @@ async fn show(context: &Context, name: &str) -> Result<Status, CliError> {
         Some(at) => format!("{error} (at {at})"),
         None => error.clone(),
     });
+    let isolated = server.spec.get("sessions").and_then(Value::as_str) == Some("isolated");
     let stale = if server.stale { " (stale: from the last list it gave)" } else { "" };
     for (label, value) in [
         ("state", Some(server.state.clone())),
@@ -451,6 +454,7 @@ async fn show(context: &Context, name: &str) -> Result<Status, CliError> {
         ("tools", Some(format!("{}{stale}", server.tools))),
         ("breaker", shown(&server.breaker)),
         ("in flight", Some(server.in_flight.to_string())),
+        ("sessions", isolated.then(|| server.upstream_sessions.to_string())),
         ("last list", time(server.last_discovery_at)),
         ("last error", error),
     ] {

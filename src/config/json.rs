@@ -169,6 +169,7 @@ fn knobs(spec: &ServerSpec, put: &mut impl FnMut(&str, Value)) {
         ("retry_delay", knobs.retry_delay),
         ("retry_max_delay", knobs.retry_max_delay),
         ("circuit_breaker_timeout", knobs.circuit_breaker_timeout),
+        ("session_idle_timeout", knobs.session_idle_timeout),
     ];
     for (key, span) in spans {
         if let Some(span) = span {
@@ -179,6 +180,7 @@ fn knobs(spec: &ServerSpec, put: &mut impl FnMut(&str, Value)) {
         ("retry_attempts", knobs.retry_attempts),
         ("circuit_breaker_threshold", knobs.circuit_breaker_threshold),
         ("max_concurrency", knobs.max_concurrency),
+        ("max_sessions", knobs.max_sessions),
     ];
     for (key, count) in counts {
         if let Some(count) = count {

@@ -157,13 +157,15 @@ pub struct Limits {
     pub body: u64,
     /// Open sessions of legacy clients.
     pub sessions: u32,
-    /// Tools one server may have.
+    /// Tools one server may have; also prompts, resources and resource templates.
     pub tools_per_server: u32,
+    /// Elements on one page of a list.
+    pub list_page: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 4 << 20, sessions: 20_000, tools_per_server: 5000 }
+        Self { body: 4 << 20, sessions: 20_000, tools_per_server: 5000, list_page: 1000 }
     }
 }
 

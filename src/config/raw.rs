@@ -99,6 +99,12 @@ pub(super) struct RawKnobs {
     /// Largest answer. Default: 16 MiB.
     #[schemars(extend("minimum" = 1024))]
     pub(super) max_response_size: Option<Field<Bytes>>,
+    /// With `sessions: isolated`: sessions at the server. Default: 100.
+    #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
+    pub(super) max_sessions: Option<Field<u32>>,
+    /// With `sessions: isolated`: how long a session may be unused. Default: 10 min.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(super) session_idle_timeout: Option<Field<Duration>>,
 }
 
 /// How much of a server's traffic may be retries.
@@ -141,7 +147,8 @@ pub(super) struct RawServer {
     pub(super) tools: Option<RawFilter>,
     /// What you say about single tools, by the server's own name of the tool.
     pub(super) tool_overrides: Option<BTreeMap<String, RawOverride>>,
-    /// `shared` (one session for all callers) or `isolated`. Default: shared.
+    /// `shared` (one session for all callers) or `isolated` (one for each session of a client).
+    /// Default: shared.
     pub(super) sessions: Option<Field<SessionMode>>,
     /// Whether readOnlyHint and idempotentHint are believed, for retries only. Default: true.
     pub(super) trust_annotations: Option<Field<bool>>,
@@ -181,6 +188,12 @@ pub(super) struct RawServer {
     /// Largest answer.
     #[schemars(extend("minimum" = 1024))]
     pub(super) max_response_size: Option<Field<Bytes>>,
+    /// With `sessions: isolated`: sessions at the server.
+    #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
+    pub(super) max_sessions: Option<Field<u32>>,
+    /// With `sessions: isolated`: how long a session may be unused.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(super) session_idle_timeout: Option<Field<Duration>>,
 }
 
 /// Globs over the server's own names; `deny` wins.
@@ -269,9 +282,12 @@ pub(super) struct RawLimits {
     /// Open sessions of legacy clients. Default: 20000.
     #[schemars(extend("minimum" = 1))]
     pub(super) sessions: Option<Field<u32>>,
-    /// Tools one server may have. Default: 5000.
+    /// Tools one server may have; also prompts, resources and resource templates. Default: 5000.
     #[schemars(extend("minimum" = 1))]
     pub(super) tools_per_server: Option<Field<u32>>,
+    /// Elements on one page of a list. Default: 1000.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) list_page: Option<Field<u32>>,
 }
 
 /// Administration over HTTP.

@@ -222,6 +222,14 @@ impl<'a> Reader<'a> {
                     |size| size.0 >= 1024,
                 )
                 .map(|size| size.0),
+            max_sessions: self.check(
+                "max_sessions",
+                raw.max_sessions.as_ref(),
+                "from 1 to 10000",
+                |sessions| (1..=10_000).contains(sessions),
+            ),
+            session_idle_timeout: self
+                .span("session_idle_timeout", raw.session_idle_timeout.as_ref()),
         }
     }
 
@@ -464,6 +472,8 @@ impl RawServer {
             circuit_breaker_timeout: self.circuit_breaker_timeout.clone(),
             max_concurrency: self.max_concurrency.clone(),
             max_response_size: self.max_response_size.clone(),
+            max_sessions: self.max_sessions.clone(),
+            session_idle_timeout: self.session_idle_timeout.clone(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{RetryMode, TransportSpec};
+use crate::model::{RetryMode, ServerSettings, TransportSpec};
 
 fn environment() -> Environment {
     Environment::new(|name| match name {
@@ -68,7 +68,7 @@ http:
   allowed_hosts: []
   allowed_origins: []
 naming: prefix
-limits: { body: 4MiB, sessions: 20000, tools_per_server: 5000 }
+limits: { body: 4MiB, sessions: 20000, tools_per_server: 5000, list_page: 1000 }
 admin: { stdio_commands: {} }
 "#;
 
@@ -528,6 +528,32 @@ fn literal_values_are_not_shown() {
     assert!(!shown.contains("hidden"), "{shown}");
     for kept in ["${B}", "${C:-***}", "Bearer ${D}", "***${E}"] {
         assert!(shown.contains(kept), "{shown}");
+    }
+}
+
+#[test]
+fn isolated_sessions_have_bounds_which_defaults_may_set() {
+    let config = read(
+        "defaults: {max_sessions: 7}\n\
+         mcp_servers:\n  \
+           a: {url: 'http://h/mcp', sessions: isolated, session_idle_timeout: 90s}\n  \
+           b: {url: 'http://h/mcp', max_sessions: 10000}\n",
+    )
+    .unwrap();
+    assert_eq!(config.notes, Vec::<String>::new());
+    let resolved = |name: &str| {
+        let settings = ServerSettings::resolve(&server(&config, name).knobs.or(&config.defaults));
+        (settings.max_sessions, settings.session_idle_timeout.as_secs())
+    };
+    assert_eq!((resolved("a"), resolved("b")), ((7, 90), (10_000, 600)));
+    let a = server(&config, "a");
+    let json = server_to_json(a).to_string();
+    let back = server_from_json(&ServerName::parse("a").unwrap(), json.as_bytes()).unwrap();
+    assert_eq!(&back, a);
+    for wrong in ["max_sessions: 0", "max_sessions: 10001", "session_idle_timeout: 0"] {
+        let error = read(&format!("mcp_servers: {{a: {{url: 'http://h/mcp', {wrong}}}}}"));
+        let (key, _) = wrong.split_once(':').unwrap();
+        assert!(error.unwrap_err().to_string().contains(key), "{wrong}");
     }
 }
 

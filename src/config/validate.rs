@@ -180,6 +180,9 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
                     *count >= 1
                 })
                 .unwrap_or(usual.tools_per_server),
+            list_page: reader
+                .check("list_page", raw.list_page.as_ref(), "at least 1", |count| *count >= 1)
+                .unwrap_or(usual.list_page),
         };
     }
 }
@@ -207,11 +210,6 @@ fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
         note("`audit.checkpoints` has no effect in this version".to_owned());
     }
     for (name, spec) in &config.servers {
-        if spec.sessions == crate::model::SessionMode::Isolated {
-            note(format!(
-                "server `{name}`: `sessions: isolated` has no effect in this version: all callers share one session"
-            ));
-        }
         let kind = spec.transport.kind();
         if matches!(kind, TransportKind::Sse | TransportKind::Jsonrpc) {
             note(format!(

@@ -25,6 +25,13 @@ impl<T: Send + 'static> Detached<T> {
     }
 }
 
+impl<T: Send + 'static> Detached<T> {
+    /// Ends the call where it stands.
+    pub(super) fn abandon(mut self) {
+        self.future = None;
+    }
+}
+
 impl<T: Send + 'static> Future for Detached<T> {
     type Output = T;
 

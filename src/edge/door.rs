@@ -272,6 +272,12 @@ impl FrontDoor {
             };
             return Ok(mcp::post(&self.edge, context, &head.headers, body).await);
         }
+        if path == "/mcp" {
+            let (method, headers) = (request.method(), request.headers());
+            if let Some(answer) = mcp::of_session(&self.edge, &context, method, headers).await {
+                return Ok(answer);
+            }
+        }
         let mut request = request;
         request.extensions_mut().insert(context);
         self.rest(request).await

@@ -27,13 +27,14 @@ use tokio_util::task::TaskTracker;
 use crate::audit::{AuditQuery, AuditWriter};
 use crate::catalogue::Discovery;
 use crate::metrics::Metrics;
-use crate::model::{ExposedName, ToolName};
+use crate::model::{ExposedName, ServerName, SessionScope, ToolName};
 use crate::registry::Registry;
-use crate::router::Router;
+use crate::router::{Notice, Router};
 use crate::store::Store;
 
 pub use auth::{KeyRing, NewKey};
 pub use door::{FrontDoor, Listening};
+pub use mcp::Listeners;
 pub use sessions::Sessions;
 
 /// What the front door is told by the configuration.
@@ -86,6 +87,8 @@ pub struct Edge {
     pub keys: KeyRing,
     /// Open sessions of legacy clients.
     pub sessions: Sessions,
+    /// Clients that listen.
+    pub listeners: Arc<Listeners>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Settings in force.
@@ -100,14 +103,27 @@ pub struct Edge {
     pub stop: tokio_util::sync::CancellationToken,
 }
 
-/// What `initialize` and `server/discover` tell a client that asks how to use us.
-const INSTRUCTIONS: &str =
-    "One endpoint in front of several MCP servers. A tool is named SERVER__TOOL.";
-
 /// How long an API request that adds or changes a server waits for its first answer.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
 impl Edge {
+    /// Hands on what a server said on its own: to the session it belongs to, or to all who listen.
+    pub fn heard(&self, server: &ServerName, scope: Option<&SessionScope>, notice: Notice) {
+        match (scope, notice) {
+            (_, Notice::ListChanged(kind)) => self.discovery.notice(server, kind),
+            (None, Notice::ResourceUpdated { uri }) => {
+                self.listeners.resource_updated(server, &uri)
+            }
+            (Some(SessionScope::Session(hash)), notice) => {
+                if let Some(session) = self.sessions.by_hash(hash) {
+                    mcp::tell_session(&session, notice);
+                }
+            }
+            // What it says belongs to nobody.
+            _ => {}
+        }
+    }
+
     /// The exposed name of a server's tool, where it is callable.
     fn exposed_name(&self, server: &str, tool: &ToolName) -> Option<ExposedName> {
         self.discovery

@@ -4,8 +4,8 @@
 //! for anybody else it does not exist.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -13,25 +13,40 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::auth::sha256;
 use super::error::ApiError;
+use super::mcp::Live;
 use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::Metrics;
-use crate::model::{Caller, ClientInfo, ProtocolVersion, SessionRef, Timestamp};
+use crate::model::{Caller, ClientInfo, ProtocolVersion, SessionHash, SessionRef, Timestamp};
+use crate::protocol::{ClientAbilities, declared_abilities};
+use crate::registry::Registry;
 use crate::store::{SessionRow, Store, StoreError};
 
 /// A session that was not used for this long is forgotten.
 const IDLE: Duration = Duration::from_secs(30 * 60);
+/// Longer capabilities are stored as what they come to: the requests that the client can answer.
+const CAPABILITIES_LIMIT: usize = 2048;
 
 /// One client's session.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// How the ledger refers to it.
-    pub(super) reference: SessionRef,
+    /// How calls refer to it.
+    pub(super) reference: Arc<SessionRef>,
     /// The version agreed on.
     pub(super) version: ProtocolVersion,
     caller: Arc<str>,
     last_seen: AtomicI64,
     last_stored: AtomicI64,
+    /// The requests of servers that its client can answer.
+    pub(super) abilities: ClientAbilities,
+    live: OnceLock<Box<Live>>,
+}
+
+impl Session {
+    /// What it has under way.
+    pub(super) fn live(&self) -> &Live {
+        self.live.get_or_init(Box::default)
+    }
 }
 
 /// All open sessions.
@@ -39,8 +54,10 @@ pub(super) struct Session {
 pub struct Sessions {
     store: Store,
     metrics: Arc<Metrics>,
+    /// Is told of every end.
+    registry: Arc<Registry>,
     limit: usize,
-    open: RwLock<HashMap<[u8; 32], Arc<Session>>>,
+    open: RwLock<HashMap<SessionHash, Arc<Session>>>,
     random: SystemRandom,
 }
 
@@ -49,9 +66,14 @@ impl Sessions {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn load(store: Store, metrics: Arc<Metrics>, limit: u32) -> Result<Self, StoreError> {
+    pub async fn load(
+        store: Store,
+        metrics: Arc<Metrics>,
+        registry: Arc<Registry>,
+        limit: u32,
+    ) -> Result<Self, StoreError> {
         let oldest = clock::timestamp().minus(IDLE);
-        let open: HashMap<[u8; 32], Arc<Session>> = store
+        let open: HashMap<SessionHash, Arc<Session>> = store
             .sessions()
             .await?
             .into_iter()
@@ -59,14 +81,16 @@ impl Sessions {
             .map(|row| {
                 let version = row.protocol_version;
                 let seen = row.last_seen_at.as_millis();
-                let session = session(&row.hash, &row.caller, row.client, version, seen);
-                (row.hash, Arc::new(session))
+                let abilities = row.capabilities.as_deref().and_then(declared_abilities);
+                let reference = SessionRef::new(row.hash, row.client, abilities);
+                (row.hash, Arc::new(session(reference, &row.caller, version, seen)))
             })
             .collect();
         metrics.set_sessions(open.len());
         Ok(Self {
             store,
             metrics,
+            registry,
             limit: usize::try_from(limit).unwrap_or(usize::MAX),
             open: RwLock::new(open),
             random: SystemRandom::new(),
@@ -82,7 +106,7 @@ impl Sessions {
         caller: &Caller,
         version: ProtocolVersion,
         client: ClientInfo,
-        capabilities: Option<String>,
+        capabilities: Option<&str>,
     ) -> Result<String, ApiError> {
         if self.open.read().len() >= self.limit {
             let detail = format!("{} sessions are open (limits.sessions)", self.limit);
@@ -95,17 +119,22 @@ impl Sessions {
         let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let hash = sha256(id.as_bytes());
         let now = clock::timestamp();
+        let abilities = capabilities.and_then(declared_abilities);
         let row = SessionRow {
             hash,
             caller: caller.name.as_ref().to_owned(),
             protocol_version: version,
             client: client.clone(),
-            capabilities,
+            capabilities: capabilities
+                .filter(|declared| declared.len() <= CAPABILITIES_LIMIT)
+                .or(abilities.as_deref())
+                .map(str::to_owned),
             created_at: now,
             last_seen_at: now,
         };
         self.store.save_sessions(&[row]).await?;
-        let session = session(&hash, &caller.name, client, version, now.as_millis());
+        let reference = SessionRef::new(hash, client, abilities);
+        let session = session(reference, &caller.name, version, now.as_millis());
         let mut open = self.open.write();
         open.insert(hash, Arc::new(session));
         self.metrics.set_sessions(open.len());
@@ -122,23 +151,37 @@ impl Sessions {
         Some(session)
     }
 
-    /// Ends a session. `Ok(false)`: there is none of this id for this caller.
+    /// Ends a session, and what servers keep for it alone. `Ok(false)`: there is none of this id
+    /// for this caller.
     ///
     /// # Errors
     /// When the database cannot be written.
     pub(super) async fn end(&self, id: &[u8], caller: &Caller) -> Result<bool, StoreError> {
-        if self.find(id, caller).is_none() {
-            return Ok(false);
-        }
-        let hash = sha256(id);
+        let Some(session) = self.find(id, caller) else { return Ok(false) };
+        let hash = session.reference.key;
         let left = {
             let mut open = self.open.write();
             open.remove(&hash);
             open.len()
         };
         self.metrics.set_sessions(left);
+        self.ended(&session);
         self.store.delete_sessions(&[hash]).await?;
         Ok(true)
+    }
+
+    /// The session with this hash, for what servers say to it.
+    pub(super) fn by_hash(&self, hash: &SessionHash) -> Option<Arc<Session>> {
+        self.open.read().get(hash).cloned()
+    }
+
+    fn ended(&self, session: &Session) {
+        if let Some(live) = session.live.get() {
+            live.end();
+        }
+        // In this order: whoever opens something for the session sees that it ended, or is found.
+        session.reference.end();
+        self.registry.end_session(&session.reference.key);
     }
 
     /// Forgets idle sessions and writes down when the others were last used.
@@ -147,7 +190,8 @@ impl Sessions {
     /// When the database cannot be written.
     pub async fn tidy(&self) -> Result<(), StoreError> {
         let oldest = clock::timestamp().minus(IDLE);
-        let mut used: Vec<([u8; 32], Timestamp)> = Vec::new();
+        let mut used: Vec<(SessionHash, Timestamp)> = Vec::new();
+        let mut idle = Vec::new();
         let left = {
             let mut open = self.open.write();
             open.retain(|hash, session| {
@@ -155,12 +199,19 @@ impl Sessions {
                 if session.last_stored.swap(seen, Ordering::Relaxed) != seen {
                     used.push((*hash, Timestamp::from_millis(seen)));
                 }
-                seen > oldest.as_millis()
+                let stays = seen > oldest.as_millis();
+                if !stays {
+                    idle.push(Arc::clone(session));
+                }
+                stays
             });
             open.shrink_to_fit();
             open.len()
         };
         self.metrics.set_sessions(left);
+        for session in idle {
+            self.ended(&session);
+        }
         if !used.is_empty() {
             self.store.touch_sessions(&used).await?;
         }
@@ -168,19 +219,14 @@ impl Sessions {
     }
 }
 
-fn session(
-    hash: &[u8; 32],
-    caller: &str,
-    client: ClientInfo,
-    version: ProtocolVersion,
-    seen: i64,
-) -> Session {
-    let shown: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+fn session(reference: SessionRef, caller: &str, version: ProtocolVersion, seen: i64) -> Session {
     Session {
-        reference: SessionRef { hash: shown.into(), client: Arc::new(client) },
+        abilities: reference.abilities.as_deref().map(ClientAbilities::of).unwrap_or_default(),
+        reference: Arc::new(reference),
         version,
         caller: caller.into(),
         last_seen: AtomicI64::new(seen),
         last_stored: AtomicI64::new(seen),
+        live: OnceLock::new(),
     }
 }

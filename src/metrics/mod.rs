@@ -52,6 +52,7 @@ pub struct Metrics {
     upstream_last_success: GaugeVec,
     upstream_inflight: IntGaugeVec,
     upstream_queue_depth: IntGaugeVec,
+    upstream_sessions: IntGaugeVec,
     upstream_tools: IntGaugeVec,
     definition_changes: IntCounterVec,
     sessions: IntGaugeVec,
@@ -151,6 +152,12 @@ impl Metrics {
                 "Calls waiting for a free place at the server.",
                 &["server"],
             )?,
+            upstream_sessions: gauges(
+                &registry,
+                "switchyard_upstream_sessions",
+                "Isolated sessions at the server; 0 where all callers share one.",
+                &["server"],
+            )?,
             upstream_tools: gauges(
                 &registry,
                 "switchyard_upstream_tools",
@@ -229,6 +236,7 @@ impl Metrics {
             last_success: self.upstream_last_success.with_label_values(&[server]),
             inflight: self.upstream_inflight.with_label_values(&[server]),
             queue_depth: self.upstream_queue_depth.with_label_values(&[server]),
+            sessions: self.upstream_sessions.with_label_values(&[server]),
             tools: statuses
                 .map(|status| {
                     (status, self.upstream_tools.with_label_values(&[server, status.as_str()]))
@@ -248,6 +256,7 @@ impl Metrics {
         let _ = self.upstream_last_success.remove_label_values(&[server]);
         let _ = self.upstream_inflight.remove_label_values(&[server]);
         let _ = self.upstream_queue_depth.remove_label_values(&[server]);
+        let _ = self.upstream_sessions.remove_label_values(&[server]);
         for status in [ToolStatus::Active, ToolStatus::Stale, ToolStatus::Gone, ToolStatus::Held] {
             let _ = self.upstream_tools.remove_label_values(&[server, status.as_str()]);
         }
@@ -296,6 +305,8 @@ pub struct ServerMetrics {
     pub inflight: IntGauge,
     /// Calls waiting.
     pub queue_depth: IntGauge,
+    /// Isolated sessions.
+    pub sessions: IntGauge,
     tools: Vec<(ToolStatus, IntGauge)>,
     changes: Vec<(&'static str, IntCounter)>,
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Caller, ServerName};
+use super::{Caller, Requester, ServerName, SessionRef};
 
 /// Identifies a call everywhere: `x-request-id`, ledger row, log field. A UUIDv7, so time-ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -70,15 +70,6 @@ pub struct ClientInfo {
     pub version: String,
 }
 
-/// A legacy session as the ledger knows it: never the id itself, only its hash.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionRef {
-    /// The first 16 hex digits of the SHA-256 of the session id.
-    pub hash: Arc<str>,
-    /// What the client said of itself at `initialize`.
-    pub client: Arc<ClientInfo>,
-}
-
 /// Which tool a caller wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolTarget {
@@ -96,7 +87,7 @@ pub struct ToolCall {
     /// Who calls.
     pub caller: Arc<Caller>,
     /// The legacy session it belongs to, if any.
-    pub session: Option<SessionRef>,
+    pub session: Option<Arc<SessionRef>>,
     /// What a client without a session said of itself in the request.
     pub client: Option<ClientInfo>,
     /// What the client declared it can do, as JSON (modern era only): handed on per request.
@@ -113,6 +104,14 @@ pub struct ToolCall {
     pub deadline: Option<Duration>,
     /// Bytes of the request body.
     pub request_bytes: u64,
+}
+
+impl ToolCall {
+    /// Who makes it.
+    #[must_use]
+    pub fn requester(&self) -> Requester<'_> {
+        Requester { id: self.id, caller: &self.caller, session: self.session.as_deref() }
+    }
 }
 
 /// How a call ended, as the ledger and the metrics say it.

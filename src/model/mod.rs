@@ -9,14 +9,13 @@ mod name;
 mod nearest;
 mod secret;
 mod server;
+mod session;
 mod settings;
 mod time;
 mod units;
 mod version;
 
-pub use call::{
-    CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, SessionRef, ToolCall, ToolTarget,
-};
+pub use call::{CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget};
 pub use caller::{AuthKind, Caller, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName};
 pub use nearest::{did_you_mean, nearest};
@@ -25,6 +24,7 @@ pub use server::{
     ArgumentsLevel, AuditLevels, NamingMode, OnChange, Replay, ResultsLevel, ServerSource,
     ServerSpec, SessionMode, ToolFilter, ToolOverride, ToolStatus, TransportKind, TransportSpec,
 };
+pub use session::{Requester, SessionHash, SessionRef, SessionScope};
 pub use settings::{Knobs, RetryBudget, RetryMode, ServerSettings};
 pub use time::{Timestamp, Uptime};
 pub use units::{UnitError, format_duration, parse_duration, parse_size};

@@ -33,6 +33,10 @@ pub struct Knobs {
     pub max_concurrency: Option<u32>,
     /// Largest answer in bytes.
     pub max_response_size: Option<u64>,
+    /// Sessions at a server that is isolated.
+    pub max_sessions: Option<u32>,
+    /// How long such a session may be unused.
+    pub session_idle_timeout: Option<Duration>,
 }
 
 impl Knobs {
@@ -56,6 +60,8 @@ impl Knobs {
                 .or(defaults.circuit_breaker_timeout),
             max_concurrency: self.max_concurrency.or(defaults.max_concurrency),
             max_response_size: self.max_response_size.or(defaults.max_response_size),
+            max_sessions: self.max_sessions.or(defaults.max_sessions),
+            session_idle_timeout: self.session_idle_timeout.or(defaults.session_idle_timeout),
         }
     }
 }
@@ -87,6 +93,10 @@ pub struct ServerSettings {
     pub max_concurrency: u32,
     /// Largest answer in bytes.
     pub max_response_size: u64,
+    /// Sessions at a server with [`SessionMode::Isolated`](super::SessionMode::Isolated).
+    pub max_sessions: u32,
+    /// How long such a session may be unused before it is closed.
+    pub session_idle_timeout: Duration,
 }
 
 /// No call may take longer, whatever its attempts and delays add up to.
@@ -118,6 +128,8 @@ impl ServerSettings {
                 .unwrap_or(Duration::from_secs(30)),
             max_concurrency: knobs.max_concurrency.unwrap_or(64),
             max_response_size: knobs.max_response_size.unwrap_or(16 * 1024 * 1024),
+            max_sessions: knobs.max_sessions.unwrap_or(100),
+            session_idle_timeout: knobs.session_idle_timeout.unwrap_or(Duration::from_secs(600)),
         }
     }
 }

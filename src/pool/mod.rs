@@ -1,4 +1,4 @@
-//! [`ConnectionPool`]: the one shared connection to a server, opened when needed and again when lost.
+//! [`ConnectionPool`]: one connection to a server, opened when needed and again when lost.
 //!
 //! Changes when the rules for opening again do. Knows nothing of requests, retries or breakers.
 
@@ -283,6 +283,12 @@ impl ConnectionPool {
         if let Some(live) = live {
             live.connection.close().await;
         }
+    }
+
+    /// Whether [`Self::close`] was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.is_cancelled()
     }
 
     /// How it stands.

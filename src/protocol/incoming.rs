@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
+use super::answer::AnswerKind;
+use super::client::LogLevel;
 use super::names;
 use super::object::RawObject;
 use super::outgoing::push_string;
@@ -101,12 +103,25 @@ pub enum Incoming<'a> {
         params: Option<&'a RawValue>,
     },
     /// Answers a request of ours.
-    Response,
+    Response {
+        /// The id of that request, as JSON.
+        id: &'a RawValue,
+        /// Result or error.
+        kind: AnswerKind,
+        /// Its value.
+        value: &'a RawValue,
+    },
 }
 
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
 
 impl<'a> Incoming<'a> {
+    /// A notification of nothing, for where there is no single message.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self::Notification { method: Cow::Borrowed(""), params: None }
+    }
+
     /// Reads a body.
     ///
     /// # Errors
@@ -123,7 +138,7 @@ impl<'a> Incoming<'a> {
                 ));
             }
         };
-        if text.trim_start().starts_with('[') {
+        if is_batch(body) {
             let message = "batches are not accepted; send one message per request";
             return Err(IncomingError::new(InvalidRequest, message, None));
         }
@@ -142,11 +157,14 @@ impl<'a> Incoming<'a> {
             return Err(invalid("`jsonrpc` must be \"2.0\"".to_owned()));
         }
         let Some(method) = object.get("method") else {
-            return match (object.get("result"), object.get("error")) {
-                (Some(_), None) | (None, Some(_)) if object.get("id").is_some() => {
-                    Ok(Self::Response)
-                }
-                _ => Err(invalid("the message has no `method`".to_owned())),
+            let (kind, value) = match (object.get("result"), object.get("error")) {
+                (Some(result), None) => (AnswerKind::Result, result),
+                (None, Some(error)) => (AnswerKind::Error, error),
+                _ => return Err(invalid("the message has no `method`".to_owned())),
+            };
+            return match object.get("id") {
+                Some(id) => Ok(Self::Response { id, kind, value }),
+                None => Err(invalid("the message has no `method` and no `id`".to_owned())),
             };
         };
         let Some(method) = object.get_str("method") else {
@@ -167,6 +185,31 @@ impl<'a> Incoming<'a> {
     }
 }
 
+/// Whether a body is an array, which only one protocol version allows.
+#[must_use]
+pub fn is_batch(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'[')
+}
+
+/// The messages of a batch, untouched.
+///
+/// # Errors
+/// When it is no JSON array, empty, or has more than `limit` messages.
+pub fn batch(body: &[u8], limit: usize) -> Result<Vec<&RawValue>, IncomingError> {
+    let messages: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| {
+        let message = format!("the body is not JSON: {error}");
+        IncomingError::new(RpcErrorCode::Parse, message, None)
+    })?;
+    let invalid = |message| Err(IncomingError::new(RpcErrorCode::InvalidRequest, message, None));
+    match messages.len() {
+        0 => invalid("the batch is empty".to_owned()),
+        count if count > limit => {
+            invalid(format!("the batch has {count} messages; {limit} are allowed"))
+        }
+        _ => Ok(messages),
+    }
+}
+
 /// As long as a tool's own name may be, and a server's name before it.
 const NAME_LIMIT: usize = 1200;
 
@@ -177,6 +220,8 @@ pub struct CallParams<'a> {
     pub name: Cow<'a, str>,
     /// `arguments`, untouched.
     pub arguments: Option<&'a RawValue>,
+    /// `_meta.progressToken`.
+    pub progress_token: Option<&'a RawValue>,
     /// All members, for forwarding.
     pub members: RawObject<'a>,
 }
@@ -197,15 +242,25 @@ impl<'a> CallParams<'a> {
         if name.len() > NAME_LIMIT {
             return Err(format!("`name` is longer than {NAME_LIMIT} bytes"));
         }
-        if let Some(meta) = members.get("_meta").map(RawValue::get).filter(|raw| *raw != "null") {
-            RawObject::parse(meta).map_err(|error| format!("`_meta`: {error}"))?;
-        }
+        let progress_token = progress_token(&members)?;
         let arguments = members.get("arguments").filter(|raw| raw.get() != "null");
         if arguments.is_some_and(|raw| !raw.get().starts_with('{')) {
             return Err("`arguments` must be an object".to_owned());
         }
-        Ok(Self { name, arguments, members })
+        Ok(Self { name, arguments, progress_token, members })
     }
+}
+
+/// `_meta.progressToken` of a request's members, where it is a string or an integer.
+///
+/// # Errors
+/// A text that says what is wrong with `_meta`.
+pub fn progress_token<'a>(members: &RawObject<'a>) -> Result<Option<&'a RawValue>, String> {
+    let Some(meta) = members.get("_meta").filter(|raw| raw.get() != "null") else {
+        return Ok(None);
+    };
+    let meta = RawObject::parse(meta.get()).map_err(|error| format!("`_meta`: {error}"))?;
+    Ok(meta.get("progressToken").filter(|raw| RequestId::parse(raw).is_some()))
 }
 
 /// What a modern request says of itself in `_meta`.
@@ -217,6 +272,8 @@ pub struct ModernMeta<'a> {
     pub client_capabilities: &'a str,
     /// Who the client is, if it says so.
     pub client: Option<ClientInfo>,
+    /// The least severe log messages it wants.
+    pub log_level: Option<LogLevel>,
 }
 
 impl<'a> ModernMeta<'a> {
@@ -251,7 +308,8 @@ impl<'a> ModernMeta<'a> {
             .filter(|raw| raw.get().starts_with('{'))
             .ok_or_else(|| format!("`_meta` needs the object `{}`", names::CLIENT_CAPABILITIES))?;
         let client = meta.get(names::CLIENT_INFO).and_then(|raw| client_info(raw.get()));
-        Ok(Self { version, client_capabilities: capabilities.get(), client })
+        let log_level = meta.get_str(names::LOG_LEVEL).and_then(|text| LogLevel::parse(&text));
+        Ok(Self { version, client_capabilities: capabilities.get(), client, log_level })
     }
 }
 
@@ -332,7 +390,7 @@ mod tests {
         ));
         assert!(matches!(
             Incoming::parse(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#),
-            Ok(Incoming::Response)
+            Ok(Incoming::Response { .. })
         ));
     }
 

@@ -8,6 +8,8 @@ mod client;
 mod decimal;
 mod definition_shape;
 mod incoming;
+mod input_required;
+mod list;
 mod names;
 mod object;
 mod outgoing;
@@ -18,17 +20,21 @@ mod sse;
 mod tool;
 
 pub use answer::{Answer, AnswerError, AnswerKind, MessageKind, message_kind};
-pub use client::{ClientAbilities, LogLevel};
+pub use client::{ClientAbilities, LogLevel, declared_abilities, log_level};
 pub use incoming::{
-    CallParams, Incoming, IncomingError, ModernMeta, RequestId, RpcErrorCode, error_response,
-    push_head, result_response,
+    CallParams, Incoming, IncomingError, ModernMeta, RequestId, RpcErrorCode, batch,
+    error_response, is_batch, progress_token, push_head, result_response,
 };
+pub use input_required::{InputRequest, InputRequired, reference_to};
+pub use list::{Listed, ListedError, ListedPage, with_member};
 pub use names::{
     CLIENT_CAPABILITIES, CLIENT_INFO, HeaderDecodeError, LOG_LEVEL, PROTOCOL_VERSION, RESERVED,
-    SERVER_INFO, decode_header, encode_header,
+    SERVER_INFO, SUBSCRIPTION_ID, decode_header, encode_header,
 };
 pub use object::{ObjectError, RawObject};
-pub use outgoing::{OutgoingRequest, PeerIdentity, render_notification};
+pub use outgoing::{
+    OutgoingRequest, PeerIdentity, SERVER_QUESTION, render_notification, server_question,
+};
 pub use param_headers::{HeaderPresence, ParamHeaderError, ParamHeaderRule, ParamHeaders};
 pub use shape::{ResultFacts, cacheable_result_for, error_for, first_text, result_for};
 pub use sse::{SseError, SseEvent, SseParser};

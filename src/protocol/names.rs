@@ -21,6 +21,9 @@ pub const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 /// `_meta` key: which log messages the client wants for this request.
 pub const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
+/// `_meta` key: the subscription that a notification belongs to.
+pub const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
+
 /// A header value with the base64 sentinel does not decode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the header value is wrapped as =?base64?…?= and does not hold base64 of UTF-8 text")]

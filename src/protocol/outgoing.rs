@@ -1,5 +1,6 @@
 //! Requests to an upstream: built by splicing, so that what came from the caller stays as it was.
 
+use http::{HeaderName, HeaderValue};
 use serde_json::value::RawValue;
 
 use super::client::LogLevel;
@@ -42,7 +43,7 @@ pub struct OutgoingRequest<'a> {
     /// The capabilities to declare for this request to a modern upstream, as JSON.
     pub client_capabilities: &'a str,
     /// Further headers, for a modern upstream over HTTP.
-    pub headers: &'a [(String, String)],
+    pub headers: &'a [(HeaderName, HeaderValue)],
     /// Whether to ask for progress; the token is the request's id.
     pub progress: bool,
     /// The log messages to ask a modern upstream for.
@@ -187,6 +188,26 @@ impl<'a> OutgoingRequest<'a> {
         }
         out.push(b'}');
     }
+}
+
+/// What the ids of our requests to clients begin with.
+pub const SERVER_QUESTION: &str = "sy-";
+
+/// A request of a server on its way to a client, with the id of ours that `number` gives.
+#[must_use]
+pub fn server_question(number: u64, method: &str, params: Option<&[u8]>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(96 + params.map_or(0, <[u8]>::len));
+    out.extend_from_slice(br#"{"jsonrpc":"2.0","id":""#);
+    out.extend_from_slice(SERVER_QUESTION.as_bytes());
+    push_number(&mut out, number);
+    out.extend_from_slice(br#"","method":"#);
+    push_string(&mut out, method);
+    if let Some(params) = params {
+        out.extend_from_slice(br#","params":"#);
+        out.extend_from_slice(params);
+    }
+    out.push(b'}');
+    out
 }
 
 /// A notification as one line of JSON; `params` is raw JSON.

@@ -1,11 +1,15 @@
 //! Tool definitions: kept as received, read as far as routing needs, compared in canonical form.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::list::{DEFINITION_LIMIT, ttl};
 use super::object::{BorrowedStr, RawObject};
+use super::param_headers::{ParamHeaderError, ParamHeaders};
 use crate::model::{NameError, ToolName};
 
 /// Why an element of `tools` is not a tool.
@@ -20,6 +24,21 @@ pub enum ToolDefinitionError {
     /// No usable name.
     #[error("a tool definition has no usable name: {0}")]
     Name(#[from] NameError),
+    /// It asks for parameter headers that make no sense; the specification wants it left out
+    /// (2026-07-28, server/tools).
+    #[error("the tool `{tool}`: {problem}")]
+    ParamHeaders {
+        /// The tool.
+        tool: String,
+        /// What is wrong.
+        problem: ParamHeaderError,
+    },
+    /// It can only be called as a task, which is not offered.
+    #[error("the tool `{tool}` can only be called as a task, which is not offered")]
+    NeedsTasks {
+        /// The tool.
+        tool: String,
+    },
     /// Larger than the limit.
     #[error("the definition of `{tool}` has {size} bytes, more than the limit of {limit}")]
     TooLarge {
@@ -49,6 +68,8 @@ pub struct ToolDefinition {
     pub read_only: bool,
     /// `annotations.idempotentHint`.
     pub idempotent: bool,
+    /// Arguments that also travel as headers.
+    pub param_headers: ParamHeaders,
 }
 
 /// One page of `tools/list`.
@@ -60,10 +81,9 @@ pub struct ToolList {
     pub problems: Vec<ToolDefinitionError>,
     /// Where the next page begins.
     pub next_cursor: Option<String>,
+    /// How long the list may be kept (`ttlMs`, modern era).
+    pub ttl: Option<Duration>,
 }
-
-/// A definition larger than this is a fault of the server, not a tool.
-const DEFINITION_LIMIT: usize = 1024 * 1024;
 
 impl ToolList {
     /// Reads the `result` of a `tools/list`.
@@ -77,11 +97,14 @@ impl ToolList {
             tools: Vec<&'a RawValue>,
             #[serde(borrow, default, rename = "nextCursor")]
             next_cursor: Option<BorrowedStr<'a>>,
+            #[serde(borrow, default, rename = "ttlMs")]
+            ttl: Option<&'a RawValue>,
         }
         let page: Page<'_> = serde_json::from_slice(result)
             .map_err(|error| ToolDefinitionError::NotAList(error.to_string()))?;
         let mut list = Self {
             next_cursor: page.next_cursor.map(|cursor| cursor.0.into_owned()),
+            ttl: ttl(page.ttl),
             ..Self::default()
         };
         for raw in page.tools {
@@ -120,10 +143,14 @@ impl ToolDefinition {
         let hint = |key: &str| annotations.get(key).is_some_and(|raw| raw.get() == "true");
         let owned =
             |text: Option<std::borrow::Cow<'_, str>>| text.map(std::borrow::Cow::into_owned);
+        let param_headers = ParamHeaders::of(text).map_err(|problem| {
+            ToolDefinitionError::ParamHeaders { tool: name.as_str().to_owned(), problem }
+        })?;
         let canonical = canonical_json(text);
         let mut hash = [0_u8; 32];
         hash.copy_from_slice(digest(&SHA256, canonical.as_bytes()).as_ref());
-        Ok(Self {
+        let definition = Self {
+            param_headers,
             title: owned(members.get_str("title").or_else(|| annotations.get_str("title"))),
             description: owned(members.get_str("description")),
             read_only: hint("readOnlyHint"),
@@ -131,7 +158,12 @@ impl ToolDefinition {
             raw: Bytes::copy_from_slice(raw),
             hash,
             name,
-        })
+        };
+        if definition.needs_tasks() {
+            let tool = definition.name.as_str().to_owned();
+            return Err(ToolDefinitionError::NeedsTasks { tool });
+        }
+        Ok(definition)
     }
 }
 

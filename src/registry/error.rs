@@ -1,8 +1,27 @@
-//! [`RegistryError`]: why a change of the registry was refused.
+//! [`RegistryError`]: why a change of the registry was refused; [`LeaseError`]: why a request has no
+//! connection.
 
 use crate::error::ErrorCode;
 use crate::model::{ServerName, ServerSource};
+use crate::pool::PoolError;
 use crate::store::StoreError;
+
+/// Why a request has no connection to its server. Nothing was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// There is none to be had.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The server is isolated and so many requesters use sessions at it, or so many are ending.
+    #[error("all {limit} sessions at the server are in use (max_sessions)")]
+    SessionsFull {
+        /// The limit.
+        limit: u32,
+    },
+    /// The session that the request belongs to ended meanwhile.
+    #[error("the session ended")]
+    SessionEnded,
+}
 
 /// Why a change of the registry was refused.
 #[derive(Debug, thiserror::Error)]

@@ -1,24 +1,29 @@
 //! [`ServerHandle`]: everything a call needs of one server.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
+use super::error::LeaseError;
+use super::isolation::{IsolatedSessions, Opening, SessionLease};
 use super::latency::LatencyWindow;
 use super::limiter::Limiter;
+use super::notices::{Notices, Subscriptions, TooManySubscriptions};
 use crate::clock;
 use crate::config::{Environment, expand, secrets_of, shown_address};
 use crate::metrics::ServerMetrics;
 use crate::model::{
-    ProtocolVersion, Secret, ServerName, ServerSettings, ServerSource, ServerSpec, Timestamp,
-    TransportKind, TransportSpec,
+    Era, ProtocolVersion, Requester, Secret, ServerName, ServerSettings, ServerSource, ServerSpec,
+    SessionHash, SessionMode, Timestamp, TransportKind, TransportSpec, Uptime,
 };
 use crate::pool::{
     ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState, Target,
 };
+use crate::protocol::{LogLevel, OutgoingRequest, RawObject};
 use crate::store::{DiscoveryRow, ServerRow};
 
 /// How long a server may think about the first message in the modern era before it is taken for
@@ -49,12 +54,17 @@ pub struct ServerHandle {
     pub metrics: ServerMetrics,
     /// Calls at it and waiting for it.
     pub limiter: Limiter,
+    /// The connection that all share; also an isolated server is asked for its tools over it.
     pool: Result<ConnectionPool, String>,
+    isolated: Option<IsolatedSessions>,
+    subscriptions: Arc<Subscriptions>,
     sealed_problem: Option<String>,
     secrets: Vec<Secret>,
     status: Mutex<ServerStatus>,
     latency: LatencyWindow,
     last_success_second: AtomicU64,
+    /// The least severe log messages asked for on the shared connection.
+    log_level: AtomicU8,
     /// Whether the last attempt reached it.
     reachable: AtomicBool,
     /// One discovery at a time.
@@ -96,28 +106,58 @@ impl ServerState {
     }
 }
 
+/// What handles need of the registry they are in.
+pub(super) struct Means<'a> {
+    pub(super) environment: &'a Environment,
+    pub(super) client: &'a HttpClient,
+    pub(super) tasks: &'a TaskTracker,
+    pub(super) notices: &'a Notices,
+}
+
 impl ServerHandle {
     pub(super) fn new(
         row: &ServerRow,
         settings: ServerSettings,
-        environment: &Environment,
-        client: &HttpClient,
-        tasks: &TaskTracker,
+        means: &Means<'_>,
         metrics: ServerMetrics,
-        status: Option<ServerStatus>,
+        predecessor: Option<&Self>,
     ) -> Self {
-        let status = status.unwrap_or_else(|| ServerStatus {
-            discovery: row.discovery.clone().unwrap_or_default(),
-            tried: false,
-        });
+        let status = predecessor.map_or_else(
+            || ServerStatus { discovery: row.discovery.clone().unwrap_or_default(), tried: false },
+            Self::status,
+        );
+        let subscriptions = predecessor.map_or_else(
+            || Arc::new(Subscriptions::new()),
+            |predecessor| Arc::clone(&predecessor.subscriptions),
+        );
         let known_version =
             status.discovery.protocol_version.as_deref().and_then(ProtocolVersion::parse);
         let options = connect_options(&row.name, &row.spec, &settings, known_version);
         let usable = match &row.sealed_problem {
             // What is sealed must not be sent as if it were the value.
             Some(problem) => Err(problem.clone()),
-            None => target(&row.spec, environment),
+            None => target(&row.spec, means.environment),
         };
+        let (client, tasks) = (means.client, means.tasks);
+        let isolated = match (&usable, row.spec.sessions) {
+            (Ok(target), SessionMode::Isolated) => {
+                let opening = Opening {
+                    target: target.clone(),
+                    client: client.clone(),
+                    options: options.clone(),
+                    notices: means.notices.clone(),
+                    tasks: tasks.clone(),
+                };
+                Some(IsolatedSessions::new(opening, &settings, metrics.sessions.clone()))
+            }
+            (Ok(_), SessionMode::Shared) | (Err(_), _) => None,
+        };
+        let hearing = Hearing {
+            notices: means.notices.sink(&row.name, None),
+            subscriptions: subscriptions.watch(),
+            ..Hearing::default()
+        };
+        let options = ConnectOptions { hearing, ..options };
         let pool = usable
             .map(|target| ConnectionPool::new(target, client.clone(), options, tasks.clone()));
         metrics.up.set(0);
@@ -133,11 +173,14 @@ impl ServerHandle {
             created_at: row.created_at,
             metrics,
             pool,
+            isolated,
+            subscriptions,
             sealed_problem: row.sealed_problem.clone(),
-            secrets: secrets_of(&row.spec, environment),
+            secrets: secrets_of(&row.spec, means.environment),
             status: Mutex::new(status),
             latency: LatencyWindow::new(),
             last_success_second: AtomicU64::new(0),
+            log_level: AtomicU8::new(u8::MAX),
             reachable: AtomicBool::new(true),
             discovering: tokio::sync::Mutex::new(()),
         }
@@ -153,7 +196,7 @@ impl ServerHandle {
             && self.source == row.source
     }
 
-    /// A live connection, opened if there is none. Dropping the future leaves an opening
+    /// The live connection that all share, opened if there is none. Dropping the future leaves an opening
     /// connection to the others that wait for it.
     ///
     /// # Errors
@@ -165,18 +208,126 @@ impl ServerHandle {
         }
     }
 
-    /// Gives up on a connection that proved dead.
+    /// The live connection that a request is to use: the shared one, or, where the server is
+    /// isolated and remembers, the requester's own. Opened if there is none; dropping the future
+    /// leaves an opening connection to the others that wait for it.
+    ///
+    /// # Errors
+    /// [`LeaseError`]; nothing was sent.
+    pub async fn lease_for(&self, requester: &Requester<'_>) -> Result<SessionLease, LeaseError> {
+        match &self.isolated {
+            None => Ok(SessionLease::shared(self.lease().await?)),
+            // Boxed, so that calls to shared servers do not carry the room for it.
+            Some(isolated) => Box::pin(isolated.lease(requester, self.lease())).await,
+        }
+    }
+
+    /// Gives up on a connection of [`Self::lease_for`] that proved dead.
+    pub fn give_up(&self, lease: &SessionLease) {
+        match lease.as_shared() {
+            Some(shared) => self.invalidate(shared),
+            None => lease.invalidate_own(),
+        }
+    }
+
+    /// The live connection that is kept for a session of a client alone, if there is one.
+    pub(super) fn own_connection(&self, session: &SessionHash) -> Option<Lease> {
+        self.isolated.as_ref()?.current(session)
+    }
+
+    /// Sets the level of log messages where it is kept: for the session alone, or for all.
+    pub(super) async fn set_log_level(&self, session: &SessionHash, level: LogLevel) {
+        let lease = match &self.isolated {
+            Some(_) => self.own_connection(session),
+            None => self.pool.as_ref().ok().and_then(ConnectionPool::current),
+        };
+        let Some(lease) = lease else { return };
+        let peer = lease.peer();
+        if peer.version.era() == Era::Modern || !peer.offers.logging {
+            return;
+        }
+        if self.isolated.is_none()
+            && self.log_level.fetch_min(level as u8, Ordering::Relaxed) <= level as u8
+        {
+            return;
+        }
+        let params = format!(r#"{{"level":"{}"}}"#, level.as_str());
+        let params = RawObject::parse(&params).unwrap_or_default();
+        let request =
+            OutgoingRequest { params: Some(&params), ..OutgoingRequest::new("logging/setLevel") };
+        if let Err(error) = lease.request(&request, self.settings.timeout, None).await {
+            tracing::debug!(server.name = %self.name, %error, "a log level could not be set");
+        }
+    }
+
+    /// How many isolated sessions there are at it.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.isolated.as_ref().map_or(0, IsolatedSessions::count)
+    }
+
+    /// Closes what was kept for a session of a client, in the background.
+    pub(super) fn end_session(&self, session: &SessionHash) {
+        if let Some(isolated) = &self.isolated {
+            isolated.end_session(session);
+        }
+    }
+
+    /// Closes isolated sessions that were not used for long, in the background.
+    pub(super) fn tidy(&self, now: Uptime) {
+        if let Some(isolated) = &self.isolated {
+            isolated.tidy(now);
+        }
+    }
+
+    /// Closes isolated sessions that are not in use, in the background.
+    pub(super) fn close_unused_sessions(&self, now: Uptime) {
+        if let Some(isolated) = &self.isolated {
+            isolated.close_unused(now, Duration::ZERO);
+        }
+    }
+
+    /// From now on, one more wants to hear when this resource changes. Holds over reconnects and
+    /// changes of the specification, until [`Self::unsubscribe`].
+    ///
+    /// # Errors
+    /// When very many resources are followed already.
+    pub fn subscribe(&self, uri: &str) -> Result<(), TooManySubscriptions> {
+        self.subscriptions.subscribe(uri)
+    }
+
+    /// One less wants to hear when this resource changes.
+    pub fn unsubscribe(&self, uri: &str) {
+        self.subscriptions.unsubscribe(uri);
+    }
+
+    /// Gives up on a shared connection that proved dead.
     pub fn invalidate(&self, lease: &Lease) {
         if let Ok(pool) = &self.pool {
             pool.invalidate(lease);
         }
     }
 
-    /// Closes its connections and ends its child process with all descendants.
+    /// How many connections were opened so far: a server behind a new one may offer other things
+    /// than it did.
+    #[must_use]
+    pub fn connects(&self) -> u64 {
+        self.pool.as_ref().map_or(0, ConnectionPool::connects)
+    }
+
+    /// Closes its connections and ends its child processes with all descendants.
     pub async fn close(&self) {
-        if let Ok(pool) = &self.pool {
-            pool.close().await;
-        }
+        let shared = async {
+            if let Ok(pool) = &self.pool {
+                pool.close().await;
+            }
+        };
+        let isolated = async {
+            if let Some(isolated) = &self.isolated {
+                isolated.close().await;
+            }
+        };
+        tokio::join!(shared, isolated);
     }
 
     /// The last lines of a child's standard error.

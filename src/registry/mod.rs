@@ -5,8 +5,10 @@
 
 mod error;
 mod handle;
+mod isolation;
 mod latency;
 mod limiter;
+mod notices;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,13 +21,22 @@ use tokio_util::task::TaskTracker;
 use crate::clock;
 use crate::config::{Config, Environment};
 use crate::metrics::Metrics;
-use crate::model::{Knobs, Secret, ServerName, ServerSettings, ServerSource, ServerSpec};
+use crate::model::{
+    Knobs, Secret, ServerName, ServerSettings, ServerSource, ServerSpec, SessionHash, SessionRef,
+    Uptime,
+};
 use crate::pool::HttpClient;
+use crate::protocol::LogLevel;
 use crate::store::{ServerRow, ServerUpsert, Store};
 
-pub use error::RegistryError;
+pub use error::{LeaseError, RegistryError};
 pub use handle::{ServerHandle, ServerState, ServerStatus, connect_options, target};
+pub use isolation::SessionLease;
 pub use limiter::{Limiter, Overloaded, Place};
+pub use notices::{NoticeHandler, TooManySubscriptions};
+
+use handle::Means;
+use notices::Notices;
 
 /// All servers by name, immutable; swapped whole on every change.
 pub type Servers = BTreeMap<ServerName, Arc<ServerHandle>>;
@@ -41,6 +52,7 @@ pub struct Registry {
     client: HttpClient,
     tasks: TaskTracker,
     environment: Environment,
+    notices: Notices,
     defaults: ArcSwap<Knobs>,
     /// The file whose servers cannot be changed over the API.
     config_path: ArcSwap<String>,
@@ -78,6 +90,7 @@ impl Registry {
             client: HttpClient::new(),
             tasks,
             environment,
+            notices: Notices::default(),
             defaults: ArcSwap::from_pointee(config.defaults.clone()),
             config_path: ArcSwap::from_pointee(String::new()),
             servers: ArcSwap::from_pointee(Servers::new()),
@@ -234,6 +247,28 @@ impl Registry {
         self.expect_server(name)
     }
 
+    /// From now on `handler` hears what servers say on their own. Whether it is heard: the first
+    /// handler stays. Without one, what they say is dropped.
+    pub fn on_notice(&self, handler: NoticeHandler) -> bool {
+        self.notices.set(handler)
+    }
+
+    /// Closes, in the background, what isolated servers keep for a session of a client that ended.
+    /// Mark the session as ended first ([`SessionRef::end`](crate::model::SessionRef::end)), so that
+    /// no call that is under way opens it again.
+    pub fn end_session(&self, session: &SessionHash) {
+        for server in self.servers.load().values() {
+            server.end_session(session);
+        }
+    }
+
+    /// Closes, in the background, sessions at isolated servers that were not used for long.
+    pub fn tidy(&self, now: Uptime) {
+        for server in self.servers.load().values() {
+            server.tidy(now);
+        }
+    }
+
     /// Closes every connection and child process.
     pub async fn close(&self) {
         let servers = self.servers.load_full();
@@ -264,6 +299,24 @@ impl Registry {
         target(spec, &self.environment)
             .map(drop)
             .map_err(|problem| RegistryError::Target { server: name.clone(), problem })
+    }
+
+    /// Tells the servers that keep a session for this client something about it.
+    pub async fn notify_session(&self, session: &SessionRef, method: &str) {
+        for server in self.servers().values() {
+            if let Some(lease) = server.own_connection(&session.key) {
+                lease.notify(method, None).await;
+            }
+        }
+    }
+
+    /// Asks servers of the legacy era, which keep it for a whole session, for log messages from
+    /// `level` on; of what they say each client then gets what it wants. On a shared connection the
+    /// most that any client asked for holds.
+    pub async fn set_log_level(&self, session: &SessionRef, level: LogLevel) {
+        for server in self.servers().values() {
+            server.set_log_level(&session.key, level).await;
+        }
     }
 
     /// Names like `name`, best first.
@@ -313,15 +366,14 @@ impl Registry {
         settings: ServerSettings,
         predecessor: Option<&Arc<ServerHandle>>,
     ) -> ServerHandle {
-        ServerHandle::new(
-            row,
-            settings,
-            &self.environment,
-            &self.client,
-            &self.tasks,
-            self.metrics.server(&row.name),
-            predecessor.map(|handle| handle.status()),
-        )
+        let means = Means {
+            environment: &self.environment,
+            client: &self.client,
+            tasks: &self.tasks,
+            notices: &self.notices,
+        };
+        let metrics = self.metrics.server(&row.name);
+        ServerHandle::new(row, settings, &means, metrics, predecessor.map(Arc::as_ref))
     }
 }
 
@@ -332,6 +384,8 @@ const RETIREMENT: Duration = Duration::from_secs(30);
 async fn retire(handle: Arc<ServerHandle>) {
     let left = async {
         while Arc::strong_count(&handle) > 1 {
+            // Their clients may end meanwhile, and would not be heard here.
+            handle.close_unused_sessions(clock::uptime());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

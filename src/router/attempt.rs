@@ -8,6 +8,7 @@ use crate::model::{Failure, Outcome};
 use crate::policy::{self, Deadline};
 use crate::pool::PoolError;
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
+use crate::registry::{LeaseError, ServerHandle};
 
 use super::error::UpstreamError;
 use super::record::CallRecord;
@@ -16,7 +17,8 @@ use super::{RouteError, UpstreamAnswer};
 /// Sends the call once.
 ///
 /// # Errors
-/// [`RouteError::Upstream`] with the class of the failure.
+/// [`RouteError::Upstream`] with the class of the failure; where the server is isolated, also
+/// [`RouteError::SessionsFull`] and [`RouteError::SessionEnded`].
 pub(super) async fn attempt(
     entry: &CatalogueEntry,
     deadline: Deadline,
@@ -27,12 +29,20 @@ pub(super) async fn attempt(
     let timeout = deadline.attempt(began, entry.timeout);
     record.attempt_begins(began);
     let _inflight = InFlight::new(&server.metrics.inflight);
-    let lease = match tokio::time::timeout(timeout, server.lease()).await {
-        Ok(Ok(lease)) => lease,
-        Ok(Err(error)) => return Err(fail(entry, record, error.into(), timeout)),
-        Err(_) => {
-            let error = PoolError::Waited { waited: timeout };
+    let leased = tokio::time::timeout(timeout, server.lease_for(&record.call.requester())).await;
+    let lease = match leased.unwrap_or(Err(PoolError::Waited { waited: timeout }.into())) {
+        Ok(lease) => lease,
+        Err(LeaseError::Pool(error)) => {
+            note_unreachable(&entry.server, error.failure(), &error);
             return Err(fail(entry, record, error.into(), timeout));
+        }
+        Err(LeaseError::SessionsFull { limit }) => {
+            record.attempt_withdrawn();
+            return Err(RouteError::SessionsFull { server: server.name.clone(), limit });
+        }
+        Err(LeaseError::SessionEnded) => {
+            record.attempt_withdrawn();
+            return Err(RouteError::SessionEnded { server: server.name.clone() });
         }
     };
     record.sending(lease.peer().version);
@@ -44,6 +54,13 @@ pub(super) async fn attempt(
     let arguments = record.call.arguments.clone();
     let capabilities = record.call.client_capabilities.clone();
     let relay = record.relay.clone();
+    let param_headers = match entry.definition.param_headers.is_empty() {
+        true => Vec::new(),
+        false => entry
+            .definition
+            .param_headers
+            .render(arguments.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok())),
+    };
     let wishes = relay.as_ref().map(|relay| relay.wishes());
     let request = OutgoingRequest {
         params: parsed.as_ref(),
@@ -57,8 +74,9 @@ pub(super) async fn attempt(
             .as_deref()
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
             .unwrap_or("{}"),
+        headers: &param_headers,
         progress: wishes.is_some_and(|wishes| wishes.progress_token.is_some()),
-        log_level: wishes.and_then(|wishes| wishes.log_level),
+        log_level: wishes.filter(|wishes| wishes.asks_for_log).and_then(|wishes| wishes.log_level),
         ..OutgoingRequest::new("tools/call")
     };
     let left = deadline.attempt(clock::uptime(), entry.timeout);
@@ -80,10 +98,25 @@ pub(super) async fn attempt(
         }
         Err(error) => {
             if !lease.is_alive() {
-                server.invalidate(&lease);
+                server.give_up(&lease);
+            }
+            // A session that ended was closed by us, and says nothing of the server.
+            if !lease.has_ended() {
+                note_unreachable(&entry.server, error.failure(), &error);
             }
             Err(fail(entry, record, error.into(), left))
         }
+    }
+}
+
+/// Tells the server's handle of a failure that shows that the server cannot be reached.
+pub(super) fn note_unreachable(
+    server: &ServerHandle,
+    failure: Failure,
+    error: &dyn std::fmt::Display,
+) {
+    if failure == Failure::NotSent {
+        server.unreachable(&error.to_string(), clock::timestamp());
     }
 }
 
@@ -95,9 +128,6 @@ fn fail(
 ) -> RouteError {
     let failure = error.failure();
     record.attempt_ends(clock::uptime(), policy::outcome_of(failure));
-    if matches!(failure, Failure::NotSent) {
-        entry.server.unreachable(&error.to_string(), clock::timestamp());
-    }
     let replay_safe = policy::replay_safe(
         entry.replay,
         entry.server.spec.trust_annotations,
@@ -106,7 +136,7 @@ fn fail(
     );
     RouteError::Upstream {
         server: entry.server.name.clone(),
-        tool: entry.tool.clone(),
+        subject: format!("tool `{}` of", entry.tool),
         repeat_is_safe: policy::repeat_is_safe(failure, replay_safe),
         timeout,
         problem: entry.server.scrub(&error.to_string()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::audit::AuditUnavailable;
 use crate::catalogue::NotFound;
 use crate::error::ErrorCode;
-use crate::model::{Failure, Knowledge, Outcome, ServerName, ToolName, did_you_mean};
+use crate::model::{Failure, Knowledge, Outcome, ServerName, did_you_mean};
 use crate::policy;
 use crate::pool::{PoolError, TransportError};
 
@@ -86,6 +86,24 @@ pub enum RouteError {
         /// Its limit.
         limit: u32,
     },
+    /// The server is isolated and all its sessions are in use.
+    #[error(
+        "all {limit} sessions at the server `{server}` are in use (max_sessions); nothing was sent"
+    )]
+    SessionsFull {
+        /// The server.
+        server: ServerName,
+        /// Its limit.
+        limit: u32,
+    },
+    /// The session ended before the call was sent.
+    #[error(
+        "the session ended before the call was sent to the server `{server}`; nothing was sent"
+    )]
+    SessionEnded {
+        /// The server.
+        server: ServerName,
+    },
     /// The ledger cannot take the call.
     #[error("{0}; nothing was sent")]
     AuditUnavailable(AuditUnavailable),
@@ -93,12 +111,12 @@ pub enum RouteError {
     #[error("the tool ran, but the call could not be recorded; do not repeat it blindly")]
     NotRecorded,
     /// The upstream could not be reached or did not answer properly.
-    #[error("tool `{tool}` of server `{server}`: {problem}{}", advice(source.failure(), *repeat_is_safe))]
+    #[error("{subject} server `{server}`: {problem}{}", advice(source.failure(), *repeat_is_safe))]
     Upstream {
         /// The server.
         server: ServerName,
-        /// The upstream's name of the tool.
-        tool: ToolName,
+        /// What was asked of it.
+        subject: String,
         /// Whether a repeat cannot have a second effect.
         repeat_is_safe: bool,
         /// The limit that was in force.
@@ -185,7 +203,8 @@ impl RouteError {
             Self::ServerNotFound { .. } => ErrorCode::ServerNotFound,
             Self::ServerDisabled { .. } => ErrorCode::ServerDisabled,
             Self::ServerUnavailable { .. } => ErrorCode::Connection,
-            Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::Overloaded { .. } | Self::SessionsFull { .. } => ErrorCode::Overloaded,
+            Self::SessionEnded { .. } => ErrorCode::Cancelled,
             Self::AuditUnavailable(_) => ErrorCode::AuditUnavailable,
             // Not a 503: whoever repeats a call that ran may run it twice.
             Self::NotRecorded => ErrorCode::Unexpected,
@@ -202,6 +221,7 @@ impl RouteError {
             }
             Self::Upstream { source, .. } => policy::outcome_of(source.failure()),
             Self::NotRecorded => Outcome::Ok,
+            Self::SessionEnded { .. } => Outcome::Cancelled,
             Self::ServerUnavailable { .. } => Outcome::Unavailable,
             Self::ToolNotFound { .. }
             | Self::ToolAmbiguous { .. }
@@ -210,6 +230,7 @@ impl RouteError {
             | Self::ServerNotFound { .. }
             | Self::ServerDisabled { .. }
             | Self::Overloaded { .. }
+            | Self::SessionsFull { .. }
             | Self::AuditUnavailable(_) => Outcome::Refused,
         }
     }
@@ -244,6 +265,8 @@ impl RouteError {
             Self::ServerDisabled { .. } => "server_disabled",
             Self::ServerUnavailable { .. } => "server_unavailable",
             Self::Overloaded { .. } => "overloaded",
+            Self::SessionsFull { .. } => "sessions_full",
+            Self::SessionEnded { .. } => "session_ended",
             Self::AuditUnavailable(_) => "audit_unavailable",
             Self::NotRecorded => "not_recorded",
             Self::Upstream { source, .. } => source.failure().as_str(),
@@ -256,6 +279,7 @@ impl RouteError {
         match self {
             Self::Upstream { repeat_is_safe, .. } => *repeat_is_safe,
             Self::Overloaded { .. }
+            | Self::SessionsFull { .. }
             | Self::AuditUnavailable(_)
             | Self::ServerUnavailable { .. } => true,
             Self::ToolNotFound { .. }
@@ -264,6 +288,7 @@ impl RouteError {
             | Self::ToolHeld { .. }
             | Self::ServerNotFound { .. }
             | Self::ServerDisabled { .. }
+            | Self::SessionEnded { .. }
             | Self::NotRecorded => false,
         }
     }
@@ -273,9 +298,10 @@ impl RouteError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upstream { source, .. } => source.retry_after(),
-            Self::Overloaded { .. } | Self::AuditUnavailable(_) | Self::NotRecorded => {
-                Some(Duration::from_secs(1))
-            }
+            Self::Overloaded { .. }
+            | Self::SessionsFull { .. }
+            | Self::AuditUnavailable(_)
+            | Self::NotRecorded => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -298,6 +324,8 @@ impl RouteError {
             | Self::ServerDisabled { server }
             | Self::ServerUnavailable { server, .. }
             | Self::Overloaded { server, .. }
+            | Self::SessionsFull { server, .. }
+            | Self::SessionEnded { server }
             | Self::Upstream { server, .. } => Some(server),
             Self::ToolNotFound { .. }
             | Self::ToolAmbiguous { .. }

@@ -10,6 +10,7 @@ mod admit;
 mod answer;
 mod attempt;
 mod error;
+mod forward;
 mod record;
 mod resolve;
 
@@ -24,11 +25,13 @@ use crate::clock;
 use crate::metrics::{Metrics, ToolMetrics};
 use crate::model::ToolCall;
 use crate::policy::Deadline;
-use crate::pool::Relay;
 
 pub use answer::{CallAnswer, UpstreamAnswer};
 pub use error::{Reason, RouteError, UpstreamError};
+pub use forward::Forward;
 pub use record::Refusal;
+
+pub use crate::pool::{ListKind, Notice, Relay, RelayWishes, ServerMessage, ServerRequest};
 
 /// Routes calls.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub struct Router {
     discovery: Arc<Discovery>,
     rebuilt: watch::Receiver<u64>,
     audit: AuditWriter,
+    metrics: Arc<Metrics>,
     /// For calls to tools that are not in the catalogue.
     other: Arc<ToolMetrics>,
 }
@@ -44,13 +48,14 @@ pub struct Router {
 impl Router {
     /// A router over a catalogue and a ledger.
     #[must_use]
-    pub fn new(discovery: Arc<Discovery>, audit: AuditWriter, metrics: &Metrics) -> Self {
+    pub fn new(discovery: Arc<Discovery>, audit: AuditWriter, metrics: Arc<Metrics>) -> Self {
         Self {
             catalogue: Arc::clone(discovery.catalogue()),
             rebuilt: discovery.subscribe(),
             discovery,
             audit,
             other: metrics.tool(None, None),
+            metrics,
         }
     }
 

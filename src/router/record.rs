@@ -74,6 +74,12 @@ impl CallRecord {
         self.attempt_open = true;
     }
 
+    /// The attempt that began found that there is nothing to attempt.
+    pub(super) fn attempt_withdrawn(&mut self) {
+        self.attempts = self.attempts.saturating_sub(1);
+        self.attempt_open = false;
+    }
+
     pub(super) fn sending(&mut self, version: ProtocolVersion) {
         self.upstream_version = Some(version);
     }

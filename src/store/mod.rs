@@ -19,7 +19,8 @@ use crate::model::{CallId, ServerName, ServerSource, ServerSpec, Timestamp, Tool
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
     AuditFilter, CallRow, Cursor, DiscoveryRow, EventRow, FileSize, HistoryKind, HistoryRow,
-    KeyRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, ToolRow, Upserted,
+    KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, ToolRow,
+    Upserted,
 };
 
 /// An open database. Clones are handles to the same one.
@@ -236,6 +237,27 @@ impl Store {
     /// What any statement can give.
     pub async fn definition(&self, hash: &[u8; 32]) -> Result<Option<Bytes>, StoreError> {
         forward!(self, definition(hash))
+    }
+
+    /// Every prompt, resource and template of every server, by server, kind and place in its list.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn offers(&self) -> Result<Vec<OfferRow>, StoreError> {
+        forward!(self, offers())
+    }
+
+    /// Stores one list of a server in place of the one before; each element is key and definition.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownServer`] and what any statement can give.
+    pub async fn replace_offers(
+        &self,
+        server: &ServerName,
+        kind: OfferKind,
+        list: &[(&str, &Bytes)],
+    ) -> Result<(), StoreError> {
+        forward!(self, replace_offers(server, kind, list))
     }
 
     /// Every key, also revoked and expired ones, oldest first.

@@ -169,6 +169,50 @@ pub struct HistoryRow {
     pub by: Option<String>,
 }
 
+/// What a server offers beside tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OfferKind {
+    /// A prompt, by its name.
+    Prompt,
+    /// A resource, by its address.
+    Resource,
+    /// A template of addresses.
+    Template,
+}
+
+impl OfferKind {
+    const ALL: [Self; 3] = [Self::Prompt, Self::Resource, Self::Template];
+
+    /// The name in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Resource => "resource",
+            Self::Template => "template",
+        }
+    }
+
+    /// Reads a kind's name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// One prompt, resource or template of one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferRow {
+    /// The server.
+    pub server: ServerName,
+    /// What it is.
+    pub kind: OfferKind,
+    /// What identifies it at its server.
+    pub key: String,
+    /// The definition, byte for byte as received.
+    pub definition: Bytes,
+}
+
 /// One key of a caller. The key itself is known to its owner only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRow {

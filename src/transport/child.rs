@@ -20,9 +20,10 @@ use super::error::TransportError;
 use crate::model::Secret;
 
 /// After its input is closed, a child may finish what it does.
-const AFTER_CLOSE: Duration = Duration::from_secs(2);
-/// After TERM, it may clean up.
-const AFTER_TERM: Duration = Duration::from_secs(3);
+const AFTER_CLOSE: Duration = Duration::from_millis(1500);
+/// After TERM, it may clean up. Together with what comes before, a child whose session ended is gone
+/// well within 5 s.
+const AFTER_TERM: Duration = Duration::from_millis(1500);
 /// What is kept of standard error.
 const STDERR_KEPT: usize = 64 * 1024;
 /// What is shown of it.

@@ -259,11 +259,7 @@ pub(super) fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_
         headers.insert(NAME, name);
     }
     for (name, value) in request.headers {
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
-        {
-            headers.insert(name, value);
-        }
+        headers.insert(name.clone(), value.clone());
     }
 }
 

@@ -200,7 +200,7 @@ pub struct Offers {
     pub list_changes: bool,
 }
 
-/// One open conversation with one upstream, shared by all callers.
+/// One open conversation with one upstream, shared by all callers or for one alone.
 #[derive(Debug)]
 pub enum Connection {
     /// Streamable HTTP.
@@ -289,7 +289,7 @@ impl Connection {
     }
 
     /// Ends the conversation in order: the legacy session is deleted; a child gets its input
-    /// closed, then TERM after 2 s, then KILL after another 3 s. Bounded by that.
+    /// closed, then TERM after 1.5 s, then KILL after another 1.5 s. Bounded by that.
     pub async fn close(&self) {
         match self {
             Self::Http(connection) => connection.close().await,

@@ -12,10 +12,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
-use crate::protocol::{Answer, ClientAbilities, LogLevel, RawObject};
+use crate::protocol::{Answer, ClientAbilities, LogLevel, RawObject, log_level};
 
 /// Messages that wait for a slow caller. A transport that reads for one caller alone waits beyond
 /// that; one that reads for many drops the oldest notification.
@@ -28,6 +27,8 @@ pub struct RelayWishes {
     pub progress_token: Option<Box<str>>,
     /// The least severe log message it wants; none: no log messages.
     pub log_level: Option<LogLevel>,
+    /// Whether it said so itself: only then a modern server is asked for log messages.
+    pub asks_for_log: bool,
     /// The requests it can answer.
     pub abilities: ClientAbilities,
 }
@@ -107,7 +108,11 @@ impl Relay {
     /// # Errors
     /// The request, when the caller did not declare the capability or is gone.
     pub fn request(&self, request: ServerRequest) -> Result<(), ServerRequest> {
-        if !self.wishes.abilities.covers(&request.method) || self.state.lock().closed {
+        let deaf = {
+            let state = self.state.lock();
+            state.closed || state.cancelled
+        };
+        if deaf || !self.wishes.abilities.covers(&request.method) {
             return Err(request);
         }
         self.push(ServerMessage::Request(request));
@@ -127,9 +132,10 @@ impl Relay {
         Some(Bytes::from([before, own, after].concat()))
     }
 
-    fn push(&self, message: ServerMessage) {
+    /// Queues a message as it is.
+    pub fn push(&self, message: ServerMessage) {
         let mut state = self.state.lock();
-        if state.closed {
+        if state.closed || state.cancelled {
             return;
         }
         if state.queue.len() >= QUEUE {
@@ -153,7 +159,7 @@ impl Relay {
     pub async fn room(&self) {
         poll_fn(|context| {
             let mut state = self.state.lock();
-            if state.closed || state.queue.len() < QUEUE {
+            if state.closed || state.cancelled || state.queue.len() < QUEUE {
                 return Poll::Ready(());
             }
             state.writer = Some(context.waker().clone());
@@ -162,16 +168,19 @@ impl Relay {
         .await;
     }
 
-    /// The next message, or registers to be woken for it and for the cancellation.
-    pub fn poll_next(&self, context: &Context<'_>) -> Poll<ServerMessage> {
+    /// The next message, or `None` once cancelled; else registers to be woken for either.
+    pub fn poll_next(&self, context: &Context<'_>) -> Poll<Option<ServerMessage>> {
         let mut state = self.state.lock();
+        if state.cancelled {
+            return Poll::Ready(None);
+        }
         if let Some(message) = state.queue.pop_front() {
             let writer = state.writer.take();
             drop(state);
             if let Some(writer) = writer {
                 writer.wake();
             }
-            return Poll::Ready(message);
+            return Poll::Ready(Some(message));
         }
         if !state.reader.as_ref().is_some_and(|reader| reader.will_wake(context.waker())) {
             state.reader = Some(context.waker().clone());
@@ -181,20 +190,15 @@ impl Relay {
 
     /// The caller no longer wants the answer.
     pub fn cancel(&self) {
-        let reader = {
+        let (reader, queue) = {
             let mut state = self.state.lock();
             state.cancelled = true;
-            state.reader.take()
+            (state.reader.take(), std::mem::take(&mut state.queue))
         };
+        drop(queue);
         if let Some(reader) = reader {
             reader.wake();
         }
-    }
-
-    /// Whether the caller cancelled.
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.state.lock().cancelled
     }
 
     /// Nobody listens any more: what is queued and what still comes is dropped, and requests of the
@@ -218,13 +222,6 @@ impl fmt::Debug for Relay {
     }
 }
 
-/// `params.level` of a log message.
-fn log_level(message: &[u8]) -> Option<LogLevel> {
-    let text = std::str::from_utf8(message).ok()?;
-    let params = RawObject::parse(text).ok()?.get("params").map(RawValue::get)?;
-    LogLevel::parse(&RawObject::parse(params).ok()?.get_str("level")?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,11 +229,11 @@ mod tests {
     fn next(relay: &Relay) -> Option<String> {
         let context = Context::from_waker(Waker::noop());
         match relay.poll_next(&context) {
-            Poll::Ready(ServerMessage::Notification(bytes)) => {
+            Poll::Ready(Some(ServerMessage::Notification(bytes))) => {
                 Some(String::from_utf8(bytes.to_vec()).unwrap())
             }
-            Poll::Ready(ServerMessage::Request(request)) => Some(request.method),
-            Poll::Pending => None,
+            Poll::Ready(Some(ServerMessage::Request(request))) => Some(request.method),
+            Poll::Ready(None) | Poll::Pending => None,
         }
     }
 

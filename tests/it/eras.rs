@@ -70,7 +70,7 @@ async fn initialize_agrees_on_a_legacy_version_and_nothing_else() {
             let answer = call.body(legacy_body("initialize", &params)).send().await.expect(200);
             let result = answer.json()["result"].clone();
             assert_eq!(result["protocolVersion"], agreed, "asked for {asked}");
-            assert_eq!(result["capabilities"]["tools"], json!({}));
+            assert_eq!(result["capabilities"]["tools"], json!({ "listChanged": true }));
             assert_eq!(result["serverInfo"]["name"], "switchyard");
         }
     }
@@ -184,7 +184,6 @@ async fn an_unknown_version_is_answered_with_the_known_ones() {
     let both = [("mcp-protocol-version", Some("2031-01-01"))];
     for answer in [
         modern_with(&app, &both, &unknown).await,
-        modern_with(&app, &[], &unknown).await,
         modern_with(&app, &both, &format!(r#"{{"name":"up__echo","arguments":{HI}}}"#)).await,
     ] {
         assert_eq!(error_of(&answer), (400, -32022));
@@ -193,6 +192,8 @@ async fn an_unknown_version_is_answered_with_the_known_ones() {
         assert_eq!(data["supported"], json!([MODERN, LEGACY, "2025-06-18", "2025-03-26"]));
         assert_eq!(answer.json()["id"], 7);
     }
+    // Headers and body are compared before either is judged.
+    assert_eq!(error_of(&modern_with(&app, &[], &unknown).await), (400, -32020));
     app.stop().await;
 }
 
@@ -280,7 +281,7 @@ async fn server_discover_says_what_is_spoken() {
     let result = result["result"].clone();
     assert_eq!(result["supportedVersions"], json!([MODERN, LEGACY, "2025-06-18", "2025-03-26"]));
     assert_eq!(result["resultType"], "complete");
-    assert_eq!(result["capabilities"]["tools"], json!({}));
+    assert_eq!(result["capabilities"]["tools"], json!({ "listChanged": true }));
     assert_eq!(result["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], "switchyard");
     app.stop().await;
 }

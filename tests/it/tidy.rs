@@ -23,7 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("transport", &["protocol"]),
     ("pool", &["transport", "protocol", "metrics"]),
     ("registry", &["pool", "policy", "store", "config", "protocol", "metrics"]),
-    ("catalogue", &["registry", "protocol", "store", "metrics"]),
+    ("catalogue", &["registry", "pool", "protocol", "store", "metrics"]),
     ("router", &["catalogue", "registry", "pool", "policy", "audit", "protocol", "metrics"]),
     (
         "edge",
@@ -52,8 +52,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Values in, values out.
-const PURE: &[&str] =
-    &["model", "protocol", "policy", "catalogue/naming", "audit/redact", "edge/origin", "error"];
+const PURE: &[&str] = &[
+    "model",
+    "protocol",
+    "policy",
+    "catalogue/naming",
+    "catalogue/page",
+    "catalogue/uri",
+    "catalogue/schedule",
+    "audit/redact",
+    "edge/origin",
+    "error",
+];
 
 /// What a pure module must not say. Each is looked for as a word or path.
 const IMPURE: &[&str] = &[

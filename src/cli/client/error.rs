@@ -117,7 +117,7 @@ pub struct Problem {
 
 impl Problem {
     /// Reads a refusal's body, whatever it is: a proxy between us and the router may have written it.
-    pub(super) fn read(status: StatusCode, body: &[u8]) -> Self {
+    pub(in crate::cli) fn read(status: StatusCode, body: &[u8]) -> Self {
         let mut problem: Self = serde_json::from_slice(body).unwrap_or_else(|_| Self {
             detail: std::str::from_utf8(body)
                 .ok()

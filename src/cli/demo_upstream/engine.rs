@@ -4,7 +4,7 @@
 //! connection is cut is the transports' business.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +78,8 @@ enum Era {
 pub(super) struct Engine {
     pub(super) options: Options,
     pub(super) stats: Arc<Stats>,
-    sessions: Mutex<HashSet<String>>,
+    /// Open sessions of the legacy era, with how often `counter` ran in each.
+    sessions: Mutex<HashMap<String, u64>>,
     random: SystemRandom,
 }
 
@@ -87,9 +88,14 @@ impl Engine {
         Self {
             options,
             stats: Arc::new(Stats::default()),
-            sessions: Mutex::new(HashSet::new()),
+            sessions: Mutex::new(HashMap::new()),
             random: SystemRandom::new(),
         }
+    }
+
+    /// How many sessions are open.
+    pub(super) fn sessions(&self) -> usize {
+        self.sessions.lock().len()
     }
 
     /// Forgets every session, as a restart would.
@@ -99,7 +105,7 @@ impl Engine {
 
     /// Ends one session; whether it was there.
     pub(super) fn end_session(&self, id: &str) -> bool {
-        self.sessions.lock().remove(id)
+        self.sessions.lock().remove(id).is_some()
     }
 
     /// Answers a message or, in 2025-03-26, a batch. Dropping the future abandons a call that is
@@ -175,7 +181,7 @@ impl Engine {
             Some(Fault::RpcError) => {
                 rpc(200, message::error(id, message::INTERNAL_ERROR, "failed on purpose", ""))
             }
-            fault => self.dispatch(id, method, &params, era, fault).await,
+            fault => self.dispatch(id, method, &params, via, era, fault).await,
         }
     }
 
@@ -184,6 +190,7 @@ impl Engine {
         id: &str,
         method: &str,
         params: &Params<'_>,
+        via: Via<'_>,
         era: Era,
         fault: Option<Fault>,
     ) -> Reply {
@@ -207,7 +214,7 @@ impl Engine {
                 Some(result) => message::result(id, &result, modern),
                 None => message::error(id, message::INVALID_PARAMS, "unknown cursor", ""),
             },
-            ("tools/call", _) => match self.call(params, fault) {
+            ("tools/call", _) => match self.call(params, via, fault) {
                 ToolAnswer::Result(result, wait) => {
                     delay = wait;
                     message::result(id, &result, modern)
@@ -235,7 +242,7 @@ impl Engine {
         }
     }
 
-    fn call(&self, params: &Params<'_>, fault: Option<Fault>) -> ToolAnswer {
+    fn call(&self, params: &Params<'_>, via: Via<'_>, fault: Option<Fault>) -> ToolAnswer {
         let Some(name) = params.name.as_deref() else {
             return ToolAnswer::Error(
                 message::INVALID_PARAMS,
@@ -249,7 +256,22 @@ impl Engine {
         if fault == Some(Fault::ToolError) {
             return ToolAnswer::Result(tools::failed_on_purpose(), Duration::ZERO);
         }
-        answer
+        match self.count_in_session(tool, via) {
+            Some(count) => tools::count_result(count),
+            None => answer,
+        }
+    }
+
+    /// How often `counter` ran in its legacy session, when it counts so.
+    fn count_in_session(&self, tool: Tool, via: Via<'_>) -> Option<u64> {
+        let Via::Http(McpHeaders { session: Some(session), .. }) = via else { return None };
+        if tool != Tool::Counter || !self.options.count_in_session {
+            return None;
+        }
+        let mut sessions = self.sessions.lock();
+        let count = sessions.get_mut(session)?;
+        *count = count.saturating_add(1);
+        Some(*count)
     }
 
     fn extra_tool(&self, name: &str) -> Option<Tool> {
@@ -311,7 +333,7 @@ impl Engine {
         if sessions.len() >= SESSION_LIMIT {
             sessions.clear();
         }
-        sessions.insert(id.clone());
+        sessions.insert(id.clone(), 0);
         Some(id)
     }
 
@@ -363,7 +385,7 @@ impl Engine {
             None => {
                 Err(bad(id, message::SESSION_ERROR, "Bad Request: No valid session ID provided"))
             }
-            Some(session) if self.sessions.lock().contains(session) => Ok(Era::Legacy),
+            Some(session) if self.sessions.lock().contains_key(session) => Ok(Era::Legacy),
             Some(_) => Err(rpc(404, message::error(id, -32001, "Session not found", ""))),
         }
     }

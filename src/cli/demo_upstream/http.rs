@@ -76,6 +76,12 @@ impl Upstream {
         &self.engine.options.faults
     }
 
+    /// How many legacy sessions are open.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.engine.sessions()
+    }
+
     /// Forgets every session, so that legacy clients get 404 until they begin anew.
     pub fn forget_sessions(&self) {
         self.engine.forget_sessions();

@@ -36,7 +36,9 @@ pub enum Tool {
     Blob,
     /// `{code, message}`: a JSON-RPC error.
     RpcError,
-    /// Counts its executions: neither read-only nor idempotent.
+    /// Counts its executions, in this process or in the legacy session
+    /// ([`Options::count_in_session`](super::Options::count_in_session)): neither read-only nor
+    /// idempotent.
     Counter,
     /// `{region}`: the text back; modern clients must mirror it in the header `Mcp-Param-Region`.
     Region,
@@ -159,7 +161,7 @@ impl Tool {
             Self::Fail => fail(arguments),
             Self::Blob => blob(arguments),
             Self::RpcError => rpc_error(arguments),
-            Self::Counter => now(text_result(&format!(r#""{count}""#), Success::Yes)),
+            Self::Counter => count_result(count),
             Self::Region => match region(arguments) {
                 Some(region) => now(text_result(&quote(&region), Success::Yes)),
                 None => wrong_arguments("region must be a string"),
@@ -212,6 +214,11 @@ struct ErrorArguments<'a> {
 
 fn now(result: String) -> ToolAnswer {
     ToolAnswer::Result(result, Duration::ZERO)
+}
+
+/// The result of [`Tool::Counter`].
+pub(super) fn count_result(count: u64) -> ToolAnswer {
+    now(text_result(&format!(r#""{count}""#), Success::Yes))
 }
 
 /// A result with one text; `literal` is a JSON string with its quotes.

@@ -30,7 +30,7 @@ type Shared = Arc<Edge>;
 /// Every route but `POST /mcp`, which the front door takes itself.
 pub(super) fn routes(edge: Shared) -> Router {
     let call = Router::new()
-        .route("/mcp", get(stream).delete(end_session))
+        .route("/mcp", get(no_session).delete(no_session))
         .route("/mcp/call", post(call::call));
     let read = Router::new()
         .route("/mcp/servers", get(servers::list).post(servers::add))
@@ -113,28 +113,10 @@ async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::new(ErrorCode::MethodNotAllowed, detail)
 }
 
-/// We offer no stream of our own: every answer comes on its request.
-async fn stream() -> ApiError {
-    let detail = "this server offers no stream on GET; POST messages to it";
+/// What comes here is no request of a session: those are taken at the door.
+async fn no_session() -> ApiError {
+    let detail = "POST messages; GET and DELETE belong to a session and need its Mcp-Session-Id";
     ApiError::new(ErrorCode::MethodNotAllowed, detail)
-}
-
-async fn end_session(
-    State(edge): State<Shared>,
-    axum::Extension(context): axum::Extension<RequestContext>,
-    headers: http::HeaderMap,
-) -> Result<http::StatusCode, ApiError> {
-    let Some(id) = headers.get(&super::mcp::SESSION_ID) else {
-        return Err(ApiError::new(
-            ErrorCode::MethodNotAllowed,
-            "DELETE ends a session; send its Mcp-Session-Id",
-        ));
-    };
-    if edge.sessions.end(id.as_bytes(), &context.caller).await? {
-        Ok(http::StatusCode::NO_CONTENT)
-    } else {
-        Err(ApiError::new(ErrorCode::NotFound, "there is no such session"))
-    }
 }
 
 async fn metrics(State(edge): State<Shared>) -> Result<Response, ApiError> {

@@ -48,6 +48,8 @@ struct ServerView {
     last_error_at: Option<String>,
     last_discovery_at: Option<String>,
     in_flight: i64,
+    /// Sessions at the server that belong to one requester each; 0 where all share one.
+    upstream_sessions: usize,
     latency_ms: Option<Latency>,
     revision: i64,
     created_at: String,
@@ -91,6 +93,7 @@ fn view(edge: &Edge, handle: &ServerHandle) -> ServerView {
         last_error_at: status.discovery.error_at.map(|at| at.to_string()),
         last_discovery_at: status.discovery.ok_at.map(|at| at.to_string()),
         in_flight: handle.metrics.inflight.get(),
+        upstream_sessions: handle.sessions(),
         latency_ms: handle.latency_ms().map(|[p50, p95]| Latency { p50, p95 }),
         revision: handle.revision,
         created_at: handle.created_at.to_string(),

@@ -1,31 +1,71 @@
-//! Clients of the legacy era: handshake, sessions, and the dialect without a session.
+//! Clients of the legacy era: handshake, sessions, batches, and the dialect without a session.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use futures_util::future::join_all;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde_json::value::RawValue;
 
-use super::{Request, SESSION_ID, check_cursor, empty, json, render_call, rpc_error};
+use super::listen;
+use super::methods::Asked;
+use super::reply::{Reply, json, rpc_error};
+use super::session::SUBSCRIPTIONS;
+use super::stream::event_stream;
+use super::{INSTRUCTIONS, Refusing, SESSION_ID, shown, strict};
+use crate::catalogue::ResourceRoute;
 use crate::clock;
+use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
-use crate::edge::detach::Detached;
-use crate::edge::door::Body;
+use crate::edge::door::{Body, new_id};
 use crate::edge::sessions::Session;
-use crate::edge::{Edge, INSTRUCTIONS};
-use crate::model::{ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget};
+use crate::model::{ClientInfo, Era, ProtocolVersion, SessionMode};
 use crate::protocol::{
-    CallParams, Incoming, PeerIdentity, RawObject, RequestId, RpcErrorCode, result_response,
+    Answer, Incoming, LogLevel, PeerIdentity, RawObject, RequestId, RpcErrorCode, batch,
+    result_response,
 };
 
-/// A legacy request in its session, if it has one.
-struct Legacy<'a> {
+const ROOTS_CHANGED: &str = "notifications/roots/list_changed";
+static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Messages one batch may have.
+const BATCH: usize = 100;
+
+/// Who a legacy message comes from.
+struct Sender<'a> {
     edge: &'a Arc<Edge>,
     context: RequestContext,
+    headers: &'a HeaderMap,
     body: &'a Bytes,
     session: Option<Arc<Session>>,
     version: ProtocolVersion,
 }
+
+impl<'a> Sender<'a> {
+    /// Finds the session that the headers name.
+    fn new(
+        edge: &'a Arc<Edge>,
+        context: RequestContext,
+        headers: &'a HeaderMap,
+        body: &'a Bytes,
+        announced: Option<ProtocolVersion>,
+    ) -> Result<Self, (RequestContext, &'static str)> {
+        let session = match headers.get(&SESSION_ID) {
+            None => None,
+            Some(presented) => match edge.sessions.find(presented.as_bytes(), &context.caller) {
+                Some(session) => Some(session),
+                None => return Err((context, NO_SESSION)),
+            },
+        };
+        let version = announced
+            .or_else(|| session.as_ref().map(|session| session.version))
+            // What the specification says to assume (2025-11-25, basic/transports).
+            .unwrap_or(ProtocolVersion::V2025_03_26);
+        Ok(Self { edge, context, headers, body, session, version })
+    }
+}
+
+const NO_SESSION: &str = "there is no such session; begin a new one with initialize";
 
 /// Answers a legacy message. `announced` is the version in the header.
 pub(super) async fn post(
@@ -41,110 +81,237 @@ pub(super) async fn post(
     {
         return initialize(edge, &context, *id, *params).await;
     }
-    let session = match headers.get(&SESSION_ID) {
-        None => None,
-        Some(presented) => match edge.sessions.find(presented.as_bytes(), &context.caller) {
-            Some(session) => Some(session),
-            None => {
-                let message = "there is no such session; begin a new one with initialize";
-                let request = Request { edge, context: &context, body };
-                let code = RpcErrorCode::InvalidRequest;
-                let status = StatusCode::NOT_FOUND;
-                return request.turn_away(Some(incoming), status, code, message, None).await;
-            }
-        },
+    let sender = match Sender::new(edge, context, headers, body, announced) {
+        Ok(sender) => sender,
+        Err((context, message)) => {
+            let request = Refusing { edge, context: &context, body };
+            let code = RpcErrorCode::InvalidRequest;
+            let status = StatusCode::NOT_FOUND;
+            return request.turn_away(Some(incoming), status, code, message, None).await;
+        }
     };
-    let version = announced
-        .or_else(|| session.as_ref().map(|session| session.version))
-        // What the specification says to assume (2025-11-25, basic/transports).
-        .unwrap_or(ProtocolVersion::V2025_03_26);
-    let legacy = Legacy { edge, context, body, session, version };
-    match incoming {
-        Incoming::Request { id, method, params } => legacy.request(*id, method, *params).await,
-        Incoming::Notification { .. } | Incoming::Response => match legacy.session {
-            Some(_) => empty(StatusCode::ACCEPTED),
-            None => session_needed(None),
-        },
-    }
+    sender.take(&sender.context, incoming).await.respond().await
 }
 
-impl Legacy<'_> {
+/// Answers a batch, which only 2025-03-26 has: its requests together, in one array.
+pub(super) async fn post_batch(
+    edge: &Arc<Edge>,
+    context: RequestContext,
+    headers: &HeaderMap,
+    body: &Bytes,
+    announced: Option<ProtocolVersion>,
+) -> Response<Body> {
+    let refuse = |status, message: &str| {
+        rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
+    };
+    let sender = match Sender::new(edge, context, headers, body, announced) {
+        Ok(sender) => sender,
+        Err((_, message)) => return refuse(StatusCode::NOT_FOUND, message),
+    };
+    if sender.version != ProtocolVersion::V2025_03_26 {
+        let message = format!(
+            "protocol version {} has no batches; send one message per request",
+            sender.version
+        );
+        return refuse(StatusCode::BAD_REQUEST, &message);
+    }
+    let messages = match batch(body, BATCH) {
+        Ok(messages) => messages,
+        Err(error) => {
+            return rpc_error(StatusCode::BAD_REQUEST, None, error.code, &error.message, None);
+        }
+    };
+    let answering = messages.into_iter().enumerate().map(|(at, message)| {
+        let sender = &sender;
+        async move {
+            // The first is the HTTP request's own; the others need ids of their own in the ledger.
+            let id = if at == 0 { sender.context.id } else { new_id() };
+            let context = RequestContext { id, ..sender.context.clone() };
+            sender.take_of_batch(&context, message).await
+        }
+    });
+    let answers: Vec<Vec<u8>> = join_all(answering).await.into_iter().flatten().collect();
+    if answers.is_empty() {
+        return super::reply::empty(StatusCode::ACCEPTED);
+    }
+    let mut array = vec![b'['];
+    array.extend_from_slice(&answers.join(&b','));
+    array.push(b']');
+    json(StatusCode::OK, array)
+}
+
+impl Sender<'_> {
+    async fn take_of_batch(&self, context: &RequestContext, message: &RawValue) -> Option<Vec<u8>> {
+        let incoming = match Incoming::parse(message.get().as_bytes()) {
+            Ok(Incoming::Request { id, method: Cow::Borrowed("initialize"), .. }) => {
+                let message = "initialize must not be part of a batch";
+                let code = RpcErrorCode::InvalidRequest;
+                return Reply::error(StatusCode::OK, Some(id), code, message).message().await;
+            }
+            Ok(incoming) => incoming,
+            Err(error) => {
+                let id = error.id.as_deref();
+                let code = error.code.number();
+                return Some(crate::protocol::error_response(id, code, &error.message, None));
+            }
+        };
+        self.take(context, &incoming).await.message().await
+    }
+
+    async fn take(&self, context: &RequestContext, incoming: &Incoming<'_>) -> Reply {
+        match incoming {
+            Incoming::Request { id, method, params } => {
+                self.request(context, *id, method, *params).await
+            }
+            Incoming::Notification { method, params } => match &self.session {
+                Some(session) => {
+                    self.notified(session, method, *params);
+                    Reply::Empty(StatusCode::ACCEPTED)
+                }
+                None => session_needed(None),
+            },
+            Incoming::Response { id, kind, value } => match &self.session {
+                Some(session) => {
+                    let value = Bytes::copy_from_slice(value.get().as_bytes());
+                    session.live().questions.answer(id.get(), Answer { kind: *kind, value });
+                    Reply::Empty(StatusCode::ACCEPTED)
+                }
+                None => session_needed(None),
+            },
+        }
+    }
+
+    fn notified(&self, session: &Arc<Session>, method: &str, params: Option<&RawValue>) {
+        match method {
+            "notifications/cancelled" => {
+                let params = params.and_then(|raw| RawObject::parse(raw.get()).ok());
+                if let Some(id) = params.as_ref().and_then(|params| params.get("requestId")) {
+                    session.live().cancel(id.get());
+                }
+            }
+            "notifications/initialized" => {}
+            // A server that has asked this client for its roots hears of new ones.
+            ROOTS_CHANGED => {
+                let (registry, session) = (Arc::clone(&self.edge.registry), Arc::clone(session));
+                self.edge.tasks.spawn(async move {
+                    registry.notify_session(&session.reference, ROOTS_CHANGED).await;
+                });
+            }
+            other => tracing::debug!(method = other, "a notification of a client has no effect"),
+        }
+    }
+
     async fn request(
-        self,
+        &self,
+        context: &RequestContext,
         id: RequestId<'_>,
         method: &str,
         params: Option<&RawValue>,
-    ) -> Response<Body> {
-        match method {
-            // The predecessor's clients call and list without a handshake.
-            "tools/call" => self.call(id, params).await,
-            "tools/list" => self.list(id, params),
-            _ if self.session.is_none() => session_needed(Some(id)),
-            "ping" => json(StatusCode::OK, result_response(id.json(), "result", b"{}")),
+    ) -> Reply {
+        // The predecessor's clients call and list without a handshake.
+        if self.session.is_none() && !matches!(method, "tools/call" | "tools/list") {
+            return session_needed(Some(id));
+        }
+        let asked = Asked {
+            edge: self.edge,
+            context,
+            headers: self.headers,
+            body: self.body,
+            version: self.version,
+            id,
+            params,
+            session: self.session.as_ref(),
+            client: None,
+            capabilities: None,
+            log_level: None,
+        };
+        if let Some(reply) = asked.answer(method).await {
+            return reply;
+        }
+        match (method, &self.session) {
+            ("ping", _) => Reply::result(id, b"{}"),
+            ("logging/setLevel", Some(session)) => set_level(&asked, session),
+            ("resources/subscribe", Some(session)) => subscribe(&asked, session),
+            ("resources/unsubscribe", Some(session)) => unsubscribe(&asked, session),
             _ => {
                 let message = format!("the method `{}` is not known here", shown(method));
-                rpc_error(
-                    StatusCode::OK,
-                    Some(id.json()),
-                    RpcErrorCode::MethodNotFound,
-                    &message,
-                    None,
-                )
+                Reply::error(StatusCode::OK, Some(id), RpcErrorCode::MethodNotFound, &message)
             }
         }
     }
+}
 
-    fn list(&self, id: RequestId<'_>, params: Option<&RawValue>) -> Response<Body> {
-        let began = clock::uptime();
-        if let Err(message) = check_cursor(params) {
-            return rpc_error(
-                StatusCode::OK,
-                Some(id.json()),
-                RpcErrorCode::InvalidParams,
-                &message,
-                None,
-            );
-        }
-        let catalogue = self.edge.discovery.catalogue().load();
-        let listing = catalogue.listing();
-        let mut result = Vec::with_capacity(listing.len() + 16);
-        result.extend_from_slice(br#"{"tools":["#);
-        result.extend_from_slice(listing);
-        result.extend_from_slice(b"]}");
-        let took = clock::uptime().since(began);
-        self.edge.metrics.observe_operation("tools/list", self.version, true, took);
-        json(StatusCode::OK, result_response(id.json(), "result", &result))
-    }
+/// The least severe log messages that the client wants from now on.
+fn set_level(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
+    let members = match asked.members() {
+        Ok(members) => members,
+        Err(message) => return asked.invalid(&message),
+    };
+    let level = members.get_str("level").and_then(|text| LogLevel::parse(&text));
+    let Some(level) = level else {
+        let names: Vec<&str> = LogLevel::ALL.iter().map(|level| level.as_str()).collect();
+        return asked.invalid(&format!("`level` must be one of {}", names.join(", ")));
+    };
+    session.live().set_log_level(level);
+    let (registry, session) = (Arc::clone(&asked.edge.registry), Arc::clone(session));
+    asked.edge.tasks.spawn(async move {
+        registry.set_log_level(&session.reference, level).await;
+    });
+    Reply::result(asked.id, b"{}")
+}
 
-    async fn call(self, id: RequestId<'_>, params: Option<&RawValue>) -> Response<Body> {
-        let parsed = match CallParams::parse(params) {
-            Ok(parsed) => parsed,
-            Err(message) => {
-                let request = Request { edge: self.edge, context: &self.context, body: self.body };
-                request.record(String::new(), &message, StatusCode::BAD_REQUEST).await;
-                let code = RpcErrorCode::InvalidParams;
-                return rpc_error(StatusCode::OK, Some(id.json()), code, &message, None);
-            }
-        };
-        let slice = |raw: &RawValue| self.body.slice_ref(raw.get().as_bytes());
-        let call = ToolCall {
-            id: self.context.id,
-            caller: self.context.caller,
-            session: self.session.as_ref().map(|session| session.reference.clone()),
-            client: None,
-            client_capabilities: None,
-            entrance: Entrance::Mcp(self.version),
-            target: ToolTarget { tool: parsed.name.into_owned(), server: None },
-            arguments: parsed.arguments.map(slice),
-            params: params.map(slice),
-            deadline: None,
-            request_bytes: self.body.len() as u64,
-        };
-        let router = Arc::clone(&self.edge.router);
-        let call = async move { router.call(call, None).await };
-        let answer = Detached::new(call, &self.edge.calls).await;
-        render_call(id.json(), Era::Legacy, &answer)
+fn subscribe(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
+    let members = match asked.members() {
+        Ok(members) => members,
+        Err(message) => return asked.invalid(&message),
+    };
+    let Some(uri) = members.get_str("uri") else { return asked.invalid("`uri` must be a string") };
+    let catalogue = asked.edge.discovery.catalogue().load();
+    let route = match catalogue.find_resource(&uri) {
+        Ok(route) => route,
+        Err(why) => return asked.no_resource(&uri, &why),
+    };
+    if route.server.spec.sessions == SessionMode::Isolated {
+        return own_subscription(asked, "resources/subscribe", route, &members);
     }
+    let watched = match listen::Watched::new(&route.server, route.uri) {
+        Ok(watched) => watched,
+        Err(error) => return asked.invalid(&error.to_string()),
+    };
+    let mut subscriptions = session.live().subscriptions.lock();
+    if subscriptions.len() >= SUBSCRIPTIONS {
+        return asked.invalid(&format!("a session may subscribe to {SUBSCRIPTIONS} resources"));
+    }
+    subscriptions.insert(uri.into_owned(), watched);
+    Reply::result(asked.id, b"{}")
+}
+
+/// Where the server keeps a session for this client alone, it keeps the subscription too.
+fn own_subscription(
+    asked: &Asked<'_>,
+    method: &'static str,
+    route: ResourceRoute,
+    members: &RawObject<'_>,
+) -> Reply {
+    let mut forward = asked.forward(method, &route.server);
+    forward.uri = Some(route.uri);
+    asked.pass_on(forward, members, false)
+}
+
+fn unsubscribe(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
+    let members = match asked.members() {
+        Ok(members) => members,
+        Err(message) => return asked.invalid(&message),
+    };
+    let Some(uri) = members.get_str("uri") else { return asked.invalid("`uri` must be a string") };
+    let watched = session.live().subscriptions.lock().remove(uri.as_ref());
+    if watched.is_none()
+        && let Ok(route) = asked.edge.discovery.catalogue().load().find_resource(&uri)
+        && route.server.spec.sessions == SessionMode::Isolated
+    {
+        return own_subscription(asked, "resources/unsubscribe", route, &members);
+    }
+    Reply::result(asked.id, b"{}")
 }
 
 async fn initialize(
@@ -157,9 +324,9 @@ async fn initialize(
     let invalid = |message: &str| {
         rpc_error(StatusCode::OK, Some(id.json()), RpcErrorCode::InvalidParams, message, None)
     };
-    let members = match RawObject::parse(params.map_or("{}", RawValue::get)) {
+    let members = match strict(params) {
         Ok(members) => members,
-        Err(error) => return invalid(&format!("`params`: {error}")),
+        Err(message) => return invalid(&message),
     };
     let Some(requested) = members.get_str("protocolVersion") else {
         return invalid("`params.protocolVersion` must be a string");
@@ -172,8 +339,7 @@ async fn initialize(
         .get("clientInfo")
         .and_then(|raw| ClientInfo::from_json(raw.get()))
         .unwrap_or_default();
-    let capabilities =
-        members.get("capabilities").map(|raw| raw.get().to_owned()).filter(|raw| raw.len() <= 2048);
+    let capabilities = members.get("capabilities").map(RawValue::get);
     let session = match edge.sessions.create(&context.caller, version, client, capabilities).await {
         Ok(session) => session,
         Err(error) => {
@@ -183,7 +349,8 @@ async fn initialize(
         }
     };
     let result = format!(
-        r#"{{"protocolVersion":"{version}","capabilities":{{"tools":{{}}}},"serverInfo":{},"instructions":{}}}"#,
+        r#"{{"protocolVersion":"{version}","capabilities":{},"serverInfo":{},"instructions":{}}}"#,
+        super::CAPABILITIES,
         PeerIdentity::JSON,
         serde_json::Value::from(INSTRUCTIONS)
     );
@@ -196,12 +363,51 @@ async fn initialize(
     response
 }
 
-fn session_needed(id: Option<RequestId<'_>>) -> Response<Body> {
-    let message = "a session is needed; begin with initialize and send its Mcp-Session-Id";
-    let id = id.map(|id| id.json());
-    rpc_error(StatusCode::BAD_REQUEST, id, RpcErrorCode::InvalidRequest, message, None)
+/// Opens the stream of a session for what belongs to no request.
+pub(super) fn stream(
+    edge: &Arc<Edge>,
+    context: &RequestContext,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    let refuse = |status, message: &str| {
+        rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
+    };
+    let Some(presented) = headers.get(&SESSION_ID) else {
+        return refuse(StatusCode::BAD_REQUEST, "the header Mcp-Session-Id is missing");
+    };
+    let Some(session) = edge.sessions.find(presented.as_bytes(), &context.caller) else {
+        return refuse(StatusCode::NOT_FOUND, NO_SESSION);
+    };
+    let last = headers.get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+    match last.and_then(|last| session.live().parked.resume(last)) {
+        Some(rest) => event_stream(rest),
+        None => listen::session_stream(edge, &session),
+    }
 }
 
-fn shown(method: &str) -> String {
-    method.chars().take(64).collect()
+/// Ends a session at its client's wish.
+pub(super) async fn delete(
+    edge: &Arc<Edge>,
+    context: &RequestContext,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    let refuse = |status, message: &str| {
+        rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
+    };
+    let Some(presented) = headers.get(&SESSION_ID) else {
+        return refuse(StatusCode::BAD_REQUEST, "the header Mcp-Session-Id is missing");
+    };
+    match edge.sessions.end(presented.as_bytes(), &context.caller).await {
+        Ok(true) => super::reply::empty(StatusCode::NO_CONTENT),
+        Ok(false) => refuse(StatusCode::NOT_FOUND, NO_SESSION),
+        Err(error) => {
+            tracing::error!(%error, "a session could not be ended: {error}");
+            refuse(StatusCode::SERVICE_UNAVAILABLE, "the session could not be ended; try again")
+        }
+    }
+}
+
+fn session_needed(id: Option<RequestId<'_>>) -> Reply {
+    let message = "a session is needed; begin with initialize and send its Mcp-Session-Id";
+    Reply::error(StatusCode::BAD_REQUEST, id, RpcErrorCode::InvalidRequest, message)
 }

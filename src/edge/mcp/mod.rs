@@ -4,15 +4,22 @@
 //! nothing of a connection is remembered (specification 2026-07-28, basic/versioning).
 
 mod legacy;
+mod listen;
+mod methods;
 mod modern;
+mod render;
+mod reply;
+mod resume;
+mod rounds;
+mod session;
+mod stream;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use http_body_util::{Either, Full};
+use http::{HeaderMap, HeaderName, Method, Response, StatusCode};
+use serde_json::value::RawValue;
 
 use super::Edge;
 use super::auth::RequestContext;
@@ -20,16 +27,26 @@ use super::door::Body;
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
 use crate::model::{Entrance, Era, ProtocolVersion, Scope};
-use crate::protocol::{
-    AnswerKind, CallParams, Incoming, ModernMeta, RpcErrorCode, error_for, error_response,
-    result_for, result_response,
-};
-use crate::router::{CallAnswer, Refusal, RouteError};
+use crate::protocol::{CallParams, Incoming, ModernMeta, RawObject, RpcErrorCode, is_batch};
+use crate::router::Refusal;
 
-pub(super) static SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+pub use listen::Listeners;
+pub(super) use listen::tell_session;
+use reply::rpc_error;
+pub(super) use session::Live;
+
+static SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 static VERSION_HEADER: HeaderName = HeaderName::from_static("mcp-protocol-version");
 static METHOD_HEADER: HeaderName = HeaderName::from_static("mcp-method");
 static NAME_HEADER: HeaderName = HeaderName::from_static("mcp-name");
+
+/// What we declare to clients of both eras. Which servers there are, and what they offer, can
+/// change at any moment, so everything that could be asked for is declared.
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"completions":{},"logging":{}}"#;
+
+/// What `initialize` and `server/discover` tell a client that asks how to use us.
+const INSTRUCTIONS: &str =
+    "One endpoint in front of several MCP servers. A tool is named SERVER__TOOL.";
 
 /// Answers `POST /mcp`.
 pub(super) async fn post(
@@ -38,18 +55,20 @@ pub(super) async fn post(
     headers: &HeaderMap,
     body: Bytes,
 ) -> Response<Body> {
-    let parsed = Incoming::parse(&body);
-    let request = Request { edge, context: &context, body: &body };
+    let request = Refusing { edge, context: &context, body: &body };
+    let announced =
+        headers.get(&VERSION_HEADER).map(|value| value.to_str().unwrap_or_default().trim());
+    let known = announced.map(ProtocolVersion::parse);
+    let batch = is_batch(&body) && !matches!(known, Some(Some(v)) if v.era() == Era::Modern);
+    let parsed = if batch { Ok(Incoming::nothing()) } else { Incoming::parse(&body) };
     if let Some((status, message)) = check_content(headers) {
         let code = RpcErrorCode::InvalidRequest;
         return request.turn_away(parsed.as_ref().ok(), status, code, message, None).await;
     }
-    if !context.caller.may(Scope::Call) {
-        edge.metrics.auth_failure(AuthFailure::Scope);
-        let message = format!("the key `{}` lacks the scope `call`", context.caller.name);
+    if let Some(refused) = may_call(edge, &context) {
         let status = StatusCode::FORBIDDEN;
         let code = RpcErrorCode::Internal;
-        return request.turn_away(parsed.as_ref().ok(), status, code, &message, None).await;
+        return request.turn_away(parsed.as_ref().ok(), status, code, &refused, None).await;
     }
     let incoming = match parsed {
         Ok(incoming) => incoming,
@@ -64,41 +83,91 @@ pub(super) async fn post(
         Incoming::Request { method, params, .. } | Incoming::Notification { method, params } => {
             (method.as_ref(), *params)
         }
-        Incoming::Response => ("", None),
+        Incoming::Response { .. } => ("", None),
     };
-    let announced =
-        headers.get(&VERSION_HEADER).map(|value| value.to_str().unwrap_or_default().trim());
-    match announced {
-        _ if method == "initialize" => {
-            legacy::post(edge, context, headers, &body, &incoming, None).await
+    match (announced, known.flatten()) {
+        (_, version) if method == "initialize" && !ModernMeta::is_present(params) => {
+            let version = version.filter(|version| version.era() == Era::Legacy);
+            legacy::post(edge, context, headers, &body, &incoming, version).await
         }
-        Some(text) => match ProtocolVersion::parse(text) {
-            Some(version) if version.era() == Era::Modern => {
-                modern::post(edge, context, headers, &body, &incoming, version).await
-            }
-            Some(version) => {
-                legacy::post(edge, context, headers, &body, &incoming, Some(version)).await
-            }
-            None => request.unsupported_version(&incoming, text).await,
-        },
-        None if ModernMeta::is_present(params) => {
+        (Some(_), Some(version)) if version.era() == Era::Modern => {
+            modern::post(edge, context, headers, &body, &incoming, version).await
+        }
+        (Some(_), Some(version)) if batch => {
+            legacy::post_batch(edge, context, headers, &body, Some(version)).await
+        }
+        (None, _) if batch => legacy::post_batch(edge, context, headers, &body, None).await,
+        (Some(_), Some(version)) => {
+            legacy::post(edge, context, headers, &body, &incoming, Some(version)).await
+        }
+        (Some(text), None) => request.unsupported_version(&incoming, text).await,
+        (None, _) if ModernMeta::is_present(params) => {
             let message = "the header MCP-Protocol-Version is missing; a request with a protocol version in `_meta` needs it";
             let status = StatusCode::BAD_REQUEST;
             let code = RpcErrorCode::HeaderMismatch;
             request.turn_away(Some(&incoming), status, code, message, None).await
         }
-        None => legacy::post(edge, context, headers, &body, &incoming, None).await,
+        (None, _) => legacy::post(edge, context, headers, &body, &incoming, None).await,
     }
 }
 
+/// Answers `GET /mcp`, a session's stream, and `DELETE /mcp`, its end; `None` for other methods,
+/// and for clients of the modern era, which has neither.
+pub(super) async fn of_session(
+    edge: &Arc<Edge>,
+    context: &RequestContext,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Option<Response<Body>> {
+    let version = headers
+        .get(&VERSION_HEADER)
+        .map(|value| value.to_str().ok().and_then(|text| ProtocolVersion::parse(text.trim())));
+    let has_session = headers.contains_key(&SESSION_ID);
+    match version {
+        Some(Some(version)) if version.era() == Era::Modern => return None,
+        Some(None) => {
+            let message = "the protocol version in MCP-Protocol-Version is not supported";
+            let code = RpcErrorCode::InvalidRequest;
+            return Some(rpc_error(StatusCode::BAD_REQUEST, None, code, message, None));
+        }
+        Some(Some(_)) => {}
+        None if !has_session => return None,
+        None => {}
+    }
+    if !matches!(*method, Method::GET | Method::DELETE) {
+        return None;
+    }
+    if let Some(refused) = may_call(edge, context) {
+        let code = RpcErrorCode::Internal;
+        return Some(rpc_error(StatusCode::FORBIDDEN, None, code, &refused, None));
+    }
+    if *method == Method::DELETE {
+        return Some(legacy::delete(edge, context, headers).await);
+    }
+    if !accepts(headers, &["text/event-stream", "text/*", "*/*"]) {
+        let message = "the Accept header must list text/event-stream";
+        let code = RpcErrorCode::InvalidRequest;
+        return Some(rpc_error(StatusCode::NOT_ACCEPTABLE, None, code, message, None));
+    }
+    Some(legacy::stream(edge, context, headers))
+}
+
+/// Why the caller may not use the endpoint.
+fn may_call(edge: &Edge, context: &RequestContext) -> Option<String> {
+    (!context.caller.may(Scope::Call)).then(|| {
+        edge.metrics.auth_failure(AuthFailure::Scope);
+        format!("the key `{}` lacks the scope `call`", context.caller.name)
+    })
+}
+
 /// A request that may be turned away before there is a call.
-struct Request<'a> {
+struct Refusing<'a> {
     edge: &'a Edge,
     context: &'a RequestContext,
     body: &'a Bytes,
 }
 
-impl Request<'_> {
+impl Refusing<'_> {
     /// Answers with an error; a `tools/call` among the refused is put on record.
     async fn turn_away(
         &self,
@@ -161,20 +230,25 @@ fn check_content(headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
         let message = "the Content-Type must be application/json";
         return Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
-    let mut accepts = headers.get_all(ACCEPT).iter().peekable();
-    let acceptable = accepts.peek().is_none()
-        || accepts.any(|value| {
-            value.to_str().unwrap_or_default().split(',').any(|range| {
-                let range = range.split(';').next().unwrap_or_default().trim();
-                ACCEPTABLE.iter().any(|known| range.eq_ignore_ascii_case(known))
-            })
-        });
     let message = "the Accept header must list application/json and text/event-stream";
+    let acceptable = accepts(headers, &ACCEPTABLE);
     (!acceptable).then_some((StatusCode::NOT_ACCEPTABLE, message))
 }
 
 const ACCEPTABLE: [&str; 5] =
     ["application/json", "text/event-stream", "*/*", "application/*", "text/*"];
+
+/// Whether the client takes one of these media types; it does when it does not say.
+fn accepts(headers: &HeaderMap, known: &[&str]) -> bool {
+    let mut accepts = headers.get_all(ACCEPT).iter().peekable();
+    accepts.peek().is_none()
+        || accepts.any(|value| {
+            value.to_str().unwrap_or_default().split(',').any(|range| {
+                let range = range.split(';').next().unwrap_or_default().trim();
+                known.iter().any(|known| range.eq_ignore_ascii_case(known))
+            })
+        })
+}
 
 /// Every version we speak to clients, newest first. 2024-11-05 needs another transport.
 fn supported_versions() -> Vec<&'static str> {
@@ -186,86 +260,13 @@ fn supported_versions() -> Vec<&'static str> {
         .collect()
 }
 
-fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(body.into())));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+/// Names in messages are cut: they may be anything.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
 }
 
-fn empty(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::default()));
-    *response.status_mut() = status;
-    response
-}
-
-fn rpc_error(
-    status: StatusCode,
-    id: Option<&str>,
-    code: RpcErrorCode,
-    message: &str,
-    data: Option<&str>,
-) -> Response<Body> {
-    json(status, error_response(id, code.number(), message, data))
-}
-
-/// The answer to a `tools/call`.
-fn render_call(id: &str, era: Era, answer: &CallAnswer) -> Response<Body> {
-    let body = match &answer.result {
-        Ok(upstream) => match upstream.kind {
-            AnswerKind::Result => {
-                let value = result_for(era, &upstream.value, upstream.facts);
-                result_response(id, "result", &value)
-            }
-            AnswerKind::Error => result_response(id, "error", &error_for(era, &upstream.value)),
-        },
-        Err(error) => {
-            let data = error_data(error, answer.attempts);
-            error_response(Some(id), error.code().json_rpc_code(), &error.to_string(), Some(&data))
-        }
-    };
-    json(StatusCode::OK, body)
-}
-
-fn error_data(error: &RouteError, attempts: u32) -> String {
-    #[derive(serde::Serialize)]
-    struct Data<'a> {
-        error_code: ErrorCode,
-        reason: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        server: Option<&'a str>,
-        outcome: &'static str,
-        attempts: u32,
-        retriable: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        retry_after_ms: Option<u64>,
-        #[serde(skip_serializing_if = "<[String]>::is_empty")]
-        nearest: &'a [String],
-    }
-    let data = Data {
-        error_code: error.code(),
-        reason: error.reason(),
-        server: error.server().map(crate::model::ServerName::as_str),
-        outcome: error.knowledge().as_str(),
-        attempts,
-        retriable: error.retriable(),
-        retry_after_ms: error.retry_after().map(millis),
-        nearest: error.nearest(),
-    };
-    serde_json::to_string(&data).unwrap_or_else(|_| "{}".to_owned())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// `params.cursor` of a list request: everything fits one page, so no cursor is ever ours.
-fn check_cursor(params: Option<&serde_json::value::RawValue>) -> Result<(), String> {
-    let Some(params) = params else { return Ok(()) };
-    let members =
-        crate::protocol::RawObject::parse(params.get()).map_err(|error| error.to_string())?;
-    match members.get("cursor").map(serde_json::value::RawValue::get) {
-        None | Some("null") => Ok(()),
-        Some(_) => Err("the cursor is not one of this server; begin without a cursor".to_owned()),
-    }
+/// `params` as an object, strictly read.
+fn strict(params: Option<&RawValue>) -> Result<RawObject<'_>, String> {
+    RawObject::parse(params.map_or("{}", RawValue::get))
+        .map_err(|error| format!("`params`: {error}"))
 }

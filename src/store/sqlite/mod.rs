@@ -6,6 +6,7 @@
 mod audit;
 mod events;
 mod keys;
+mod offers;
 mod servers;
 mod sessions;
 mod tools;
@@ -57,7 +58,10 @@ struct Schema {
 
 const STATE: Schema = Schema {
     file: "state.db",
-    migrations: &[include_str!("../../../migrations/sqlite/state/0001_state.sql")],
+    migrations: &[
+        include_str!("../../../migrations/sqlite/state/0001_state.sql"),
+        include_str!("../../../migrations/sqlite/state/0002_offers.sql"),
+    ],
     new_file: "",
     autocheckpoint: "1000",
     // Small and precious.

@@ -50,13 +50,7 @@ impl SqliteStore {
     ) -> Result<(), StoreError> {
         let mut writer = self.state.writer().await?;
         let mut transaction = begin(&mut writer).await?;
-        let known = sqlx::query("select 1 from servers where name = ?")
-            .bind(server.as_str())
-            .fetch_optional(&mut *transaction)
-            .await?;
-        if known.is_none() {
-            return Err(StoreError::UnknownServer { name: server.clone() });
-        }
+        expect_server(&mut transaction, server).await?;
         insert_definitions(&mut transaction, tools).await?;
         insert_tools(&mut transaction, server, tools).await?;
         mark_gone(&mut transaction, server, tools).await?;
@@ -107,6 +101,21 @@ impl SqliteStore {
                 .fetch_optional(&self.state.readers)
                 .await?;
         Ok(found.map(Bytes::from))
+    }
+}
+
+/// Fails when there is no such server.
+pub(super) async fn expect_server(
+    transaction: &mut Transaction<'_, Sqlite>,
+    server: &ServerName,
+) -> Result<(), StoreError> {
+    let known = sqlx::query("select 1 from servers where name = ?")
+        .bind(server.as_str())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    match known {
+        Some(_) => Ok(()),
+        None => Err(StoreError::UnknownServer { name: server.clone() }),
     }
 }
 
@@ -235,7 +244,7 @@ fn history_row(row: &SqliteRow) -> Result<HistoryRow, StoreError> {
     })
 }
 
-fn server_name(table: &'static str, name: &str) -> Result<ServerName, StoreError> {
+pub(super) fn server_name(table: &'static str, name: &str) -> Result<ServerName, StoreError> {
     ServerName::parse(name).map_err(|_not_a_name| StoreError::bad_value(table, "server", name))
 }
 

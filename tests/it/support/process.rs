@@ -45,7 +45,8 @@ impl Finished {
     }
 }
 
-fn command(folder: &Path) -> Command {
+/// The program in `folder`, with nothing of this environment that it would heed.
+pub fn command(folder: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command
         .current_dir(folder)
@@ -97,8 +98,18 @@ impl Router {
     /// The same in a folder where one ran before.
     pub async fn start_in(folder: TempDir, yaml: &str) -> Self {
         Self::write(folder.path(), yaml);
-        let mut child =
-            command(folder.path()).args(["serve", "--config", "switchyard.yaml"]).spawn().unwrap();
+        Self::spawn(folder, &[]).await
+    }
+
+    /// The same where one ran before, with its configuration and on its address.
+    pub async fn start_again(folder: TempDir, address: SocketAddr) -> Self {
+        Self::spawn(folder, &["--listen", &address.to_string()]).await
+    }
+
+    async fn spawn(folder: TempDir, arguments: &[&str]) -> Self {
+        let mut command = command(folder.path());
+        command.args(["serve", "--config", "switchyard.yaml"]).args(arguments);
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         let read = tokio::time::timeout(PATIENCE, stdout.read_line(&mut line)).await;

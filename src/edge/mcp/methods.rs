@@ -1,0 +1,462 @@
+//! The methods that clients of both eras have: lists, tool calls, prompts, resources, completion.
+//!
+//! Changes when one of these methods does. What only one era has is in `legacy` and `modern`.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde_json::value::RawValue;
+
+use super::Refusing;
+use super::render;
+use super::reply::{Answered, Pending, Reply, Work};
+use super::rounds::{self, End, Leg};
+use super::session::Live;
+use super::stream::Resumable;
+use crate::catalogue::{Lookup, NotFound, OfferedList};
+use crate::clock;
+use crate::edge::Edge;
+use crate::edge::auth::RequestContext;
+use crate::edge::detach::Detached;
+use crate::edge::sessions::Session;
+use crate::model::{
+    ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, did_you_mean,
+};
+use crate::protocol::{
+    CallParams, HeaderPresence, LogLevel, PeerIdentity, RawObject, RequestId, RpcErrorCode,
+    SERVER_INFO, error_response, progress_token, reference_to,
+};
+use crate::router::{CallAnswer, Forward, Relay, RelayWishes};
+
+/// One request, and everything known about who makes it.
+pub(super) struct Asked<'a> {
+    pub(super) edge: &'a Arc<Edge>,
+    pub(super) context: &'a RequestContext,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) body: &'a Bytes,
+    pub(super) version: ProtocolVersion,
+    pub(super) id: RequestId<'a>,
+    pub(super) params: Option<&'a RawValue>,
+    /// Legacy: the session, if there is one.
+    pub(super) session: Option<&'a Arc<Session>>,
+    /// Modern: what the client says of itself.
+    pub(super) client: Option<ClientInfo>,
+    /// Modern: what it declares, as JSON.
+    pub(super) capabilities: Option<&'a str>,
+    /// Modern: the log messages it wants.
+    pub(super) log_level: Option<LogLevel>,
+}
+
+impl Asked<'_> {
+    pub(super) fn era(&self) -> Era {
+        self.version.era()
+    }
+
+    fn slice(&self, text: &str) -> Bytes {
+        self.body.slice_ref(text.as_bytes())
+    }
+
+    pub(super) fn invalid(&self, message: &str) -> Reply {
+        Reply::error(StatusCode::OK, Some(self.id), RpcErrorCode::InvalidParams, message)
+    }
+
+    pub(super) fn members(&self) -> Result<RawObject<'_>, String> {
+        RawObject::parse(self.params.map_or("{}", RawValue::get))
+            .map_err(|error| format!("`params`: {error}"))
+    }
+
+    /// Answers a method of both eras; `None` when it is none.
+    pub(super) async fn answer(&self, method: &str) -> Option<Reply> {
+        Some(match method {
+            "tools/call" => self.call().await,
+            "tools/list" => self.list(OfferedList::Tools),
+            "prompts/list" => self.list(OfferedList::Prompts),
+            "resources/list" => self.list(OfferedList::Resources),
+            "resources/templates/list" => self.list(OfferedList::Templates),
+            "prompts/get" => self.get_prompt(),
+            "resources/read" => self.read_resource(),
+            "completion/complete" => self.complete(),
+            _ => return None,
+        })
+    }
+
+    fn list(&self, kind: OfferedList) -> Reply {
+        let began = clock::uptime();
+        let members = match self.members() {
+            Ok(members) => members,
+            Err(message) => return self.invalid(&message),
+        };
+        let cursor = match members.get("cursor").filter(|raw| raw.get() != "null") {
+            None => None,
+            Some(raw) => match serde_json::from_str::<String>(raw.get()) {
+                Ok(cursor) => Some(cursor),
+                Err(_) => return self.invalid("`cursor` must be a string"),
+            },
+        };
+        let catalogue = self.edge.discovery.catalogue().load();
+        let page = match catalogue.page(
+            kind,
+            self.era(),
+            cursor.as_deref(),
+            self.edge.discovery.page_size(),
+        ) {
+            Ok(page) => page,
+            Err(error) => return self.invalid(&error.to_string()),
+        };
+        let mut result = Vec::with_capacity(page.items.len() + 256);
+        result.push(b'{');
+        if self.era() == Era::Modern {
+            result.extend_from_slice(br#""resultType":"complete","#);
+        }
+        for part in ["\"", kind.member(), "\":["] {
+            result.extend_from_slice(part.as_bytes());
+        }
+        result.extend_from_slice(&page.items);
+        result.push(b']');
+        if let Some(next) = &page.next_cursor {
+            // The cursor is base64 and needs no escaping.
+            for part in [",\"nextCursor\":\"", next, "\""] {
+                result.extend_from_slice(part.as_bytes());
+            }
+        }
+        if self.era() == Era::Modern {
+            // Servers of the legacy era may change their lists at any moment, so nothing may be kept.
+            for part in [
+                ",\"ttlMs\":0,\"cacheScope\":\"private\",\"_meta\":{\"",
+                SERVER_INFO,
+                "\":",
+                PeerIdentity::JSON,
+                "}",
+            ] {
+                result.extend_from_slice(part.as_bytes());
+            }
+        }
+        result.push(b'}');
+        let took = clock::uptime().since(began);
+        self.edge.metrics.observe_operation(kind.method(), self.version, true, took);
+        Reply::result(self.id, &result)
+    }
+
+    async fn call(&self) -> Reply {
+        let params = match CallParams::parse(self.params) {
+            Ok(params) => params,
+            Err(message) => {
+                self.refusing().record(String::new(), &message, StatusCode::BAD_REQUEST).await;
+                return self.invalid(&message);
+            }
+        };
+        let target = ToolTarget { tool: params.name.into_owned(), server: None };
+        if let Err(message) = self.check_param_headers(&target, params.arguments) {
+            let status = StatusCode::BAD_REQUEST;
+            self.refusing().record(target.tool, &message, status).await;
+            return Reply::error(status, Some(self.id), RpcErrorCode::HeaderMismatch, &message);
+        }
+        let relay = self.relay(params.progress_token);
+        let call = ToolCall {
+            id: self.context.id,
+            caller: Arc::clone(&self.context.caller),
+            session: self.session.map(|session| Arc::clone(&session.reference)),
+            client: self.client.clone(),
+            client_capabilities: self.capabilities(),
+            entrance: Entrance::Mcp(self.version),
+            target,
+            arguments: params.arguments.map(|raw| self.slice(raw.get())),
+            params: self.params.map(|raw| self.slice(raw.get())),
+            deadline: None,
+            request_bytes: self.body.len() as u64,
+        };
+        let (edge, id, era) = (Arc::clone(self.edge), self.slice(self.id.json()), self.era());
+        let heard = relay.clone();
+        let underway = self.underway(relay.as_ref());
+        let work = async move {
+            let _underway = underway;
+            let end = call_in_rounds(&edge, call, heard.as_ref(), era).await;
+            match end {
+                End::Answer(answer) => render::call(&id, era, &answer),
+                End::NoInput(problem) => render::no_input(&id, &problem),
+            }
+        };
+        self.pending(work, relay)
+    }
+
+    /// What the router would read from the arguments, and intermediaries read from the headers,
+    /// must be the same (specification 2026-07-28, basic/transports/streamable-http).
+    fn check_param_headers(
+        &self,
+        target: &ToolTarget,
+        arguments: Option<&RawValue>,
+    ) -> Result<(), String> {
+        if self.era() == Era::Legacy {
+            return Ok(());
+        }
+        let catalogue = self.edge.discovery.catalogue().load();
+        let Lookup::Found(entry) = catalogue.lookup(target) else { return Ok(()) };
+        if entry.definition.param_headers.is_empty() {
+            return Ok(());
+        }
+        entry.definition.param_headers.check(arguments.map(RawValue::get), |name| {
+            HeaderPresence::of(self.headers.get_all(name))
+        })
+    }
+
+    fn get_prompt(&self) -> Reply {
+        let members = match self.members() {
+            Ok(members) => members,
+            Err(message) => return self.invalid(&message),
+        };
+        let Some(name) = members.get_str("name") else {
+            return self.invalid("`name` must be a string");
+        };
+        let catalogue = self.edge.discovery.catalogue().load();
+        match catalogue.find_prompt(&name) {
+            Ok(prompt) => {
+                let mut forward = self.forward("prompts/get", &prompt.server);
+                forward.name = Some(prompt.name.clone());
+                self.pass_on(forward, &members, false)
+            }
+            Err(why) => self.invalid(&not_found("prompt", &name, &why)),
+        }
+    }
+
+    fn read_resource(&self) -> Reply {
+        let members = match self.members() {
+            Ok(members) => members,
+            Err(message) => return self.invalid(&message),
+        };
+        let Some(uri) = members.get_str("uri") else {
+            return self.invalid("`uri` must be a string");
+        };
+        let catalogue = self.edge.discovery.catalogue().load();
+        match catalogue.find_resource(&uri) {
+            Ok(route) => {
+                let mut forward = self.forward("resources/read", &route.server);
+                forward.uri = Some(route.uri);
+                self.pass_on(forward, &members, true)
+            }
+            Err(why) => self.no_resource(&uri, &why),
+        }
+    }
+
+    /// The error for an unknown resource: each era has its own.
+    pub(super) fn no_resource(&self, uri: &str, why: &NotFound) -> Reply {
+        let message = not_found("resource", uri, why);
+        let code = match self.era() {
+            Era::Modern => RpcErrorCode::InvalidParams.number(),
+            Era::Legacy => RESOURCE_NOT_FOUND,
+        };
+        let data = serde_json::json!({ "uri": uri }).to_string();
+        let message = error_response(Some(self.id.json()), code, &message, Some(&data));
+        Reply::Message(StatusCode::OK, message)
+    }
+
+    fn complete(&self) -> Reply {
+        let members = match self.members() {
+            Ok(members) => members,
+            Err(message) => return self.invalid(&message),
+        };
+        let Some(reference) = members.get("ref") else { return self.invalid("`ref` is missing") };
+        let said = match RawObject::parse(reference.get()) {
+            Ok(said) => said,
+            Err(error) => return self.invalid(&format!("`ref`: {error}")),
+        };
+        let catalogue = self.edge.discovery.catalogue().load();
+        let (server, key, value) = match said.get_str("type").as_deref() {
+            Some("ref/prompt") => {
+                let name = said.get_str("name").unwrap_or_default();
+                match catalogue.find_prompt(&name) {
+                    Ok(prompt) => (Arc::clone(&prompt.server), "name", prompt.name.clone()),
+                    Err(why) => return self.invalid(&not_found("prompt", &name, &why)),
+                }
+            }
+            Some("ref/resource") => {
+                let uri = said.get_str("uri").unwrap_or_default();
+                match catalogue.find_template(&uri) {
+                    Ok(route) => (route.server, "uri", route.uri),
+                    Err(why) => return self.invalid(&not_found("resource template", &uri, &why)),
+                }
+            }
+            _ => return self.invalid("`ref.type` must be `ref/prompt` or `ref/resource`"),
+        };
+        let mut forward = self.forward("completion/complete", &server);
+        forward.reference = Some(reference_to(reference, key, &value));
+        self.pass_on(forward, &members, false)
+    }
+
+    pub(super) fn forward(
+        &self,
+        method: &'static str,
+        server: &Arc<crate::registry::ServerHandle>,
+    ) -> Forward {
+        Forward {
+            id: self.context.id,
+            caller: Arc::clone(&self.context.caller),
+            session: self.session.map(|session| Arc::clone(&session.reference)),
+            method,
+            server: Arc::clone(server),
+            version: self.version,
+            params: self.params.map(|raw| self.slice(raw.get())),
+            name: None,
+            uri: None,
+            reference: None,
+            client_capabilities: self.capabilities(),
+        }
+    }
+
+    /// Sends a request on to its server; `cacheable` when its result carries cache fields in the
+    /// modern era.
+    pub(super) fn pass_on(
+        &self,
+        forward: Forward,
+        members: &RawObject<'_>,
+        cacheable: bool,
+    ) -> Reply {
+        let token = match progress_token(members) {
+            Ok(token) => token,
+            Err(message) => return self.invalid(&message),
+        };
+        let relay = self.relay(token);
+        let underway = self.underway(relay.as_ref());
+        let (edge, id, era) = (Arc::clone(self.edge), self.slice(self.id.json()), self.era());
+        let heard = relay.clone();
+        let work = async move {
+            let _underway = underway;
+            let leg = |params: Option<Bytes>| {
+                let forward = Forward { params, ..forward.clone() };
+                let (edge, heard) = (&edge, heard.as_ref());
+                async move { edge.router.forward(&forward, heard).await }
+            };
+            let end = match era {
+                Era::Modern => End::Answer(leg(forward.params.clone()).await),
+                Era::Legacy => {
+                    let params = forward.params.clone();
+                    rounds::run(params, heard.as_ref(), |leg: &Leg| leg, leg).await
+                }
+            };
+            match end {
+                End::Answer(answer) => render::forwarded(&id, era, &answer, cacheable),
+                End::NoInput(problem) => render::no_input(&id, &problem),
+            }
+        };
+        self.pending(work, relay)
+    }
+
+    /// The capabilities to declare upstream for this request.
+    fn capabilities(&self) -> Option<Bytes> {
+        match self.session {
+            Some(session) => {
+                let abilities = session.reference.abilities.as_deref()?;
+                Some(Bytes::copy_from_slice(abilities.as_bytes()))
+            }
+            None => self.capabilities.map(|text| render::without_tasks(self.slice(text))),
+        }
+    }
+
+    /// The way for what servers say before they answer, where this client can hear it.
+    fn relay(&self, progress_token: Option<&RawValue>) -> Option<Arc<Relay>> {
+        let progress_token = progress_token.map(|raw| raw.get().into());
+        let wishes = match self.session {
+            Some(session) => {
+                let level = session.live().log_level();
+                RelayWishes {
+                    progress_token,
+                    // A legacy server decides what a client hears that has not set a level.
+                    log_level: Some(level.unwrap_or(LogLevel::Debug)),
+                    asks_for_log: level.is_some(),
+                    abilities: session.abilities,
+                }
+            }
+            None if progress_token.is_none() && self.log_level.is_none() => return None,
+            None => RelayWishes {
+                progress_token,
+                log_level: self.log_level,
+                asks_for_log: self.log_level.is_some(),
+                ..RelayWishes::default()
+            },
+        };
+        Some(Arc::new(Relay::new(wishes)))
+    }
+
+    fn underway(&self, relay: Option<&Arc<Relay>>) -> Option<super::session::Underway> {
+        let (session, relay) = self.session.zip(relay)?;
+        Some(Live::register(session, self.id, relay))
+    }
+
+    fn pending(
+        &self,
+        work: impl Future<Output = Answered> + Send + 'static,
+        relay: Option<Arc<Relay>>,
+    ) -> Reply {
+        let answer = match self.era() {
+            Era::Modern => Work::Bound(Box::pin(work)),
+            Era::Legacy => Work::Detached(Detached::new(work, &self.edge.calls)),
+        };
+        let questions = self.session.map(|session| Arc::clone(&session.live().questions));
+        // Clients of earlier versions may stumble over an event without data.
+        let resumable = self.session.filter(|_| self.version == ProtocolVersion::V2025_11_25);
+        let resumable = resumable.map(|session| Resumable {
+            session: Arc::clone(session),
+            tasks: self.edge.calls.clone(),
+        });
+        Reply::Pending(Pending { answer, relay, questions, resumable })
+    }
+
+    fn refusing(&self) -> Refusing<'_> {
+        Refusing { edge: self.edge, context: self.context, body: self.body }
+    }
+}
+
+/// The code for it in the legacy era (2025-11-25, server/resources).
+const RESOURCE_NOT_FOUND: i64 = -32002;
+
+/// A tool call, with as many rounds as the server needs of a legacy client.
+async fn call_in_rounds(
+    edge: &Arc<Edge>,
+    call: ToolCall,
+    relay: Option<&Arc<Relay>>,
+    era: Era,
+) -> End<CallAnswer> {
+    if era == Era::Modern || relay.is_none_or(|relay| !relay.wishes().abilities.any()) {
+        let answer = edge.router.call(call, relay.cloned()).await;
+        let asks = answer.result.as_ref().is_ok_and(|answer| answer.facts.is_input_required);
+        return if asks && era == Era::Legacy {
+            let problem = "the server needs input that this client did not declare it can give";
+            End::NoInput(problem.to_owned())
+        } else {
+            End::Answer(answer)
+        };
+    }
+    let mut id = Some(call.id);
+    let leg = |params: Option<Bytes>| {
+        // Each leg is a call of its own in the ledger.
+        let id = id.take().unwrap_or_else(crate::edge::door::new_id);
+        let call = ToolCall { id, params, ..call.clone() };
+        edge.router.call(call, relay.cloned())
+    };
+    Box::pin(rounds::run(call.params.clone(), relay, |answer: &CallAnswer| &answer.result, leg))
+        .await
+}
+
+/// Why there is nothing of this name, for people.
+pub(super) fn not_found(what: &str, name: &str, why: &NotFound) -> String {
+    let name: String = name.chars().take(200).collect();
+    match why {
+        NotFound::Unknown { nearest } => {
+            format!("there is no {what} `{name}`{}", did_you_mean(nearest))
+        }
+        NotFound::Ambiguous { candidates } => {
+            format!("several servers have a {what} `{name}`; say which: {}", candidates.join(", "))
+        }
+        NotFound::Collision { servers } => {
+            let servers: Vec<String> = servers.iter().map(|name| format!("`{name}`")).collect();
+            format!(
+                "the {what} `{name}` is offered by {}; with `naming: bare` none of them is exposed",
+                servers.join(" and ")
+            )
+        }
+        NotFound::Held { server } => {
+            format!("the {what} `{name}` of server `{server}` waits for approval")
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Answers as event streams: what a server says before its answer, then the answer, then the end.
+//!
+//! A stream has no task: its body polls the call. When the connection ends the body is dropped,
+//! and the call with it, or the call goes on by itself, as its era wants.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Response};
+use http_body_util::Either;
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::time::{Instant, Sleep};
+use tokio_util::task::TaskTracker;
+
+use super::reply::{Answered, Pending, Work, json};
+use super::resume::Journal;
+use super::session::Questions;
+use crate::edge::door::Body;
+use crate::edge::sessions::Session;
+use crate::router::{Relay, ServerMessage};
+
+/// How long a stream may be silent before a comment says that it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+static BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Waits for the answer, or for the first thing to be said before it.
+pub(super) async fn respond(pending: Pending) -> Response<Body> {
+    let Pending { answer: mut work, relay, questions, resumable } = pending;
+    let Some(relay) = relay else {
+        let Answered { status, message } = work.await;
+        return json(status, message);
+    };
+    let first = poll_fn(|context| {
+        if let Poll::Ready(said) = relay.poll_next(context) {
+            return Poll::Ready(First::Said(said));
+        }
+        Pin::new(&mut work).poll(context).map(First::Answer)
+    });
+    match first.await {
+        First::Answer(Answered { status, message }) => json(status, message),
+        First::Said(None) => {
+            work.abandon();
+            // Nobody waits for an answer, and HTTP wants one.
+            event_stream(EventStream::ended())
+        }
+        First::Said(Some(said)) => {
+            let mut stream = EventStream::new(relay, Some(work), questions);
+            if let Some(resumable) = resumable {
+                let journal = resumable.session.live().journal();
+                stream.ready.push_back(journal.opening());
+                stream.kept = Some(Kept { resumable, journal });
+            }
+            stream.talk.take(said);
+            event_stream(stream)
+        }
+    }
+}
+
+enum First {
+    Answer(Answered),
+    Said(Option<ServerMessage>),
+}
+
+/// The response around a stream.
+pub(super) fn event_stream<B>(stream: B) -> Response<Body>
+where
+    B: HttpBody<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let mut response = Response::new(Either::Right(axum::body::Body::new(stream)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(BUFFERING.clone(), HeaderValue::from_static("no"));
+    response
+}
+
+/// What a stream needs to be taken up again.
+pub(super) struct Resumable {
+    pub(super) session: Arc<Session>,
+    pub(super) tasks: TaskTracker,
+}
+
+/// A stream that can be taken up again, and its journal.
+struct Kept {
+    resumable: Resumable,
+    journal: Arc<Journal>,
+}
+
+/// What is said on a stream, as events.
+struct Talk {
+    relay: Option<Arc<Relay>>,
+    work: Option<Work>,
+    questions: Option<Arc<Questions>>,
+    said: VecDeque<Bytes>,
+}
+
+impl Talk {
+    fn take(&mut self, said: ServerMessage) {
+        match said {
+            ServerMessage::Notification(message) => self.said.push_back(event(&message)),
+            ServerMessage::Request(request) => {
+                // Without a session nobody could answer; the dropped request says so.
+                if let Some(questions) = &self.questions {
+                    self.said.push_back(event(&questions.ask(request)));
+                }
+            }
+        }
+    }
+
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if let Some(event) = self.said.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            let Some(relay) = self.relay.clone() else { return Poll::Ready(None) };
+            match relay.poll_next(context) {
+                Poll::Ready(Some(said)) => {
+                    self.take(said);
+                    continue;
+                }
+                Poll::Ready(None) => {
+                    self.relay = None;
+                    if let Some(work) = self.work.take() {
+                        work.abandon();
+                    }
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {}
+            }
+            let Some(work) = &mut self.work else { return Poll::Pending };
+            let Poll::Ready(answered) = Pin::new(work).poll(context) else { return Poll::Pending };
+            self.work = None;
+            // What was said while it was made comes before it.
+            while let Poll::Ready(Some(said)) = relay.poll_next(context) {
+                self.take(said);
+            }
+            self.relay = None;
+            self.said.push_back(event(&answered.message));
+        }
+    }
+
+    /// Lets a call whose connection broke go on; what it says waits for the client.
+    async fn go_on(mut self, journal: Arc<Journal>) {
+        while let Some(event) = poll_fn(|context| self.next(context)).await {
+            journal.note(&event);
+        }
+        journal.close();
+    }
+}
+
+/// A body of server-sent events.
+pub(super) struct EventStream {
+    talk: Talk,
+    kept: Option<Kept>,
+    /// To be sent as it is, before what is said.
+    ready: VecDeque<Bytes>,
+    silence: Pin<Box<Sleep>>,
+    /// Runs when the stream ends, however it does.
+    on_end: Option<Box<dyn Send>>,
+}
+
+impl EventStream {
+    /// A stream of what comes through `relay`, ended by the message of `work`, or by the
+    /// cancellation of the relay.
+    pub(super) fn new(
+        relay: Arc<Relay>,
+        work: Option<Work>,
+        questions: Option<Arc<Questions>>,
+    ) -> Self {
+        Self::of(Talk { relay: Some(relay), work, questions, said: VecDeque::new() })
+    }
+
+    fn of(talk: Talk) -> Self {
+        let silence = Box::pin(tokio::time::sleep(KEEP_ALIVE));
+        Self { talk, kept: None, ready: VecDeque::new(), silence, on_end: None }
+    }
+
+    fn ended() -> Self {
+        let nothing = Talk { relay: None, work: None, questions: None, said: VecDeque::new() };
+        let mut stream = Self::of(nothing);
+        stream.ready.push_back(Bytes::from_static(b": cancelled\n\n"));
+        stream
+    }
+
+    /// Drops `guard` when the stream ends.
+    pub(super) fn holding(mut self, guard: impl Send + 'static) -> Self {
+        self.on_end = Some(Box::new(guard));
+        self
+    }
+
+    /// Sends a comment at once, so that the client sees the stream begin.
+    pub(super) fn greeting(mut self) -> Self {
+        self.ready.push_back(Bytes::from_static(b": open\n\n"));
+        self
+    }
+
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(event) = self.ready.pop_front() {
+            return Poll::Ready(Some(event));
+        }
+        self.talk.next(context).map(|event| {
+            let event = event?;
+            Some(match &self.kept {
+                Some(kept) => kept.journal.note(&event),
+                None => event,
+            })
+        })
+    }
+}
+
+impl HttpBody for EventStream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        let now = match this.next(context) {
+            Poll::Ready(Some(event)) => Some(event),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {
+                let silent = this.silence.as_mut().poll(context).is_ready();
+                silent.then(|| Bytes::from_static(b": still here\n\n"))
+            }
+        };
+        let Some(event) = now else { return Poll::Pending };
+        this.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        Poll::Ready(Some(Ok(Frame::data(event))))
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        drop(self.on_end.take());
+        let Some(relay) = &self.talk.relay else { return };
+        match self.kept.take() {
+            Some(Kept { resumable: Resumable { session, tasks }, journal })
+                if tokio::runtime::Handle::try_current().is_ok() =>
+            {
+                session.live().parked.park(Arc::clone(&journal));
+                let nothing =
+                    Talk { relay: None, work: None, questions: None, said: VecDeque::new() };
+                let talk = std::mem::replace(&mut self.talk, nothing);
+                tasks.spawn(talk.go_on(journal));
+            }
+            _ => relay.close(),
+        }
+    }
+}
+
+/// A message as one event. A line end in it, which JSON allows between tokens, would end the data
+/// line; each line gets its own.
+fn event(message: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(message.len() + 32);
+    out.extend_from_slice(b"event: message\n");
+    for line in message.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.push(b'\n');
+    }
+    out.push(b'\n');
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::SseParser;
+
+    proptest! {
+        #[test]
+        fn what_is_sent_as_an_event_is_read_as_the_same_json(
+            text in "[a-z\\r\\n\\\\ é:]{0,30}", pretty: bool,
+        ) {
+            let value = serde_json::json!({ "a": text, "b": [1, { "c": text }] });
+            let message = if pretty {
+                serde_json::to_vec_pretty(&value).unwrap()
+            } else {
+                serde_json::to_vec(&value).unwrap()
+            };
+            let mut events = Vec::new();
+            SseParser::new(1 << 16).feed(&event(&message), &mut events).unwrap();
+            prop_assert_eq!(events.len(), 1);
+            let read: serde_json::Value = serde_json::from_slice(&events[0].data).unwrap();
+            prop_assert_eq!(read, value);
+        }
+    }
+}

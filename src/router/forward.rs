@@ -1,0 +1,161 @@
+//! [`Router::forward`]: a request other than a tool call, to the server that owns its subject.
+//!
+//! Prompts, resources and completion take the same way as calls (a place at the server, one
+//! deadline, one attempt) and make no ledger entry: the ledger is of tool calls.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::UpstreamError;
+use super::{RouteError, Router, UpstreamAnswer};
+use crate::clock;
+use crate::model::{CallId, Caller, Outcome, ProtocolVersion, Requester, SessionRef};
+use crate::policy::{self, Deadline};
+use crate::pool::{PoolError, Relay};
+use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
+use crate::registry::{LeaseError, ServerHandle};
+
+use super::attempt::note_unreachable;
+
+/// A request and where it goes.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// The request's id.
+    pub id: CallId,
+    /// Who makes it.
+    pub caller: Arc<Caller>,
+    /// The legacy session it belongs to, if any.
+    pub session: Option<Arc<SessionRef>>,
+    /// JSON-RPC method.
+    pub method: &'static str,
+    /// The server that owns what the request is about.
+    pub server: Arc<ServerHandle>,
+    /// The version in force for the request, for the metrics.
+    pub version: ProtocolVersion,
+    /// `params` as received.
+    pub params: Option<Bytes>,
+    /// The server's own name for the prompt, in the place of the caller's.
+    pub name: Option<String>,
+    /// The server's own address of the resource, in the place of the caller's.
+    pub uri: Option<String>,
+    /// `ref` of a completion as the server knows it, as JSON.
+    pub reference: Option<String>,
+    /// What the client can do, as JSON.
+    pub client_capabilities: Option<Bytes>,
+}
+
+impl Router {
+    /// Forwards one request. Dropping the future cancels it at the server.
+    ///
+    /// # Errors
+    /// As [`Router::call`].
+    pub async fn forward(
+        &self,
+        forward: &Forward,
+        relay: Option<&Arc<Relay>>,
+    ) -> Result<UpstreamAnswer, RouteError> {
+        let server = &forward.server;
+        if !server.enabled {
+            return Err(RouteError::ServerDisabled { server: server.name.clone() });
+        }
+        let began = clock::uptime();
+        let deadline = Deadline::new(began, server.settings.call_deadline);
+        let waiting = |change| server.metrics.queue_depth.add(change);
+        let place = server.limiter.enter(deadline.left(began), waiting).await;
+        let _place = place.ok().ok_or_else(|| RouteError::Overloaded {
+            server: server.name.clone(),
+            limit: server.settings.max_concurrency,
+        })?;
+        let answer = self.forward_once(forward, deadline, relay).await;
+        let took = clock::uptime().since(began);
+        let ok = answer.as_ref().is_ok_and(|answer| answer.outcome == Outcome::Ok);
+        self.metrics.observe_operation(forward.method, forward.version, ok, took);
+        answer
+    }
+
+    async fn forward_once(
+        &self,
+        forward: &Forward,
+        deadline: Deadline,
+        relay: Option<&Arc<Relay>>,
+    ) -> Result<UpstreamAnswer, RouteError> {
+        let server = &forward.server;
+        let began = clock::uptime();
+        let limit = deadline.attempt(began, server.settings.timeout);
+        let session = forward.session.as_deref();
+        let requester = Requester { id: forward.id, caller: &forward.caller, session };
+        let leased = tokio::time::timeout(limit, server.lease_for(&requester)).await;
+        let lease = match leased.unwrap_or(Err(PoolError::Waited { waited: limit }.into())) {
+            Ok(lease) => lease,
+            Err(LeaseError::Pool(error)) => {
+                note_unreachable(server, error.failure(), &error);
+                return Err(fail(forward, error.into(), limit));
+            }
+            Err(LeaseError::SessionsFull { limit }) => {
+                return Err(RouteError::SessionsFull { server: server.name.clone(), limit });
+            }
+            Err(LeaseError::SessionEnded) => {
+                return Err(RouteError::SessionEnded { server: server.name.clone() });
+            }
+        };
+        let text = |bytes: &'_ Option<Bytes>| {
+            bytes.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok()).map(str::to_owned)
+        };
+        let (params, capabilities) = (text(&forward.params), text(&forward.client_capabilities));
+        let params = params.as_deref().and_then(|text| RawObject::parse(text).ok());
+        let wishes = relay.map(|relay| relay.wishes());
+        let request = OutgoingRequest {
+            params: params.as_ref(),
+            name: forward.name.as_deref(),
+            uri: forward.uri.as_deref(),
+            reference: forward.reference.as_deref(),
+            client_capabilities: capabilities.as_deref().unwrap_or("{}"),
+            progress: wishes.is_some_and(|wishes| wishes.progress_token.is_some()),
+            log_level: wishes
+                .filter(|wishes| wishes.asks_for_log)
+                .and_then(|wishes| wishes.log_level),
+            ..OutgoingRequest::new(forward.method)
+        };
+        let left = deadline.attempt(clock::uptime(), server.settings.timeout);
+        match lease.request(&request, left, relay).await {
+            Ok(answer) => {
+                let now = clock::timestamp();
+                server.answered(clock::uptime().since(began), now);
+                let facts = match answer.kind {
+                    AnswerKind::Result => ResultFacts::of(&answer.value),
+                    AnswerKind::Error => ResultFacts::default(),
+                };
+                let outcome = match answer.kind {
+                    AnswerKind::Result => Outcome::Ok,
+                    AnswerKind::Error => Outcome::RpcError,
+                };
+                Ok(UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome })
+            }
+            Err(error) => {
+                if !lease.is_alive() {
+                    server.give_up(&lease);
+                }
+                // A session that ended was closed by us, and says nothing of the server.
+                if !lease.has_ended() {
+                    note_unreachable(server, error.failure(), &error);
+                }
+                Err(fail(forward, error.into(), left))
+            }
+        }
+    }
+}
+
+fn fail(forward: &Forward, error: UpstreamError, timeout: std::time::Duration) -> RouteError {
+    let failure = error.failure();
+    let server = &forward.server;
+    RouteError::Upstream {
+        server: server.name.clone(),
+        subject: format!("{} at", forward.method),
+        // Nothing of this kind changes anything.
+        repeat_is_safe: policy::repeat_is_safe(failure, true),
+        timeout,
+        problem: server.scrub(&error.to_string()),
+        source: error,
+    }
+}
