@@ -308,6 +308,7 @@ async fn bind_failure(address: SocketAddr, source: std::io::Error, data_dir: &Pa
 
 fn discovery_settings(config: &Config) -> DiscoverySettings {
     DiscoverySettings {
+        views: config.views.clone(),
         naming: config.naming,
         arguments: config.audit.arguments,
         results: config.audit.results,

@@ -12,7 +12,7 @@ use super::summary;
 use crate::error::ErrorCode;
 use crate::model::{
     ArgumentsLevel, CallId, ClientInfo, Entrance, ExposedName, Failure, Outcome, ResultsLevel,
-    ServerName, Timestamp, ToolName,
+    ServerName, Timestamp, ToolName, ViewName,
 };
 use crate::store::CallRow;
 
@@ -66,6 +66,8 @@ pub struct AuditEntry {
     pub client: Option<Arc<ClientInfo>>,
     /// Through which door it came.
     pub entrance: Entrance,
+    /// At which view it came in.
+    pub view: Option<ViewName>,
     /// The tool as exposed or as asked for.
     pub tool: ToolLabel,
     /// The tool as its server names it.
@@ -156,6 +158,7 @@ impl AuditEntry {
             session: self.session,
             client: self.client.map(|client| redact_client(client, redactor)),
             entrance: self.entrance,
+            view: self.view,
             tool,
             upstream_tool: self.upstream_tool,
             server: self.server,

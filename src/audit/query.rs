@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::error::ErrorCode;
-use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName};
+use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName, ViewName};
 use crate::store::{AuditFilter, CallRow, Cursor, Store, StoreError};
 
 /// Reads the ledger.
@@ -39,6 +39,8 @@ pub struct CallRecord {
     pub entrance: &'static str,
     /// The protocol version in force, for `mcp`.
     pub protocol_version: Option<&'static str>,
+    /// The view at which it came in.
+    pub view: Option<ViewName>,
     /// The tool as exposed or as asked for.
     pub tool: String,
     /// The tool as its server names it.
@@ -165,6 +167,7 @@ impl From<CallRow> for CallRecord {
             client_version: row.client.as_ref().map(|client| client.version.clone()),
             entrance,
             protocol_version,
+            view: row.view,
             tool: row.tool.as_ref().to_owned(),
             upstream_tool: row.upstream_tool,
             server: row.server,

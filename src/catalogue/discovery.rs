@@ -4,7 +4,7 @@
 //! keeps its last good lists and is asked again. Each list stands for itself: one that cannot be
 //! had does not cost the others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::model::{
     ArgumentsLevel, Era, NamingMode, OnChange, ResultsLevel, ServerName, ToolName, ToolStatus,
-    Uptime,
+    Uptime, ViewName, ViewSpec,
 };
-use crate::pool::{Lease, ListKind, PeerInfo};
+use crate::pool::{Lease, ListKind};
 use crate::protocol::{Listed, OutgoingRequest, ToolDefinition};
 use crate::registry::{Registry, ServerHandle, ServerState};
 use crate::store::{DiscoveryRow, HistoryKind, HistoryRow, OfferKind, StoreError, ToolRow};
@@ -45,6 +45,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What discovery is told by the configuration.
 #[derive(Debug, Clone)]
 pub struct DiscoverySettings {
+    /// The views.
+    pub views: BTreeMap<ViewName, ViewSpec>,
     /// How exposed names are made.
     pub naming: NamingMode,
     /// The file's payload level for arguments.
@@ -240,6 +242,14 @@ impl Discovery {
         *self.started.borrow()
     }
 
+    /// Whether each server that `among` picks has been asked once since the start.
+    #[must_use]
+    pub fn asked_once(&self, among: impl Fn(&ServerName) -> bool) -> bool {
+        let servers = self.registry.servers();
+        let mut picked = servers.values().filter(|handle| handle.enabled && among(&handle.name));
+        picked.all(|handle| handle.status().tried)
+    }
+
     /// Takes new settings over from a reloaded configuration.
     pub fn configure(&self, settings: DiscoverySettings) {
         self.settings.store(Arc::new(settings));
@@ -359,7 +369,7 @@ impl Discovery {
         };
         match taken {
             Ok((count, ttl)) => {
-                self.note_success(server, discovery_row(lease.peer())).await;
+                self.note_success(server, discovery_row(lease)).await;
                 (Ok(Some(count)), ttl)
             }
             Err(error) => (Err(self.note_failure(server, error).await), None),
@@ -471,7 +481,7 @@ impl Discovery {
             };
             // An error is an answer, and an answer proves life.
             match lease.request(&OutgoingRequest::new(method), CHECK, None).await {
-                Ok(_) => Ok(discovery_row(lease.peer())),
+                Ok(_) => Ok(discovery_row(&lease)),
                 Err(error) => {
                     if !lease.is_alive() {
                         server.invalidate(&lease);
@@ -625,7 +635,12 @@ impl Discovery {
                 );
             }
         }
-        self.catalogue.store(Arc::new(Catalogue::assemble(entries)));
+        for gone in before.views().keys().filter(|name| !settings.views.contains_key(*name)) {
+            self.metrics.forget_view(gone);
+        }
+        let catalogue =
+            Catalogue::assemble(entries).with_views(&settings.views, &self.metrics, &before);
+        self.catalogue.store(Arc::new(catalogue));
         self.rebuilt.send_modify(|change| *change = change.wrapping_add(1));
     }
 
@@ -733,10 +748,11 @@ impl Plan {
 }
 
 /// What a server said of itself, and that it did so now.
-fn discovery_row(peer: &PeerInfo) -> DiscoveryRow {
+fn discovery_row(lease: &Lease) -> DiscoveryRow {
+    let peer = lease.peer();
     DiscoveryRow {
         protocol_version: Some(peer.version.as_str().to_owned()),
-        dialect: Some(peer.version.era().as_str().to_owned()),
+        dialect: Some(lease.dialect().as_str().to_owned()),
         server_info: peer.server_info.clone(),
         instructions: peer.instructions.clone(),
         ok_at: Some(clock::timestamp()),

@@ -13,7 +13,10 @@ mod offers;
 mod page;
 mod schedule;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod uri;
+mod view;
 
 pub use definitions::{KnownTool, diff};
 pub use discovery::{Discovery, DiscoveryError, DiscoverySettings};
@@ -23,3 +26,4 @@ pub use page::{CursorError, OfferedList, Page};
 pub use snapshot::{
     Catalogue, CatalogueEntry, CatalogueHandle, Entries, ListedTool, Lookup, NotFound,
 };
+pub use view::ViewCatalogue;

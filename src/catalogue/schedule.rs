@@ -242,18 +242,18 @@ mod tests {
     #[test]
     fn between_two_listings_the_server_is_asked_for_a_sign_of_life() {
         let mut turns = listed(INTERVAL * 10, at(0));
-        let (mut checks, mut now) = (0, at(0));
-        loop {
-            now = turns.next().unwrap();
+        let mut checks = 0;
+        let now = loop {
+            let now = turns.next().unwrap();
             match turns.begin(now).unwrap() {
                 Action::Check => turns.checked(true, INTERVAL, now),
                 Action::List(wanted) => {
                     assert_eq!(wanted, Wanted::ALL);
-                    break;
+                    break now;
                 }
             }
             checks += 1;
-        }
+        };
         assert_eq!(checks, 9);
         assert!(now >= at(240_000) && now <= at(360_000), "{now:?}");
     }

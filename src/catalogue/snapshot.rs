@@ -14,10 +14,11 @@ use super::definitions::KnownTool;
 use super::naming::Collision;
 use super::offers::{OfferIndex, PromptEntry, ResourceEntry, ResourceServer, TemplateEntry};
 use super::page::{CursorError, Listing, OfferedList, Page};
-use crate::metrics::ToolMetrics;
+use super::view::ViewCatalogue;
+use crate::metrics::{Metrics, ToolMetrics};
 use crate::model::{
     ArgumentsLevel, Era, ExposedName, NamingMode, Replay, ResultsLevel, ServerName, Timestamp,
-    ToolName, ToolStatus, ToolTarget, nearest,
+    ToolName, ToolStatus, ToolTarget, ViewName, ViewSpec, nearest,
 };
 use crate::protocol::ToolDefinition;
 use crate::registry::ServerHandle;
@@ -93,6 +94,8 @@ pub struct Catalogue {
     by_tool: HashMap<ToolName, Vec<Arc<CatalogueEntry>>>,
     pub(super) offers: OfferIndex,
     listings: Listings,
+    /// Parts of this catalogue, made with it.
+    views: BTreeMap<ViewName, ViewCatalogue>,
 }
 
 /// Lists, ready to send.
@@ -194,7 +197,29 @@ impl Catalogue {
             templates: Listing::new(entries.templates.iter().map(|entry| &entry.listed)),
         };
         let offers = OfferIndex::of(&entries);
-        Self { by_exposed, by_tool, listings, offers, entries }
+        Self { by_exposed, by_tool, listings, offers, entries, views: BTreeMap::new() }
+    }
+
+    /// The same with its views; `before` lends their metric handles.
+    pub(super) fn with_views(
+        mut self,
+        specs: &BTreeMap<ViewName, ViewSpec>,
+        metrics: &Metrics,
+        before: &Self,
+    ) -> Self {
+        let views = specs.iter().map(|(name, spec)| {
+            let handles = before.views.get(name).map(|old| Arc::clone(&old.metrics));
+            let handles = handles.unwrap_or_else(|| metrics.view(name));
+            (name.clone(), ViewCatalogue::of(&self.entries, spec, handles))
+        });
+        self.views = views.collect();
+        self
+    }
+
+    /// The views, by name.
+    #[must_use]
+    pub const fn views(&self) -> &BTreeMap<ViewName, ViewCatalogue> {
+        &self.views
     }
 
     /// What it was made of; a part of it can be assembled to a smaller catalogue.

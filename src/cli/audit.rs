@@ -67,6 +67,9 @@ struct Filter {
     /// Only calls of this session
     #[arg(long, value_name = "HASH")]
     session: Option<String>,
+    /// Only calls that came in at this view
+    #[arg(long, value_name = "NAME")]
+    view: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -147,6 +150,7 @@ impl Filter {
             .with("outcome", self.outcome.map(Outcome::as_str))
             .with("caller", self.caller.as_deref())
             .with("session", self.session.as_deref())
+            .with("view", self.view.as_deref())
     }
 
     /// Whether a call of the stream is wanted: the stream may carry more than was asked for.
@@ -160,6 +164,7 @@ impl Filter {
             && fits(self.outcome.map(Outcome::as_str), Some(&call.outcome))
             && fits(self.caller.as_deref(), call.caller.as_deref())
             && fits(self.session.as_deref(), call.session.as_deref())
+            && fits(self.view.as_deref(), call.view.as_deref())
     }
 }
 
@@ -180,6 +185,8 @@ struct Call {
     caller: Option<String>,
     #[serde(default)]
     session: Option<String>,
+    #[serde(default)]
+    view: Option<String>,
     #[serde(default)]
     tool: Option<String>,
     #[serde(default)]
@@ -455,6 +462,7 @@ mod tests {
         assert!(!admits(Filter { tool: Some("put".into()), ..Filter::default() }));
         assert!(!admits(Filter { outcome: Some(Outcome::Timeout), ..Filter::default() }));
         assert!(!admits(Filter { session: Some("abc".into()), ..Filter::default() }));
+        assert!(!admits(Filter { view: Some("support".into()), ..Filter::default() }));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::table::{Cell, Style, Table};
 use super::{CliError, Context, DEFAULT_CONFIG, Status, servers, text, when};
 use crate::app::{self, ServerProbe};
 use crate::config::{self, Config};
+use crate::model::{ServerName, ViewSpec};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -58,6 +59,12 @@ fn print(
             }
         }
     }
+    if !config.views.is_empty() {
+        if !config.servers.is_empty() {
+            out.line("")?;
+        }
+        out.table(&views(config, probes))?;
+    }
     for note in &config.notes {
         out.line(out.paint(format!("note: {note}"), Style::Warn))?;
     }
@@ -94,6 +101,45 @@ fn configured(config: &Config) -> Table {
         ]);
     }
     table
+}
+
+fn views(config: &Config, probes: Option<&[ServerProbe]>) -> Table {
+    let mut table = Table::new().whole("VIEW").cut("SERVERS");
+    if probes.is_some() {
+        table = table.number("TOOLS");
+    }
+    let mut table = table.cut("ALLOW").cut("DENY").cut("DESCRIPTION");
+    for (name, view) in &config.views {
+        let servers = view.servers.as_ref().map_or_else(
+            || "all".to_owned(),
+            |servers| servers.iter().map(ServerName::as_str).collect::<Vec<_>>().join(", "),
+        );
+        let mut cells = vec![name.as_str().into(), servers.into()];
+        if let Some(probes) = probes {
+            let tools = offered(view, probes);
+            let style = if tools == 0 { Style::Warn } else { Style::Plain };
+            cells.push(Cell::new(tools.to_string(), style));
+        }
+        cells.extend([
+            view.tools.allow.join(", ").into(),
+            view.tools.deny.join(", ").into(),
+            (&view.description).into(),
+        ]);
+        table.row(cells);
+    }
+    table
+}
+
+/// How many of the tools that servers have now are in a view.
+fn offered(view: &ViewSpec, probes: &[ServerProbe]) -> usize {
+    let tools = probes.iter().flat_map(|probe| {
+        let found = probe.result.iter().flat_map(|found| &found.tools);
+        found.map(|(tool, exposed, _)| (&probe.name, tool, exposed))
+    });
+    // What collides has no exposed name and is nowhere.
+    tools
+        .filter(|(server, tool, exposed)| !exposed.is_empty() && view.admits(server, tool, exposed))
+        .count()
 }
 
 fn probed(probes: &[ServerProbe]) -> Table {
@@ -159,11 +205,30 @@ fn as_json(path: &str, config: &Config, probes: Option<&[ServerProbe]>) -> Strin
         .iter()
         .map(|(name, spec)| json!({"name": name.as_str(), "spec": config::server_to_json(spec)}))
         .collect();
+    let views: Vec<_> = config
+        .views
+        .iter()
+        .map(|(name, view)| {
+            let servers = view.servers.as_ref();
+            let mut told = json!({
+                "name": name.as_str(),
+                "description": view.description,
+                "servers": servers.map(|names| names.iter().map(ServerName::as_str).collect::<Vec<_>>()),
+                "allow": view.tools.allow,
+                "deny": view.tools.deny,
+            });
+            if let (Some(probes), Some(fields)) = (probes, told.as_object_mut()) {
+                fields.insert("tools".to_owned(), offered(view, probes).into());
+            }
+            told
+        })
+        .collect();
     let mut told = json!({
         "path": path,
         "listen": config.listen.to_string(),
         "data_dir": config.data_dir.display().to_string(),
         "servers": servers,
+        "views": views,
         "notes": config.notes,
     });
     let probes = probes.map(|probes| probes.iter().map(probe_json).collect::<Vec<_>>());

@@ -226,6 +226,8 @@ pub(super) struct Server {
     #[serde(default)]
     protocol_version: Option<String>,
     #[serde(default)]
+    dialect: Option<String>,
+    #[serde(default)]
     pub(super) tools: usize,
     #[serde(default)]
     stale: bool,
@@ -450,6 +452,7 @@ async fn show(context: &Context, name: &str) -> Result<Status, CliError> {
         ("description", server.description.clone().filter(|text| !text.is_empty())),
         ("source", Some(server.source.clone())),
         ("protocol", server.protocol_version.clone()),
+        ("dialect", server.dialect.clone()),
         ("server", shown(&server.server_info)),
         ("tools", Some(format!("{}{stale}", server.tools))),
         ("breaker", shown(&server.breaker)),

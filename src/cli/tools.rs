@@ -26,7 +26,7 @@ pub(super) struct Args {
 enum Action {
     /// List tools
     #[command(
-        after_help = "Examples:\n  switchyard tools list\n  switchyard tools list --server github\n  switchyard tools list --search issue --json"
+        after_help = "Examples:\n  switchyard tools list\n  switchyard tools list --server github\n  switchyard tools list --search issue --json\n  switchyard tools list --view support"
     )]
     List(List),
     /// Show one tool with its parameters
@@ -57,6 +57,9 @@ struct List {
     /// Only those whose name or description has this text
     #[arg(long, value_name = "TEXT")]
     search: Option<String>,
+    /// Only those of this view
+    #[arg(long, value_name = "NAME")]
+    view: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -131,16 +134,18 @@ async fn fetch(
     client: &Client,
     server: Option<&str>,
     search: Option<String>,
+    view: Option<&str>,
 ) -> Result<super::client::Answer, CliError> {
-    let ask = match server {
-        Some(server) => Ask::get(&["mcp", "servers", server, "tools"]),
-        None => Ask::get(&["mcp", "tools"]),
+    let ask = match (server, view) {
+        (Some(server), None) => Ask::get(&["mcp", "servers", server, "tools"]),
+        _ => Ask::get(&["mcp", "tools"]).with("server", server).with("view", view),
     };
     Ok(client.request(ask.with("search", search)).await?)
 }
 
 async fn list(context: &Context, client: &Client, filter: List) -> Result<Status, CliError> {
-    let answer = fetch(client, filter.server.as_deref(), filter.search.clone()).await?;
+    let List { server, search, view } = &filter;
+    let answer = fetch(client, server.as_deref(), search.clone(), view.as_deref()).await?;
     if context.out.is_json() {
         context.out.json(answer.text()?)?;
         return Ok(Status::Done);
@@ -149,7 +154,7 @@ async fn list(context: &Context, client: &Client, filter: List) -> Result<Status
     let tools: Vec<Tool> =
         tools.iter().filter_map(|tool| serde_json::from_str(tool.get()).ok()).collect();
     if tools.is_empty() {
-        context.out.line(if filter.search.is_some() || filter.server.is_some() {
+        context.out.line(if search.is_some() || server.is_some() || view.is_some() {
             "no tool matches"
         } else {
             "no tools yet; add a server with `switchyard servers add`, or see `switchyard servers` for why one has none"
@@ -180,7 +185,7 @@ fn status(name: &str) -> Cell {
 }
 
 async fn show(context: &Context, client: &Client, name: &str) -> Result<Status, CliError> {
-    let ToolList { tools } = fetch(client, None, None).await?.parse()?;
+    let ToolList { tools } = fetch(client, None, None, None).await?.parse()?;
     let known: Vec<(Tool, &RawValue)> = tools
         .iter()
         .filter_map(|raw| Some((serde_json::from_str(raw.get()).ok()?, raw.as_ref())))

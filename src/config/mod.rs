@@ -25,7 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    ArgumentsLevel, Knobs, NamingMode, ResultsLevel, Secret, ServerName, ServerSpec,
+    ArgumentsLevel, Knobs, NamingMode, ResultsLevel, Secret, ServerName, ServerSpec, ViewName,
+    ViewSpec,
 };
 use expand::Variables;
 
@@ -78,6 +79,8 @@ pub struct Config {
     pub health_check_interval: Duration,
     /// The servers of the file, as written: references are expanded at connect.
     pub servers: BTreeMap<ServerName, ServerSpec>,
+    /// Parts of the catalogue with a path of their own.
+    pub views: BTreeMap<ViewName, ViewSpec>,
     /// The ledger.
     pub audit: AuditConfig,
     /// Who needs a key.
@@ -198,6 +201,7 @@ impl Config {
             defaults: Knobs::default(),
             health_check_interval: Duration::from_secs(30),
             servers: BTreeMap::new(),
+            views: BTreeMap::new(),
             audit: AuditConfig::default(),
             auth: AuthMode::Auto,
             http: HttpConfig::default(),

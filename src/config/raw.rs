@@ -39,6 +39,9 @@ pub(super) struct RawConfig {
     #[serde(rename = "mcpServers")]
     #[schemars(with = "Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>")]
     pub(super) client_servers: Option<BTreeMap<String, Spanned<Node>>>,
+    /// Parts of the catalogue with a path of their own, `/mcp/v/VIEW`, by name.
+    #[schemars(with = "Option<BTreeMap<String, RawView>>")]
+    pub(super) views: Option<BTreeMap<Key, RawView>>,
     /// The ledger.
     pub(super) audit: Option<RawAudit>,
     /// Who needs a key.
@@ -203,6 +206,28 @@ pub(super) struct RawFilter {
     /// Offered when one of these matches. Default: everything.
     pub(super) allow: Option<Vec<Field<String>>>,
     /// Not offered when one of these matches.
+    pub(super) deny: Option<Vec<Field<String>>>,
+}
+
+/// One view: the tools that one kind of client needs.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawView {
+    /// For people.
+    pub(super) description: Option<Field<String>>,
+    /// Its servers. Default: all, also those added later.
+    pub(super) servers: Option<Vec<Field<String>>>,
+    /// Which of their tools are in it.
+    pub(super) tools: Option<RawViewTools>,
+}
+
+/// Globs over the exposed name and the server's own name of a tool; `deny` wins.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawViewTools {
+    /// In the view when one of these matches one of the two names. Default: everything.
+    pub(super) allow: Option<Vec<Field<String>>>,
+    /// Not in the view when one of these matches one of the two names.
     pub(super) deny: Option<Vec<Field<String>>>,
 }
 

@@ -193,6 +193,20 @@ fn mistakes_are_named_with_their_place_and_the_nearest_right_word() {
             "mcp_servers:\n  a: {url: 'http://h/', enabled: perhaps}\n",
             "expected true or false, found `perhaps`",
         ),
+        (
+            "mcp_servers: {wiki: {url: 'http://h/'}}\nviews:\n  v: {servers: [wikki]}\n",
+            "switchyard.yaml:3:17: there is no server `wikki` in this file; did you mean `wiki`?",
+        ),
+        ("views:\n  'a/b': {}\n", "switchyard.yaml:2:3: `a/b` has the character '/'"),
+        (
+            "views:\n  v: {server: []}\n",
+            "switchyard.yaml:2:7: unknown key `server`; did you mean `servers`?",
+        ),
+        (
+            "views:\n  v: {tools: {alow: []}}\n",
+            "switchyard.yaml:2:15: unknown key `alow`; did you mean `allow`?",
+        ),
+        ("views:\n  v: {}\n  v: {}\n", "switchyard.yaml:3:3: the key `v` stands twice"),
         ("mcp_servers: 3\n", "switchyard.yaml:1:14: "),
         ("listen: here\n", "`here` is not an address to listen on"),
         ("listen: 0.0.0.0:1\nauth: {mode: none}\n", "`auth.mode: none` is refused on 0.0.0.0:1"),
@@ -205,6 +219,39 @@ fn mistakes_are_named_with_their_place_and_the_nearest_right_word() {
         let message = refused(text);
         assert!(message.contains(expected), "{text}\n--- expected\n{expected}\n--- got\n{message}");
     }
+}
+
+#[test]
+fn views_are_read_and_empty_ones_noted() {
+    let config = read(
+        "mcp_servers: {tickets: {url: 'http://h/'}, wiki: {url: 'http://i/'}}\n\
+         mcpServers: {notes: {command: x}}\n\
+         views:\n  support:\n    description: For support\n    servers: [tickets, notes]\n\
+         \x20   tools: {allow: ['search*', 'tickets__get_*'], deny: ['*delete*']}\n\
+         \x20 all: {}\n  closed: {tools: {deny: ['*']}}\n  nobody: {servers: []}\n",
+    )
+    .unwrap();
+    let view = |name: &str| config.views.get(name).unwrap();
+    let tickets = ServerName::parse("tickets").unwrap();
+    assert_eq!(view("support").description, "For support");
+    assert_eq!(view("support").servers.as_ref().unwrap().len(), 2);
+    assert!(view("support").admits(&tickets, "get_one", "tickets__get_one"));
+    assert!(!view("support").admits(&tickets, "put_one", "tickets__put_one"));
+    assert!(view("all").admits(&tickets, "put_one", "tickets__put_one"));
+    assert_eq!(view("all"), &ViewSpec::default());
+    let notes = config.notes.join("\n");
+    assert!(notes.contains("view `closed` offers no tool: `tools.deny` matches every"), "{notes}");
+    assert!(notes.contains("view `nobody` offers no tool: `servers` is empty"), "{notes}");
+    assert_eq!(config.notes.len(), 2, "{notes}");
+}
+
+#[test]
+fn a_server_that_is_wrong_is_told_once_and_not_again_for_each_view() {
+    let text =
+        "mcp_servers: {bad: {url: 'ftp://h/'}, worse: {}}\nviews: {v: {servers: [bad, worse]}}\n";
+    let message = refused(text);
+    assert_eq!(message.matches("switchyard.yaml:").count(), 2, "{message}");
+    assert!(!message.contains("there is no server"), "{message}");
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::raw::RawConfig;
 use super::reader::Reader;
 use super::refuse;
-use super::scalar::Node;
+use super::scalar::{Field, Node};
 use super::secrecy::Place;
 use super::{AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, Limits, StdioCommand, client};
-use crate::model::{Knobs, ServerName, TransportKind};
+use crate::model::{Knobs, ServerName, ToolFilter, ViewName, ViewSpec, did_you_mean, nearest};
 
 /// Key names whose values the ledger never keeps, unless the file has a list of its own.
 const REDACT: [&str; 5] = ["password", "token", "secret", "api_key", "authorization"];
@@ -24,6 +24,7 @@ pub(super) fn config(reader: &mut Reader<'_>, raw: &RawConfig, path: Option<&Pat
     ledger(reader, raw, &mut config);
     numbers(reader, raw, &mut config);
     servers(reader, raw, &mut config);
+    views(reader, raw, &mut config);
     note_what_waits(reader, raw, &config);
     config.secrets = std::mem::take(&mut reader.secrets);
     config.notes = std::mem::take(&mut reader.notes);
@@ -209,15 +210,6 @@ fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
     if config.audit.checkpoints.is_some() {
         note("`audit.checkpoints` has no effect in this version".to_owned());
     }
-    for (name, spec) in &config.servers {
-        let kind = spec.transport.kind();
-        if matches!(kind, TransportKind::Sse | TransportKind::Jsonrpc) {
-            note(format!(
-                "server `{name}`: transport `{}` is not spoken in this version; calls to it fail",
-                kind.as_str()
-            ));
-        }
-    }
 }
 
 fn servers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
@@ -238,4 +230,58 @@ fn servers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
             config.servers.insert(name, spec);
         }
     }
+}
+
+fn views(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
+    for (name, view) in raw.views.iter().flatten() {
+        let parsed = match ViewName::parse(&name.text) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                reader.problem(&name.at, error.to_string());
+                continue;
+            }
+        };
+        let servers = view.servers.as_ref().map(|listed| {
+            listed.iter().filter_map(|field| server_of_view(reader, raw, config, field)).collect()
+        });
+        let all = ToolFilter::default();
+        let tools = view.tools.as_ref();
+        let (allow, deny) = tools.map_or((None, None), |tools| {
+            (reader.texts(tools.allow.as_ref()), reader.texts(tools.deny.as_ref()))
+        });
+        let spec = ViewSpec {
+            description: reader.get(view.description.as_ref()).unwrap_or_default(),
+            servers,
+            tools: ToolFilter { allow: allow.unwrap_or(all.allow), deny: deny.unwrap_or(all.deny) },
+        };
+        if let Some(why) = spec.always_empty() {
+            reader.notes.push(format!("view `{parsed}` offers no tool: {why}"));
+        }
+        config.views.insert(parsed, spec);
+    }
+}
+
+/// A server that a view names: one of the file.
+fn server_of_view(
+    reader: &mut Reader<'_>,
+    raw: &RawConfig,
+    config: &Config,
+    field: &Field<String>,
+) -> Option<ServerName> {
+    let text = reader.get(Some(field))?;
+    if let Some((name, _)) = config.servers.get_key_value(text.as_str()) {
+        return Some(name.clone());
+    }
+    // A server with a problem of its own is reported there.
+    let written = raw.mcp_servers.iter().flatten().any(|(name, _)| name.text == text)
+        || raw.client_servers.iter().flatten().any(|(name, _)| *name == text);
+    if !written {
+        let like = nearest(&text, config.servers.keys().map(ServerName::as_str), 3);
+        let shown: String = text.chars().take(64).collect();
+        reader.problem(
+            &field.at,
+            format!("there is no server `{shown}` in this file{}", did_you_mean(&like)),
+        );
+    }
+    None
 }

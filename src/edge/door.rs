@@ -32,7 +32,7 @@ use super::workers::{Handover, Workers};
 use super::{Edge, api, mcp, origin};
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{CallId, Entrance, ProtocolVersion};
+use crate::model::{CallId, Entrance, ProtocolVersion, Scope};
 use crate::router::Refusal;
 
 /// An answer's body: whole for MCP, whatever axum makes for the rest.
@@ -47,7 +47,13 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// How long a connection may take to finish its requests after the stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// What a request to an MCP endpoint counts as before its version is known.
+const MCP: Entrance = Entrance::Mcp(ProtocolVersion::LATEST_LEGACY);
+
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The path of a view is this and its name.
+const VIEWS: &str = "/mcp/v/";
 
 /// A new id for a call or request.
 pub(super) fn new_id() -> CallId {
@@ -259,20 +265,34 @@ impl FrontDoor {
                 return Err(self.turn_away(&path, id, failure).await);
             }
         };
-        let context = RequestContext { id, caller };
-        if path == "/mcp" && request.method() == Method::POST {
+        let mut context = RequestContext { id, caller, view: None };
+        let mut is_endpoint = path == "/mcp";
+        if !is_endpoint && let Some(name) = path.strip_prefix(VIEWS) {
+            is_endpoint = true;
+            match self.edge.view(name) {
+                Ok(view) => context.view = Some(view),
+                Err(unknown) if context.caller.may(Scope::Call) => {
+                    if request.method() == Method::POST {
+                        self.refuse(&context, MCP, &unknown).await;
+                    }
+                    return Err(unknown);
+                }
+                // Whoever may not call hears just that, further on.
+                Err(_) => {}
+            }
+        }
+        if is_endpoint && request.method() == Method::POST {
             let (head, body) = request.into_parts();
             let body = match read_body(body, body_limit).await {
                 Ok(body) => body,
                 Err(error) => {
-                    self.refuse(&context, Entrance::Mcp(ProtocolVersion::LATEST_LEGACY), &error)
-                        .await;
+                    self.refuse(&context, MCP, &error).await;
                     return Err(error);
                 }
             };
             return Ok(mcp::post(&self.edge, context, &head.headers, body).await);
         }
-        if path == "/mcp" {
+        if is_endpoint {
             let (method, headers) = (request.method(), request.headers());
             if let Some(answer) = mcp::of_session(&self.edge, &context, method, headers).await {
                 return Ok(answer);
@@ -302,13 +322,14 @@ impl FrontDoor {
             }
         };
         let error = ApiError::new(ErrorCode::Authentication, detail);
+        let view = path.strip_prefix(VIEWS);
         let entrance = match path {
-            "/mcp" => Some(Entrance::Mcp(ProtocolVersion::LATEST_LEGACY)),
             "/mcp/call" => Some(Entrance::Rest),
-            _ => None,
+            _ => (path == "/mcp" || view.is_some()).then_some(MCP),
         };
         if let Some(entrance) = entrance {
-            let context = RequestContext { id, caller: nobody() };
+            let view = view.and_then(|name| self.edge.view(name).ok());
+            let context = RequestContext { id, caller: nobody(), view };
             self.refuse(&context, entrance, &error).await;
         }
         error
@@ -319,6 +340,7 @@ impl FrontDoor {
             id: context.id,
             caller: Arc::clone(&context.caller),
             entrance,
+            view: context.view.clone(),
             tool: String::new(),
             code: error.code,
             message: error.detail.clone(),

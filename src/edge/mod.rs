@@ -25,9 +25,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{AuditQuery, AuditWriter};
-use crate::catalogue::Discovery;
+use crate::catalogue::{Catalogue, Discovery};
+use crate::error::ErrorCode;
 use crate::metrics::Metrics;
-use crate::model::{ExposedName, ServerName, SessionScope, ToolName};
+use crate::model::{
+    ExposedName, ServerName, SessionScope, ToolName, ViewName, did_you_mean, nearest,
+};
 use crate::registry::Registry;
 use crate::router::{Notice, Router};
 use crate::store::Store;
@@ -36,6 +39,8 @@ pub use auth::{KeyRing, NewKey};
 pub use door::{FrontDoor, Listening};
 pub use mcp::Listeners;
 pub use sessions::Sessions;
+
+use error::ApiError;
 
 /// What the front door is told by the configuration.
 #[derive(Debug, Clone)]
@@ -106,13 +111,52 @@ pub struct Edge {
 /// How long an API request that adds or changes a server waits for its first answer.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
+/// The catalogue as somebody sees it: the whole, or a view. Not to be held across an await.
+struct Seen {
+    whole: arc_swap::Guard<Arc<Catalogue>>,
+    part: Option<Arc<Catalogue>>,
+}
+
+impl std::ops::Deref for Seen {
+    type Target = Catalogue;
+
+    fn deref(&self) -> &Catalogue {
+        self.part.as_ref().unwrap_or(&self.whole)
+    }
+}
+
 impl Edge {
+    /// What is there for requests at `view`. Of a view that is gone nothing is.
+    fn catalogue(&self, view: Option<&ViewName>) -> Seen {
+        let whole = self.discovery.catalogue().load();
+        let part = view.map(|name| {
+            whole.views().get(name).map(|view| Arc::clone(&view.catalogue)).unwrap_or_default()
+        });
+        Seen { whole, part }
+    }
+
+    /// The view of this name.
+    ///
+    /// # Errors
+    /// 404 when there is none, with the nearest names.
+    fn view(&self, name: &str) -> Result<ViewName, ApiError> {
+        let whole = self.discovery.catalogue().load();
+        if let Some((name, _)) = whole.views().get_key_value(name) {
+            return Ok(name.clone());
+        }
+        let nearest = nearest(name, whole.views().keys().map(ViewName::as_str), 3);
+        let shown: String = name.chars().take(64).collect();
+        let detail = format!("there is no view `{shown}`{}", did_you_mean(&nearest));
+        Err(ApiError { nearest, ..ApiError::new(ErrorCode::NotFound, detail) })
+    }
+
     /// Hands on what a server said on its own: to the session it belongs to, or to all who listen.
     pub fn heard(&self, server: &ServerName, scope: Option<&SessionScope>, notice: Notice) {
         match (scope, notice) {
             (_, Notice::ListChanged(kind)) => self.discovery.notice(server, kind),
             (None, Notice::ResourceUpdated { uri }) => {
-                self.listeners.resource_updated(server, &uri)
+                let catalogue = self.discovery.catalogue().load();
+                self.listeners.resource_updated(&catalogue, server, &uri);
             }
             (Some(SessionScope::Session(hash)), notice) => {
                 if let Some(session) = self.sessions.by_hash(hash) {

@@ -1,7 +1,7 @@
 //! [`Sessions`]: clients of the legacy era, remembered over restarts.
 //!
-//! The id is the client's; we keep its SHA-256. A session belongs to the caller who opened it:
-//! for anybody else it does not exist.
+//! The id is the client's; we keep its SHA-256. A session belongs to the caller who opened it
+//! and to the view it was opened at: for anybody else, and elsewhere, it does not exist.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,13 +11,13 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::auth::sha256;
+use super::auth::{RequestContext, sha256};
 use super::error::ApiError;
 use super::mcp::Live;
 use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::Metrics;
-use crate::model::{Caller, ClientInfo, ProtocolVersion, SessionHash, SessionRef, Timestamp};
+use crate::model::{ClientInfo, ProtocolVersion, SessionHash, SessionRef, Timestamp, ViewName};
 use crate::protocol::{ClientAbilities, declared_abilities};
 use crate::registry::Registry;
 use crate::store::{SessionRow, Store, StoreError};
@@ -35,6 +35,8 @@ pub(super) struct Session {
     /// The version agreed on.
     pub(super) version: ProtocolVersion,
     caller: Arc<str>,
+    /// The view it was opened at.
+    pub(super) view: Option<ViewName>,
     last_seen: AtomicI64,
     last_stored: AtomicI64,
     /// The requests of servers that its client can answer.
@@ -83,7 +85,7 @@ impl Sessions {
                 let seen = row.last_seen_at.as_millis();
                 let abilities = row.capabilities.as_deref().and_then(declared_abilities);
                 let reference = SessionRef::new(row.hash, row.client, abilities);
-                (row.hash, Arc::new(session(reference, &row.caller, version, seen)))
+                (row.hash, Arc::new(session(reference, &row.caller, row.view, version, seen)))
             })
             .collect();
         metrics.set_sessions(open.len());
@@ -103,7 +105,7 @@ impl Sessions {
     /// When there are too many, or the database cannot be written.
     pub(super) async fn create(
         &self,
-        caller: &Caller,
+        context: &RequestContext,
         version: ProtocolVersion,
         client: ClientInfo,
         capabilities: Option<&str>,
@@ -122,7 +124,8 @@ impl Sessions {
         let abilities = capabilities.and_then(declared_abilities);
         let row = SessionRow {
             hash,
-            caller: caller.name.as_ref().to_owned(),
+            caller: context.caller.name.as_ref().to_owned(),
+            view: context.view.clone(),
             protocol_version: version,
             client: client.clone(),
             capabilities: capabilities
@@ -134,17 +137,18 @@ impl Sessions {
         };
         self.store.save_sessions(&[row]).await?;
         let reference = SessionRef::new(hash, client, abilities);
-        let session = session(reference, &caller.name, version, now.as_millis());
+        let (caller, view) = (&context.caller.name, context.view.clone());
+        let session = session(reference, caller, view, version, now.as_millis());
         let mut open = self.open.write();
         open.insert(hash, Arc::new(session));
         self.metrics.set_sessions(open.len());
         Ok(id)
     }
 
-    /// The session of this id, if it is `caller`'s.
-    pub(super) fn find(&self, id: &[u8], caller: &Caller) -> Option<Arc<Session>> {
+    /// The session of this id, if it is this caller's at this view.
+    pub(super) fn find(&self, id: &[u8], context: &RequestContext) -> Option<Arc<Session>> {
         let session = self.open.read().get(&sha256(id)).cloned()?;
-        if session.caller != caller.name {
+        if session.caller != context.caller.name || session.view != context.view {
             return None;
         }
         session.last_seen.store(clock::timestamp().as_millis(), Ordering::Relaxed);
@@ -152,12 +156,16 @@ impl Sessions {
     }
 
     /// Ends a session, and what servers keep for it alone. `Ok(false)`: there is none of this id
-    /// for this caller.
+    /// for this caller at this view.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub(super) async fn end(&self, id: &[u8], caller: &Caller) -> Result<bool, StoreError> {
-        let Some(session) = self.find(id, caller) else { return Ok(false) };
+    pub(super) async fn end(
+        &self,
+        id: &[u8],
+        context: &RequestContext,
+    ) -> Result<bool, StoreError> {
+        let Some(session) = self.find(id, context) else { return Ok(false) };
         let hash = session.reference.key;
         let left = {
             let mut open = self.open.write();
@@ -219,12 +227,19 @@ impl Sessions {
     }
 }
 
-fn session(reference: SessionRef, caller: &str, version: ProtocolVersion, seen: i64) -> Session {
+fn session(
+    reference: SessionRef,
+    caller: &str,
+    view: Option<ViewName>,
+    version: ProtocolVersion,
+    seen: i64,
+) -> Session {
     Session {
         abilities: reference.abilities.as_deref().map(ClientAbilities::of).unwrap_or_default(),
         reference: Arc::new(reference),
         version,
         caller: caller.into(),
+        view,
         last_seen: AtomicI64::new(seen),
         last_stored: AtomicI64::new(seen),
         live: OnceLock::new(),

@@ -7,6 +7,7 @@
 
 mod audit;
 mod tool;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::model::{Era, ServerName, ToolStatus};
 
 pub use audit::AuditMetrics;
 pub use tool::{CallLabels, ToolMetrics};
+pub use view::ViewMetrics;
 
 /// The advised buckets of the semantic conventions in seconds, and three below them: a router's
 /// own time is well under 10 ms.
@@ -55,6 +57,7 @@ pub struct Metrics {
     upstream_sessions: IntGaugeVec,
     upstream_tools: IntGaugeVec,
     definition_changes: IntCounterVec,
+    view_calls: IntCounterVec,
     sessions: IntGaugeVec,
     /// Requests at the front door right now.
     pub inflight_requests: IntGauge,
@@ -169,6 +172,12 @@ impl Metrics {
                 "switchyard_tool_definition_changes_total",
                 "Changes of tool definitions after the server's first discovery.",
                 &["server", "kind"],
+            )?,
+            view_calls: counters(
+                &registry,
+                "switchyard_view_calls_total",
+                "Calls that came in at a view, by view and outcome; refused ones included.",
+                &["view", "outcome"],
             )?,
             sessions: gauges(
                 &registry,
@@ -366,7 +375,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Entrance, ExposedName, ProtocolVersion, TransportKind};
+    use crate::model::{Entrance, ExposedName, Outcome, ProtocolVersion, TransportKind, ViewName};
 
     fn call(metrics: &Metrics, server: &str, tool: &str, error_type: Option<&'static str>) {
         let server = ServerName::parse(server).unwrap();
@@ -415,6 +424,34 @@ mod tests {
             own.map(str::to_owned).collect()
         };
         assert_eq!(series(&text(&metrics)), series(&before));
+    }
+
+    #[test]
+    fn a_view_begins_at_zero_and_leaves_nothing() {
+        let metrics = Metrics::new().unwrap();
+        let before = text(&metrics);
+        let view = ViewName::parse("support").unwrap();
+        let handles = metrics.view(&view);
+        let sample = |outcome: &str, value: u64| {
+            format!(
+                "switchyard_view_calls_total{{outcome=\"{outcome}\",view=\"support\"}} {value}\n"
+            )
+        };
+        for outcome in Outcome::ALL {
+            assert!(text(&metrics).contains(&sample(outcome.as_str(), 0)));
+        }
+        handles.count(Outcome::Refused);
+        assert!(text(&metrics).contains(&sample("refused", 1)));
+        assert!(text(&metrics).contains(&sample("ok", 0)));
+        // The same view again goes on counting.
+        metrics.view(&view).count(Outcome::Refused);
+        assert!(text(&metrics).contains(&sample("refused", 2)));
+        metrics.forget_view(&view);
+        assert!(!text(&metrics).contains("view_calls"));
+        let own = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| !line.contains("process_")).map(str::to_owned).collect()
+        };
+        assert_eq!(own(&text(&metrics)), own(&before));
     }
 
     #[test]

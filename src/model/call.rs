@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Caller, Requester, ServerName, SessionRef};
+use super::{Caller, Requester, ServerName, SessionRef, ViewName};
 
 /// Identifies a call everywhere: `x-request-id`, ledger row, log field. A UUIDv7, so time-ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,6 +94,8 @@ pub struct ToolCall {
     pub client_capabilities: Option<Bytes>,
     /// Through which door it came.
     pub entrance: Entrance,
+    /// At which view it came in: only that view's tools are there for it.
+    pub view: Option<ViewName>,
     /// Which tool.
     pub target: ToolTarget,
     /// The `params` object as received (MCP), or absent (REST).

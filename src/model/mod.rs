@@ -14,10 +14,11 @@ mod settings;
 mod time;
 mod units;
 mod version;
+mod view;
 
 pub use call::{CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget};
 pub use caller::{AuthKind, Caller, Scope, Scopes};
-pub use name::{ExposedName, NameError, ServerName, ToolName};
+pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};
 pub use nearest::{did_you_mean, nearest};
 pub use secret::Secret;
 pub use server::{
@@ -28,4 +29,5 @@ pub use session::{Requester, SessionHash, SessionRef, SessionScope};
 pub use settings::{Knobs, RetryBudget, RetryMode, ServerSettings};
 pub use time::{Timestamp, Uptime};
 pub use units::{UnitError, format_duration, parse_duration, parse_size};
-pub use version::{Era, ProtocolVersion};
+pub use version::{Dialect, Era, ProtocolVersion};
+pub use view::ViewSpec;

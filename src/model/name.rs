@@ -22,7 +22,7 @@ pub enum NameError {
     },
     /// The text has a character outside the allowed set.
     #[error(
-        "`{name}` has the character {character:?}; a server name is made of letters, digits, `_`, `-` and `.`, and begins with a letter or digit"
+        "`{name}` has the character {character:?}; a name is made of letters, digits, `_`, `-` and `.`, and begins with a letter or digit"
     )]
     Character {
         /// The text as given.
@@ -101,6 +101,13 @@ name_type! {
 }
 
 name_type! {
+    /// The name an operator gave to a view; the last part of its path `/mcp/v/{view}`.
+    ///
+    /// 1 to 64 bytes of `[A-Za-z0-9_.-]`, beginning with a letter or digit.
+    ViewName
+}
+
+name_type! {
     /// A tool's name as its server gives it: any non-empty text of at most 1,024 bytes.
     ToolName
 }
@@ -122,14 +129,19 @@ impl ServerName {
     /// # Errors
     /// [`NameError`] names what is wrong with it.
     pub fn parse(name: &str) -> Result<Self, NameError> {
-        check_length(name, SERVER_NAME_LIMIT)?;
-        let allowed = |at: usize, c: char| {
-            c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '_' | '-' | '.'))
-        };
-        match name.char_indices().find(|(at, c)| !allowed(*at, *c)) {
-            Some((_, character)) => Err(NameError::Character { name: name.to_owned(), character }),
-            None => Ok(Self(name.into())),
-        }
+        check_given(name)?;
+        Ok(Self(name.into()))
+    }
+}
+
+impl ViewName {
+    /// Checks and takes a view's name.
+    ///
+    /// # Errors
+    /// [`NameError`] names what is wrong with it.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        check_given(name)?;
+        Ok(Self(name.into()))
     }
 }
 
@@ -152,6 +164,17 @@ impl ExposedName {
     pub fn parse(name: &str) -> Result<Self, NameError> {
         check_length(name, TOOL_NAME_LIMIT)?;
         Ok(Self(name.into()))
+    }
+}
+
+/// The rule for names that an operator gives.
+fn check_given(name: &str) -> Result<(), NameError> {
+    check_length(name, SERVER_NAME_LIMIT)?;
+    let allowed =
+        |at: usize, c: char| c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '_' | '-' | '.'));
+    match name.char_indices().find(|(at, c)| !allowed(*at, *c)) {
+        Some((_, character)) => Err(NameError::Character { name: name.to_owned(), character }),
+        None => Ok(()),
     }
 }
 

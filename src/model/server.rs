@@ -190,8 +190,17 @@ impl ToolFilter {
     /// Whether a tool of this upstream name is offered.
     #[must_use]
     pub fn admits(&self, tool: &str) -> bool {
-        self.allow.iter().any(|pattern| glob_matches(pattern, tool))
-            && !self.deny.iter().any(|pattern| glob_matches(pattern, tool))
+        self.admits_one_of(&[tool])
+    }
+
+    /// The same for a tool that goes by several names: a pattern counts when it matches any of
+    /// them.
+    #[must_use]
+    pub fn admits_one_of(&self, names: &[&str]) -> bool {
+        let hit = |patterns: &[String]| {
+            patterns.iter().any(|pattern| names.iter().any(|name| glob_matches(pattern, name)))
+        };
+        hit(&self.allow) && !hit(&self.deny)
     }
 }
 

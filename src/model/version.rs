@@ -26,6 +26,49 @@ pub enum Era {
     Modern,
 }
 
+/// The way of speaking that was found to work with a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// The modern era.
+    Modern,
+    /// The legacy era, over Streamable HTTP or with a child process.
+    Legacy,
+    /// The legacy era over HTTP+SSE, the transport of 2024-11-05.
+    Sse,
+    /// The predecessor's bare JSON-RPC.
+    Jsonrpc,
+}
+
+impl Dialect {
+    const ALL: [Self; 4] = [Self::Modern, Self::Legacy, Self::Sse, Self::Jsonrpc];
+
+    /// The name in the database and the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Modern => "modern",
+            Self::Legacy => "legacy",
+            Self::Sse => "sse",
+            Self::Jsonrpc => "jsonrpc",
+        }
+    }
+
+    /// Reads a dialect's name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dialect| dialect.as_str() == text)
+    }
+}
+
+impl From<Era> for Dialect {
+    fn from(era: Era) -> Self {
+        match era {
+            Era::Legacy => Self::Legacy,
+            Era::Modern => Self::Modern,
+        }
+    }
+}
+
 impl Era {
     /// The name in the database and the API.
     #[must_use]

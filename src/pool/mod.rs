@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::error::ErrorCode;
-use crate::model::{Failure, ProtocolVersion, Timestamp, TransportKind, Uptime, format_duration};
+use crate::model::{Dialect, Failure, Timestamp, TransportKind, Uptime, format_duration};
 pub use crate::transport::{
     ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink, Offers,
     PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
@@ -197,7 +197,7 @@ struct Slot {
     failures: u32,
     /// Connections that ended young since the last that did not.
     deaths: u32,
-    known_version: Option<ProtocolVersion>,
+    known_dialect: Option<Dialect>,
 }
 
 type Outcome = Result<Arc<Live>, PoolError>;
@@ -219,7 +219,7 @@ impl ConnectionPool {
         options: ConnectOptions,
         tasks: TaskTracker,
     ) -> Self {
-        let slot = Slot { known_version: options.known_version, ..Slot::default() };
+        let slot = Slot { known_dialect: options.known_dialect, ..Slot::default() };
         Self(Arc::new(Inner {
             target,
             client,
@@ -320,10 +320,10 @@ impl ConnectionPool {
         self.0.current.load_full().filter(|live| live.connection.is_alive()).map(Lease)
     }
 
-    /// The version found last, to be remembered over a restart.
+    /// What the server was found to speak last, to be remembered over a restart.
     #[must_use]
-    pub fn known_version(&self) -> Option<ProtocolVersion> {
-        self.0.slot.lock().known_version
+    pub fn known_dialect(&self) -> Option<Dialect> {
+        self.0.slot.lock().known_dialect
     }
 
     /// How many connections were opened so far.
@@ -356,9 +356,9 @@ impl ConnectionPool {
         }
         let (sender, outcome) = watch::channel(None);
         slot.connecting = Some(outcome.clone());
-        let known_version = slot.known_version;
+        let known_dialect = slot.known_dialect;
         drop(slot);
-        let task = Arc::clone(inner).connect(known_version, sender);
+        let task = Arc::clone(inner).connect(known_dialect, sender);
         inner.tasks.spawn(task);
         Decision::Wait(outcome)
     }
@@ -389,10 +389,10 @@ impl Inner {
 
     async fn connect(
         self: Arc<Self>,
-        known_version: Option<ProtocolVersion>,
+        known_dialect: Option<Dialect>,
         sender: watch::Sender<Option<Outcome>>,
     ) {
-        let options = ConnectOptions { known_version, ..self.options.clone() };
+        let options = ConnectOptions { known_dialect, ..self.options.clone() };
         let opened = tokio::select! {
             opened = Connection::open(&self.target, &self.client, &options, &self.tasks) => opened,
             () = self.closed.cancelled() => Err(TransportError::Closed),
@@ -411,7 +411,7 @@ impl Inner {
                     slot.connecting = None;
                     slot.failed = None;
                     slot.failures = 0;
-                    slot.known_version = Some(live.connection.peer().version);
+                    slot.known_dialect = Some(live.connection.dialect());
                     let closed = self.closed.is_cancelled();
                     if !closed {
                         self.current.store(Some(Arc::clone(&live)));

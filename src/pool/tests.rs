@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::model::ServerName;
+use crate::model::{ProtocolVersion, ServerName};
 use crate::protocol::OutgoingRequest;
 
 fn options() -> ConnectOptions {
@@ -17,7 +17,7 @@ fn options() -> ConnectOptions {
         server: ServerName::parse("test").unwrap(),
         connect_timeout: Duration::from_secs(2),
         max_response_size: 65_536,
-        known_version: None,
+        known_dialect: None,
         hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),
     }
@@ -107,7 +107,7 @@ async fn callers_at_once_share_one_connect_and_none_ends_it_by_leaving() {
     assert_eq!(probes.load(Ordering::SeqCst), 1);
     assert_eq!(pool.connects(), 1);
     assert!(matches!(pool.state(), PoolState::Up));
-    assert_eq!(pool.known_version(), Some(ProtocolVersion::V2026_07_28));
+    assert_eq!(pool.known_dialect(), Some(Dialect::Modern));
     assert_eq!(pool.peer().unwrap().version, ProtocolVersion::V2026_07_28);
 }
 

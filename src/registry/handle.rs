@@ -17,7 +17,7 @@ use crate::clock;
 use crate::config::{Environment, expand, secrets_of, shown_address};
 use crate::metrics::ServerMetrics;
 use crate::model::{
-    Era, ProtocolVersion, Requester, Secret, ServerName, ServerSettings, ServerSource, ServerSpec,
+    Dialect, Era, Requester, Secret, ServerName, ServerSettings, ServerSource, ServerSpec,
     SessionHash, SessionMode, Timestamp, TransportKind, TransportSpec, Uptime,
 };
 use crate::pool::{
@@ -130,9 +130,8 @@ impl ServerHandle {
             || Arc::new(Subscriptions::new()),
             |predecessor| Arc::clone(&predecessor.subscriptions),
         );
-        let known_version =
-            status.discovery.protocol_version.as_deref().and_then(ProtocolVersion::parse);
-        let options = connect_options(&row.name, &row.spec, &settings, known_version);
+        let known_dialect = status.discovery.dialect.as_deref().and_then(Dialect::parse);
+        let options = connect_options(&row.name, &row.spec, &settings, known_dialect);
         let usable = match &row.sealed_problem {
             // What is sealed must not be sent as if it were the value.
             Some(problem) => Err(problem.clone()),
@@ -468,7 +467,7 @@ pub fn connect_options(
     name: &ServerName,
     spec: &ServerSpec,
     settings: &ServerSettings,
-    known_version: Option<ProtocolVersion>,
+    known_dialect: Option<Dialect>,
 ) -> ConnectOptions {
     // A child may have to be fetched and unpacked before it answers; its first answer has as
     // long as any other.
@@ -482,7 +481,7 @@ pub fn connect_options(
         server: name.clone(),
         connect_timeout,
         max_response_size: settings.max_response_size,
-        known_version,
+        known_dialect,
         hearing: Hearing::default(),
         probe_timeout: PROBE_TIMEOUT,
     }

@@ -20,7 +20,7 @@ use super::error::LeaseError;
 use super::notices::Notices;
 use crate::clock;
 use crate::model::{
-    Era, ProtocolVersion, Requester, ServerName, ServerSettings, SessionHash, SessionScope, Uptime,
+    Dialect, Era, Requester, ServerName, ServerSettings, SessionHash, SessionScope, Uptime,
 };
 use crate::pool::{
     ConnectOptions, Connection, ConnectionPool, Hearing, HttpClient, Lease, PoolError, Target,
@@ -152,7 +152,7 @@ impl IsolatedSessions {
         }
         let held = match known {
             Some(held) => held,
-            None => Held::enter(&self.0, requester, scope, shared.peer().version)?,
+            None => Held::enter(&self.0, requester, scope, shared.dialect())?,
         };
         drop(shared);
         match held.pool.lease().await {
@@ -211,7 +211,8 @@ impl IsolatedSessions {
 fn is_stateless(connection: &Connection) -> bool {
     match connection {
         Connection::Http(_) => connection.peer().version.era() == Era::Modern,
-        Connection::Stdio(_) => false,
+        Connection::Jsonrpc(_) => true,
+        Connection::Sse(_) | Connection::Stdio(_) => false,
     }
 }
 
@@ -229,11 +230,11 @@ impl Inner {
         &self,
         requester: &Requester<'_>,
         scope: &SessionScope,
-        version: ProtocolVersion,
+        dialect: Dialect,
     ) -> ConnectionPool {
         let abilities = requester.session.and_then(|session| session.abilities.as_deref());
         let options = ConnectOptions {
-            known_version: Some(version),
+            known_dialect: Some(dialect),
             hearing: Hearing {
                 notices: self.notices.sink(&self.server, Some(scope.clone())),
                 exclusive: true,
@@ -267,7 +268,7 @@ impl Held {
         sessions: &Arc<Inner>,
         requester: &Requester<'_>,
         scope: SessionScope,
-        version: ProtocolVersion,
+        dialect: Dialect,
     ) -> Result<Self, LeaseError> {
         let now = clock::uptime();
         let (entered, limit) = {
@@ -277,7 +278,7 @@ impl Held {
                 return Err(LeaseError::SessionEnded);
             }
             let ending = sessions.endings.len();
-            let make = || sessions.open(requester, &scope, version);
+            let make = || sessions.open(requester, &scope, dialect);
             (table.enter(&scope, now, ending, make), table.limit)
         };
         match entered {

@@ -8,6 +8,7 @@ use crate::error::ErrorCode;
 use crate::model::{Failure, Knowledge, Outcome, ServerName, did_you_mean};
 use crate::policy;
 use crate::pool::{PoolError, TransportError};
+use crate::protocol::RpcErrorCode;
 
 /// The `reason` in error data: stable words for programs.
 pub type Reason = &'static str;
@@ -210,6 +211,14 @@ impl RouteError {
             Self::NotRecorded => ErrorCode::Unexpected,
             Self::Upstream { source, .. } => source.code(),
         }
+    }
+
+    /// Whether the server refused the headers that repeat the call's parameters.
+    pub(super) fn headers_do_not_fit(&self) -> bool {
+        let Self::Upstream { source: UpstreamError::Request(error), .. } = self else {
+            return false;
+        };
+        matches!(error, TransportError::RefusedByProtocol { code, .. } if *code == RpcErrorCode::HeaderMismatch.number())
     }
 
     /// How the call is recorded.

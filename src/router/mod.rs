@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use crate::audit::AuditWriter;
 use crate::catalogue::{CatalogueHandle, Discovery};
 use crate::clock;
-use crate::metrics::{Metrics, ToolMetrics};
-use crate::model::ToolCall;
+use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
+use crate::model::{ToolCall, ViewName};
 use crate::policy::Deadline;
 
 pub use answer::{CallAnswer, UpstreamAnswer};
@@ -72,28 +72,63 @@ impl Router {
                 return CallAnswer::unrecorded(&call, RouteError::AuditUnavailable(why), total);
             }
         };
-        let mut record =
-            record::CallRecord::begin(call, relay, started, slot, Arc::clone(&self.other));
+        let other = Arc::clone(&self.other);
+        let view = self.view_metrics(call.view.as_ref());
+        let mut record = record::CallRecord::begin(call, relay, started, slot, other, view);
         let result = self.run(&mut record).await;
         record.finish(result, self.audit.durability()).await
     }
 
     async fn run(&self, record: &mut record::CallRecord) -> Result<UpstreamAnswer, RouteError> {
-        let entry = self.resolve(&record.call.target).await?;
+        let entry = self.resolve(&record.call).await?;
         record.routed(&entry);
         let server = Arc::clone(&entry.server);
         let total = record.call.deadline.unwrap_or(server.settings.call_deadline);
         let deadline = Deadline::new(record.started, total);
         let _place = admit::admit(&entry, deadline, record).await?;
-        attempt::attempt(&entry, deadline, record).await
+        match attempt::attempt(&entry, deadline, record).await {
+            Err(refused) if refused.headers_do_not_fit() => {
+                Box::pin(self.with_new_definition(refused, deadline, record)).await
+            }
+            settled => settled,
+        }
+    }
+
+    /// The server refused the call because its headers do not fit, and did not run it: the
+    /// definition they were made from is old. Once more with the one the server lists now
+    /// (specification 2026-07-28, basic/transports/streamable-http).
+    async fn with_new_definition(
+        &self,
+        refused: RouteError,
+        deadline: Deadline,
+        record: &mut record::CallRecord,
+    ) -> Result<UpstreamAnswer, RouteError> {
+        let Ok(old) = self.lookup(&record.call.target, record.call.view.as_ref()) else {
+            return Err(refused);
+        };
+        let asking = self.discovery.discover(&old.server);
+        let asked = tokio::time::timeout(deadline.left(clock::uptime()), asking).await;
+        match (asked, self.lookup(&record.call.target, record.call.view.as_ref())) {
+            (Ok(Ok(_)), Ok(new)) if new.definition.hash != old.definition.hash => {
+                record.routed(&new);
+                attempt::attempt(&new, deadline, record).await
+            }
+            _ => Err(refused),
+        }
     }
 
     /// Puts a refusal on record that happened before there was a call to route: no key, no
     /// permission, malformed parameters.
     pub async fn refuse(&self, refusal: Refusal) {
         if let Ok(slot) = self.audit.admit().await {
-            record::record_refusal(slot, refusal);
+            let view = self.view_metrics(refusal.view.as_ref());
+            record::record_refusal(slot, refusal, view.as_deref());
         }
+    }
+
+    fn view_metrics(&self, view: Option<&ViewName>) -> Option<Arc<ViewMetrics>> {
+        let view = view?;
+        self.catalogue.load().views().get(view).map(|view| Arc::clone(&view.metrics))
     }
 }
 

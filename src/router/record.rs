@@ -9,10 +9,10 @@ use crate::audit::{AuditEntry, AuditSlot, Durability, ToolLabel};
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
 use crate::error::ErrorCode;
-use crate::metrics::{CallLabels, ToolMetrics};
+use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
     ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Outcome, ProtocolVersion, ResultsLevel,
-    Timestamp, ToolCall, Uptime,
+    Timestamp, ToolCall, Uptime, ViewName,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
@@ -27,6 +27,7 @@ pub(super) struct CallRecord {
     slot: Option<AuditSlot>,
     entry: Option<Arc<CatalogueEntry>>,
     other: Arc<ToolMetrics>,
+    view: Option<Arc<ViewMetrics>>,
     queued: Duration,
     attempts: u32,
     attempt_began: Uptime,
@@ -42,6 +43,7 @@ impl CallRecord {
         started: Uptime,
         slot: AuditSlot,
         other: Arc<ToolMetrics>,
+        view: Option<Arc<ViewMetrics>>,
     ) -> Self {
         Self {
             call,
@@ -51,6 +53,7 @@ impl CallRecord {
             slot: Some(slot),
             entry: None,
             other,
+            view,
             queued: Duration::ZERO,
             attempts: 0,
             attempt_began: started,
@@ -175,6 +178,9 @@ impl CallRecord {
             over_socket: self.call.caller.auth == AuthKind::Socket,
             error_type,
         };
+        if let Some(view) = &self.view {
+            view.count(outcome);
+        }
         self.entry.as_ref().map_or(&self.other, |entry| &entry.metrics).observe_call(labels, total);
     }
 
@@ -191,6 +197,7 @@ impl CallRecord {
                 None => call.client.take().map(Arc::new),
             },
             entrance: call.entrance,
+            view: call.view.clone(),
             tool: routed.map_or_else(
                 || ToolLabel::asked(&call.target.tool),
                 |entry| ToolLabel::Exposed(entry.exposed.clone()),
@@ -249,6 +256,8 @@ pub struct Refusal {
     pub caller: Arc<Caller>,
     /// Through which door.
     pub entrance: Entrance,
+    /// At which view.
+    pub view: Option<ViewName>,
     /// The tool asked for, where it could be read.
     pub tool: String,
     /// Why it was refused.
@@ -261,7 +270,10 @@ pub struct Refusal {
     pub request_bytes: u64,
 }
 
-pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal) {
+pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&ViewMetrics>) {
+    if let Some(view) = view {
+        view.count(Outcome::Refused);
+    }
     slot.record(AuditEntry {
         id: refusal.id,
         started_at: clock::timestamp(),
@@ -269,6 +281,7 @@ pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal) {
         session: None,
         client: None,
         entrance: refusal.entrance,
+        view: refusal.view,
         tool: ToolLabel::asked(&refusal.tool),
         upstream_tool: None,
         server: None,

@@ -4,58 +4,98 @@ use std::sync::Arc;
 
 use super::{RouteError, Router, START_UP_PATIENCE};
 use crate::catalogue::{CatalogueEntry, Lookup, NotFound};
-use crate::model::ToolTarget;
+use crate::model::{ServerName, ToolCall, ToolTarget, ViewName};
 
 impl Router {
     /// Finds the tool. A name that is unknown while servers are still being asked for the first
-    /// time waits a moment for them.
-    pub(super) async fn resolve(
-        &self,
-        target: &ToolTarget,
-    ) -> Result<Arc<CatalogueEntry>, RouteError> {
-        let not_found = match self.lookup(target) {
+    /// time waits a moment for them. In a view nothing outside it is found, waited for or told.
+    pub(super) async fn resolve(&self, call: &ToolCall) -> Result<Arc<CatalogueEntry>, RouteError> {
+        let (target, view) = (&call.target, call.view.as_ref());
+        let not_found = match self.lookup(target, view) {
             Ok(entry) => return Ok(entry),
             Err(not_found) => not_found,
         };
-        if self.discovery.start_up_done() || !matches!(not_found, NotFound::Unknown { .. }) {
-            return Err(self.explain(target, not_found));
+        if self.start_up_done(view) || !matches!(not_found, NotFound::Unknown { .. }) {
+            return Err(self.explain(target, view, not_found));
         }
-        let found = tokio::time::timeout(START_UP_PATIENCE, self.await_tool(target)).await;
+        let found = tokio::time::timeout(START_UP_PATIENCE, self.await_tool(target, view)).await;
         match found {
             Ok(Some(entry)) => Ok(entry),
             Ok(None) | Err(_) => {
-                self.lookup(target).map_err(|problem| self.explain(target, problem))
+                self.lookup(target, view).map_err(|problem| self.explain(target, view, problem))
             }
         }
     }
 
-    async fn await_tool(&self, target: &ToolTarget) -> Option<Arc<CatalogueEntry>> {
+    async fn await_tool(
+        &self,
+        target: &ToolTarget,
+        view: Option<&ViewName>,
+    ) -> Option<Arc<CatalogueEntry>> {
         let mut rebuilt = self.rebuilt.clone();
         loop {
             // Marked as seen before the look, so that no rebuild falls between the two.
             rebuilt.borrow_and_update();
-            if let Ok(entry) = self.lookup(target) {
+            if let Ok(entry) = self.lookup(target, view) {
                 return Some(entry);
             }
-            if self.discovery.start_up_done() || rebuilt.changed().await.is_err() {
+            if self.start_up_done(view) || rebuilt.changed().await.is_err() {
                 return None;
             }
         }
     }
 
-    fn lookup(&self, target: &ToolTarget) -> Result<Arc<CatalogueEntry>, NotFound> {
-        match self.catalogue.load().lookup(target) {
+    /// Whether every server that could have the tool was asked once.
+    fn start_up_done(&self, view: Option<&ViewName>) -> bool {
+        self.discovery.start_up_done()
+            || view.is_some_and(|name| {
+                let catalogue = self.catalogue.load();
+                catalogue.views().get(name).is_none_or(|view| {
+                    self.discovery.asked_once(|server| view.spec.admits_server(server))
+                })
+            })
+    }
+
+    pub(super) fn lookup(
+        &self,
+        target: &ToolTarget,
+        view: Option<&ViewName>,
+    ) -> Result<Arc<CatalogueEntry>, NotFound> {
+        let whole = self.catalogue.load();
+        let catalogue = match view {
+            None => &**whole,
+            Some(name) => match whole.views().get(name) {
+                Some(view) => &*view.catalogue,
+                // Taken out of the configuration while the call came in.
+                None => return Err(NotFound::Unknown { nearest: Vec::new() }),
+            },
+        };
+        match catalogue.lookup(target) {
             Lookup::Found(entry) => Ok(Arc::clone(entry)),
             Lookup::NotFound(not_found) => Err(not_found),
         }
     }
 
-    fn explain(&self, target: &ToolTarget, not_found: NotFound) -> RouteError {
+    /// Whether a caller may hear of this server when it asks for `tool`.
+    fn tells(&self, view: Option<&ViewName>, server: &ServerName, tool: &str) -> bool {
+        view.is_none_or(|name| {
+            let catalogue = self.catalogue.load();
+            catalogue.views().get(name).is_some_and(|view| view.tells(server, tool))
+        })
+    }
+
+    fn explain(
+        &self,
+        target: &ToolTarget,
+        view: Option<&ViewName>,
+        not_found: NotFound,
+    ) -> RouteError {
         let named = target.server.as_ref().map(|server| server.as_str().to_owned());
         // A tool may be away because its server is: say that rather than "unknown".
         let prefix = target.tool.split_once("__").map(|(server, _)| server.to_owned());
         for name in named.iter().chain(&prefix) {
             match self.discovery.server(name) {
+                Some(server) if !self.tells(view, &server.name, &target.tool) => {}
                 Some(server) if !server.enabled => {
                     return RouteError::ServerDisabled { server: server.name.clone() };
                 }

@@ -14,7 +14,7 @@ use super::StoreError;
 use crate::error::ErrorCode;
 use crate::model::{
     CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scopes, ServerName,
-    ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus,
+    ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus, ViewName,
 };
 
 /// One server of the registry.
@@ -241,6 +241,8 @@ pub struct SessionRow {
     pub hash: [u8; 32],
     /// Name of the caller it belongs to.
     pub caller: String,
+    /// The view it was opened at, to which it belongs.
+    pub view: Option<ViewName>,
     /// The version that was negotiated.
     pub protocol_version: ProtocolVersion,
     /// What the client said of itself.
@@ -285,6 +287,8 @@ pub struct CallRow {
     pub client: Option<Arc<ClientInfo>>,
     /// Through which door it came.
     pub entrance: Entrance,
+    /// At which view it came in.
+    pub view: Option<ViewName>,
     /// The tool as exposed, or as asked for when it is unknown.
     pub tool: Arc<str>,
     /// The tool as its server names it.
@@ -336,6 +340,8 @@ pub struct AuditFilter {
     pub session: Option<String>,
     /// Calls that failed with this code.
     pub error_code: Option<String>,
+    /// Calls that came in at this view.
+    pub view: Option<String>,
     /// Calls that came in at or after this.
     pub since: Option<Timestamp>,
     /// Calls that came in before this.

@@ -10,7 +10,7 @@ use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
     ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scope, Scopes, ToolStatus,
-    TransportSpec,
+    TransportSpec, ViewName,
 };
 
 fn at(millis: i64) -> Timestamp {
@@ -55,6 +55,7 @@ fn call(number: u64) -> CallRow {
         } else {
             Entrance::Mcp(ProtocolVersion::V2025_06_18)
         },
+        view: number.is_multiple_of(7).then(|| ViewName::parse("support").unwrap()),
         tool: format!("s__tool_{}", number % 10).into(),
         upstream_tool: Some(ToolName::parse(&format!("tool_{}", number % 10)).unwrap()),
         server: Some(name(if number < 500 { "early" } else { "late" })),
@@ -271,6 +272,36 @@ async fn tools_are_replaced_as_a_whole_and_keep_their_history() {
 }
 
 #[tokio::test]
+async fn lists_beside_tools_are_replaced_whole_and_go_with_their_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let server = name("s");
+    let written: Vec<(String, Bytes)> = (0..123)
+        .map(|n| (format!("x:{n}"), Bytes::from(format!(r#"{{ "uri":"x:{n}","n":1.0 }}"#))))
+        .collect();
+    let list: Vec<(&str, &Bytes)> =
+        written.iter().map(|(key, definition)| (key.as_str(), definition)).collect();
+    let unknown = store.replace_offers(&server, OfferKind::Resource, &list).await.unwrap_err();
+    assert!(matches!(unknown, StoreError::UnknownServer { .. }), "{unknown}");
+    store.upsert_server(&server, &spec("x"), true, ServerSource::Config, at(1)).await.unwrap();
+    store.replace_offers(&server, OfferKind::Resource, &list).await.unwrap();
+    store.replace_offers(&server, OfferKind::Prompt, &list[..1]).await.unwrap();
+    drop(store);
+
+    let store = open(folder.path()).await;
+    let rows = store.offers().await.unwrap();
+    assert_eq!(rows.len(), 124);
+    assert_eq!((rows[0].kind, rows[0].key.as_str()), (OfferKind::Prompt, "x:0"));
+    let back: Vec<_> =
+        rows[1..].iter().map(|row| (row.key.clone(), row.definition.clone())).collect();
+    assert_eq!(back, written, "in the server's order, byte for byte");
+    store.replace_offers(&server, OfferKind::Resource, &list[5..6]).await.unwrap();
+    assert_eq!(store.offers().await.unwrap().len(), 2);
+    store.delete_server(&server).await.unwrap();
+    assert_eq!(store.offers().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn a_keys_name_is_free_again_after_revocation() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
@@ -303,6 +334,7 @@ async fn sessions_and_events_come_back() {
     let session = |byte: u8| SessionRow {
         hash: [byte; 32],
         caller: "anonymous".to_owned(),
+        view: byte.is_multiple_of(2).then(|| ViewName::parse("support").unwrap()),
         protocol_version: ProtocolVersion::V2025_11_25,
         client: ClientInfo { name: "c".to_owned(), version: "1".to_owned() },
         capabilities: Some("{}".to_owned()),
@@ -379,6 +411,8 @@ async fn the_ledger_is_paged_and_filtered() {
         (AuditFilter { error_code: text("MCPTimeoutError"), ..none() }, 10),
         (AuditFilter { caller: text("bob"), ..none() }, 500),
         (AuditFilter { session: text("0123456789abcdef"), ..none() }, 200),
+        (AuditFilter { view: text("support"), ..none() }, 143),
+        (AuditFilter { view: text("Support"), ..none() }, 0),
         (AuditFilter { since: Some(at(990)), ..none() }, 10),
         (AuditFilter { until: Some(at(5)), ..none() }, 5),
         (AuditFilter { text: text("100% OF 30_s"), ..none() }, 10),
@@ -511,6 +545,36 @@ async fn a_newer_schema_and_a_foreign_database_are_refused() {
     alter(&folder.path().join("state.db"), "create table other (x)").await;
     let error = refusal(folder.path()).await;
     assert!(matches!(error, StoreError::ForeignDatabase { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn files_of_the_first_version_are_brought_up_to_date_with_their_rows() {
+    const STATE: &str = concat!(
+        include_str!("../../migrations/sqlite/state/0001_state.sql"),
+        "insert into sessions values (zeroblob(32), 'me', '2025-11-25', 'c', '1', null, 1, 2);
+         pragma application_id = 1400330596; pragma user_version = 1;"
+    );
+    const AUDIT: &str = concat!(
+        include_str!("../../migrations/sqlite/audit/0001_calls.sql"),
+        "insert into calls values (1, zeroblob(16), 5, 'me', null, null, null, 'rest', null,
+            's__t', 't', 's', null, 'ok', null, null, null, 200, 1, 0, 1, 2, 3, 4);
+         pragma application_id = 1400330596; pragma user_version = 1;"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    alter(&folder.path().join("state.db"), STATE).await;
+    alter(&folder.path().join("audit.db"), AUDIT).await;
+    let store = open(folder.path()).await;
+    let sessions = store.sessions().await.unwrap();
+    assert_eq!(sessions.len(), 1);
+    assert_eq!((sessions[0].caller.as_str(), &sessions[0].view), ("me", &None));
+    store.append_calls(&[call(7)]).await.unwrap();
+    let rows = pages(&store, &AuditFilter::default(), 9).await;
+    let seen: Vec<_> = rows.iter().map(|row| (row.seq, row.view.is_some())).collect();
+    assert_eq!(seen, [(2, true), (1, false)]);
+    assert_eq!((&*rows[1].tool, rows[1].response_bytes), ("s__t", 4));
+    for copy in ["state.v1.db", "audit.v1.db"] {
+        assert!(folder.path().join(copy).exists(), "{copy}");
+    }
 }
 
 #[tokio::test]

@@ -1,19 +1,22 @@
-//! Which era an HTTP server speaks, and the handshake of that era.
+//! What an HTTP server speaks, and the handshake of its era.
 //!
-//! Changes when the specification's rules for telling eras apart do. Only `server/discover` and
-//! `initialize` are ever sent: both do nothing.
+//! Changes when the specification's rules for telling eras and transports apart do. Only
+//! `server/discover`, `initialize` and plain `GET`s are ever sent: all do nothing.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method};
+use tokio_util::task::TaskTracker;
 use url::Url;
 
 use super::endpoint::{Endpoint, PROTOCOL_VERSION, Reply, SESSION_ID, Talk};
 use super::error::TransportError;
 use super::handshake::{self, Finding};
-use super::http::Session;
-use super::{ConnectOptions, PeerInfo};
-use crate::model::{Era, ProtocolVersion};
+use super::http::{HttpConnection, Session};
+use super::jsonrpc::JsonrpcConnection;
+use super::sse::SseConnection;
+use super::{ConnectOptions, Connection, PeerInfo};
+use crate::model::{Dialect, ProtocolVersion};
 use crate::protocol::render_notification;
 
 /// Id of the opening message; calls count on from it. Not 0, which some servers take for none.
@@ -26,57 +29,184 @@ pub(super) struct Opened {
     pub(super) peer: PeerInfo,
 }
 
-/// Finds the server at `url`, or at `url` with the path `/mcp` when it has none.
+/// Finds out what the server at `url` speaks: what it spoke last time first, else the modern era,
+/// the legacy era and HTTP+SSE; the same at `/mcp`, when `url` has no path and nothing is there; and
+/// last the predecessor's dialect.
 pub(super) async fn open(
-    endpoint: Endpoint,
+    endpoint: &Endpoint,
     url: &Url,
     options: &ConnectOptions,
-) -> Result<Opened, TransportError> {
-    let first = match detect(&endpoint, options).await {
-        Ok((session, peer)) => return Ok(Opened { endpoint, session, peer }),
-        Err(error) => error,
-    };
-    let nothing_there = matches!(first.http_status(), Some(404 | 405 | 501));
-    if nothing_there && url.path() == "/" {
+    tasks: &TaskTracker,
+) -> Result<Connection, TransportError> {
+    let deeper = (url.path() == "/").then(|| {
         let mut deeper = url.clone();
         deeper.set_path("/mcp");
-        if let Some(endpoint) = endpoint.at(&deeper)
-            && let Ok((session, peer)) = detect(&endpoint, options).await
-        {
-            return Ok(Opened { endpoint, session, peer });
-        }
-    }
-    Err(match first {
-        TransportError::Rejected { .. }
-        | TransportError::ContentType { .. }
-        | TransportError::NotAnAnswer { .. } => TransportError::NotMcp {
-            address: endpoint.sockets.address().to_owned(),
-            source: Box::new(first),
-        },
-        other => other,
-    })
-}
-
-async fn detect(
-    endpoint: &Endpoint,
-    options: &ConnectOptions,
-) -> Result<(Session, PeerInfo), TransportError> {
-    let known_legacy = options.known_version.is_some_and(|v| v.era() == Era::Legacy);
-    if known_legacy {
-        match initialize(endpoint, options.connect_timeout, 0).await {
-            Err(error) if !error.is_unreachable() => {}
+        deeper
+    });
+    let here = Address { endpoint: endpoint.clone(), url: url.clone() };
+    let deeper = deeper.and_then(|url| Some(Address { endpoint: endpoint.at(&url)?, url }));
+    let search = Search { here, deeper, options, tasks };
+    // The search begins with the modern era anyway; only where it has two places to look at is
+    // there something to know.
+    let worth_a_try = |known: &Dialect| *known != Dialect::Modern || search.deeper.is_some();
+    if let Some(known) = options.known_dialect.filter(worth_a_try) {
+        match search.known(known).await {
+            Err(error) if !error.is_unreachable() => {
+                tracing::debug!(%error, dialect = known.as_str(), "the server does not speak what it spoke; asking anew");
+            }
             settled => return settled,
         }
     }
-    match discover(endpoint, options.probe_timeout).await {
-        Ok(Finding::Modern(peer)) => {
-            return Ok((Session::modern(&endpoint.headers, peer.version), peer));
+    search.anew().await
+}
+
+struct Address {
+    endpoint: Endpoint,
+    url: Url,
+}
+
+struct Search<'a> {
+    here: Address,
+    /// Where else to look, when nothing is here.
+    deeper: Option<Address>,
+    options: &'a ConnectOptions,
+    tasks: &'a TaskTracker,
+}
+
+impl Search<'_> {
+    /// Tries one dialect wherever it can be.
+    async fn known(&self, dialect: Dialect) -> Result<Connection, TransportError> {
+        if dialect == Dialect::Jsonrpc {
+            return self.jsonrpc().await;
         }
-        Ok(Finding::Legacy) => {}
-        Err(error) if error.is_unreachable() => return Err(error),
-        Err(error) => tracing::debug!(%error, "the modern probe failed; trying the handshake"),
+        match (self.speak(dialect, &self.here).await, &self.deeper) {
+            (Err(error), Some(deeper)) if nothing_there(&error) => {
+                self.speak(dialect, deeper).await
+            }
+            (settled, _) => settled,
+        }
     }
-    initialize(endpoint, options.connect_timeout, 0).await
+
+    async fn speak(&self, dialect: Dialect, at: &Address) -> Result<Connection, TransportError> {
+        match dialect {
+            Dialect::Modern => match discover(&at.endpoint, self.options.probe_timeout).await? {
+                Finding::Modern(peer) => Ok(self.modern(at, peer)),
+                Finding::Legacy => self.legacy(at).await,
+            },
+            Dialect::Legacy => self.legacy(at).await,
+            Dialect::Sse => SseConnection::open(&at.endpoint, &at.url, self.options, self.tasks)
+                .await
+                .map(Connection::Sse),
+            Dialect::Jsonrpc => self.jsonrpc().await,
+        }
+    }
+
+    fn modern(&self, at: &Address, peer: PeerInfo) -> Connection {
+        let session = Session::modern(&at.endpoint.headers, peer.version);
+        self.start(at, session, peer)
+    }
+
+    async fn legacy(&self, at: &Address) -> Result<Connection, TransportError> {
+        let (session, peer) = initialize(&at.endpoint, self.options.connect_timeout, 0).await?;
+        Ok(self.start(at, session, peer))
+    }
+
+    fn start(&self, at: &Address, session: Session, peer: PeerInfo) -> Connection {
+        let opened = Opened { endpoint: at.endpoint.clone(), session, peer };
+        Connection::Http(HttpConnection::start(opened, self.options, self.tasks))
+    }
+
+    async fn jsonrpc(&self) -> Result<Connection, TransportError> {
+        JsonrpcConnection::open(&self.here.endpoint, &self.here.url, self.options)
+            .await
+            .map(|connection| Connection::Jsonrpc(Box::new(connection)))
+    }
+
+    /// Tries everything in order. What the server said at `url` itself is what is told when nothing
+    /// was found.
+    async fn anew(&self) -> Result<Connection, TransportError> {
+        let first = match self.mcp(&self.here).await {
+            Err(error) if says_something_else(&error) => error,
+            settled => return settled,
+        };
+        if let Some(deeper) = &self.deeper
+            && nothing_there(&first)
+        {
+            match self.mcp(deeper).await {
+                Err(error) if !error.is_unreachable() => {}
+                settled => return settled,
+            }
+        }
+        match self.jsonrpc().await {
+            Err(error) if !error.is_unreachable() => {
+                tracing::debug!(%error, "the server does not speak the predecessor's dialect either");
+            }
+            settled => return settled,
+        }
+        Err(match first {
+            TransportError::Rejected { .. }
+            | TransportError::ContentType { .. }
+            | TransportError::NotAnAnswer { .. } => TransportError::NotMcp {
+                address: self.here.endpoint.sockets.address().to_owned(),
+                source: Box::new(first),
+            },
+            other => other,
+        })
+    }
+
+    /// Tries MCP of all ages at one address (specification 2025-11-25, basic/transports, "Backwards
+    /// Compatibility"; 2026-07-28, basic/transports/streamable-http, the same).
+    async fn mcp(&self, at: &Address) -> Result<Connection, TransportError> {
+        match discover(&at.endpoint, self.options.probe_timeout).await {
+            Ok(Finding::Modern(peer)) => return Ok(self.modern(at, peer)),
+            Ok(Finding::Legacy) => {}
+            Err(error) if error.is_unreachable() => return Err(error),
+            Err(error) => tracing::debug!(%error, "the modern probe failed; trying the handshake"),
+        }
+        let refused = match self.legacy(at).await {
+            Err(error) if wants_no_posts(&error) => error,
+            settled => return settled,
+        };
+        match self.speak(Dialect::Sse, at).await {
+            // A stream that opens and then breaks the rules says more than the refused handshake.
+            Err(
+                error @ (TransportError::ForeignEndpoint { .. }
+                | TransportError::HandshakeRefused { .. }
+                | TransportError::Version { .. }),
+            ) => Err(error),
+            Err(error) if !error.is_unreachable() => {
+                tracing::debug!(%error, "the server does not speak HTTP+SSE either");
+                Err(refused)
+            }
+            settled => settled,
+        }
+    }
+}
+
+/// No MCP at this path, as far as the status can say.
+fn nothing_there(error: &TransportError) -> bool {
+    matches!(error.http_status(), Some(404 | 405 | 501))
+}
+
+/// `initialize` was turned away as something one does not post here.
+fn wants_no_posts(error: &TransportError) -> bool {
+    matches!(
+        error,
+        TransportError::Rejected { .. } | TransportError::ServerFault { status: 501, .. }
+    )
+}
+
+/// There is a server, it had the question, and its answer is none of MCP; not one that is down, or
+/// a proxy that says so.
+fn says_something_else(error: &TransportError) -> bool {
+    matches!(
+        error,
+        TransportError::Rejected { .. }
+            | TransportError::ContentType { .. }
+            | TransportError::NotAnAnswer { .. }
+            | TransportError::HandshakeRefused { .. }
+            | TransportError::ServerFault { status: 500 | 501, .. }
+    )
 }
 
 async fn discover(endpoint: &Endpoint, limit: Duration) -> Result<Finding, TransportError> {

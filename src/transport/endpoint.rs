@@ -111,6 +111,14 @@ pub(super) enum Reply {
     SessionGone(TransportError),
 }
 
+/// What came back to a request for a document.
+pub(super) enum Body {
+    /// All of it.
+    Whole(Bytes),
+    /// An answer to the request, with a status that is no success.
+    Answer(Answer),
+}
+
 impl Endpoint {
     /// Takes the address apart once, so that no request has to.
     pub(super) fn new(
@@ -186,6 +194,17 @@ impl Endpoint {
         self.sockets.send(self.build(Method::POST, headers, body)).await
     }
 
+    /// The same, given up unsent when `begin` says so: it is asked once, right before the first byte
+    /// can go out.
+    pub(super) async fn post_if(
+        &self,
+        headers: HeaderMap,
+        body: Vec<u8>,
+        begin: impl FnOnce() -> bool,
+    ) -> Result<Exchange, TransportError> {
+        self.sockets.send_if(self.build(Method::POST, headers, body), begin).await
+    }
+
     /// Sends a message to which nothing of interest comes back, in bounded time.
     pub(super) async fn tell(&self, method: Method, headers: HeaderMap, body: Vec<u8>) {
         let telling = async {
@@ -217,11 +236,7 @@ impl Endpoint {
         id: u64,
         talk: Talk<'_>,
     ) -> Result<Reply, TransportError> {
-        if let Some(encoding) = exchange.headers().get(header::CONTENT_ENCODING)
-            && encoding.as_bytes() != b"identity"
-        {
-            return Err(TransportError::Encoding { encoding: sample(encoding.as_bytes()) });
-        }
+        check_encoding(&exchange)?;
         if !exchange.status().is_success() {
             return self.read_refusal(exchange, id, talk.session).await;
         }
@@ -238,6 +253,64 @@ impl Endpoint {
                 let body = read_start(&mut exchange).await;
                 Err(TransportError::ContentType { found, body })
             }
+        }
+    }
+
+    /// Reads a whole document of JSON; of a refusal, the answer to `id` when it holds one.
+    pub(super) async fn read_json(
+        &self,
+        mut exchange: Exchange,
+        id: u64,
+    ) -> Result<Body, TransportError> {
+        check_encoding(&exchange)?;
+        if !exchange.status().is_success() {
+            return match self.read_refusal(exchange, id, None).await? {
+                Reply::Answer(answer) => Ok(Body::Answer(answer)),
+                Reply::SessionGone(error) => Err(error),
+            };
+        }
+        if !matches!(Content::of(exchange.headers()), Content::Json) {
+            return Err(self.refused(exchange).await);
+        }
+        let body = exchange.collect(self.limit).await?;
+        exchange.finish().await;
+        Ok(Body::Whole(body))
+    }
+
+    /// Whether a message was taken: any 2xx says so, whatever stands in its body. A refusal can be
+    /// the answer to `id`.
+    pub(super) async fn acknowledged(
+        &self,
+        exchange: Exchange,
+        id: u64,
+    ) -> Result<Option<Answer>, TransportError> {
+        if exchange.status().is_success() {
+            exchange.finish().await;
+            return Ok(None);
+        }
+        match self.read_refusal(exchange, id, None).await? {
+            Reply::Answer(answer) => Ok(Some(answer)),
+            Reply::SessionGone(error) => Err(error),
+        }
+    }
+
+    /// What to say of an answer that is not what was asked for.
+    pub(super) async fn refused(&self, mut exchange: Exchange) -> TransportError {
+        let status = exchange.status();
+        if status.is_success() {
+            let found = match Content::of(exchange.headers()) {
+                Content::Json => "application/json".to_owned(),
+                Content::Events => "text/event-stream".to_owned(),
+                Content::Other(found) => found,
+            };
+            let body = read_start(&mut exchange).await;
+            return TransportError::ContentType { found, body };
+        }
+        match self.read_refusal(exchange, 0, None).await {
+            Ok(Reply::Answer(answer)) => {
+                TransportError::Rejected { status: status.as_u16(), body: sample(&answer.value) }
+            }
+            Ok(Reply::SessionGone(error)) | Err(error) => error,
         }
     }
 
@@ -422,11 +495,20 @@ impl Endpoint {
 
 /// 404 says it by the specification. Some servers say 400 and that there is no such session, in an
 /// error without our id: they did not look at the request either.
-fn is_session_gone(status: StatusCode, body: &str, answers_us: bool) -> bool {
+pub(super) fn is_session_gone(status: StatusCode, body: &str, answers_us: bool) -> bool {
     status == StatusCode::NOT_FOUND
         || (status == StatusCode::BAD_REQUEST
             && !answers_us
             && body.to_ascii_lowercase().contains("session"))
+}
+
+fn check_encoding(exchange: &Exchange) -> Result<(), TransportError> {
+    match exchange.headers().get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding.as_bytes() != b"identity" => {
+            Err(TransportError::Encoding { encoding: sample(encoding.as_bytes()) })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn parse(message: &Bytes, id: u64) -> Result<Answer, TransportError> {

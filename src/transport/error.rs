@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::ErrorCode;
-use crate::model::{Failure, TransportKind, format_duration};
+use crate::model::{Failure, format_duration};
 use crate::protocol::{AnswerError, SseError};
 
 /// An error of a library below us.
@@ -20,12 +20,6 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The transport is known and not built in.
-    #[error("the transport `{}` is not supported; use `http` or `stdio`", .transport.as_str())]
-    Unsupported {
-        /// Which.
-        transport: TransportKind,
-    },
     /// The address cannot be used.
     #[error("could not use the address {address}: {reason}")]
     Address {
@@ -177,6 +171,44 @@ pub enum TransportError {
     /// The event stream ended and our answer had not come.
     #[error("the event stream ended without an answer")]
     StreamEnded,
+    /// The event stream that is the session (HTTP+SSE) ended.
+    #[error("the event stream of the session ended{}", match .sent {
+        Sent::Yes => " before the answer came",
+        Sent::No => "; the request was not sent",
+    })]
+    StreamLost {
+        /// Whether the request had been posted.
+        sent: Sent,
+    },
+    /// The event stream does not say where to post messages (HTTP+SSE).
+    #[error(
+        "the server at {address} sent no `endpoint` event within {}; does it speak HTTP+SSE of 2024-11-05?",
+        format_duration(*.limit)
+    )]
+    NoEndpoint {
+        /// Where.
+        address: String,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The event stream wants messages to be posted elsewhere (HTTP+SSE).
+    #[error(
+        "the server at {address} wants messages sent to {found}, which is another origin; that is refused, because it would send requests and credentials to a host you did not name"
+    )]
+    ForeignEndpoint {
+        /// Where the stream is.
+        address: String,
+        /// Where it points.
+        found: String,
+    },
+    /// Too many requests wait on one connection.
+    #[error(
+        "{limit} requests wait for answers on the one connection to the server; one more was not sent"
+    )]
+    Full {
+        /// How many may wait.
+        limit: usize,
+    },
     /// The event stream broke a limit.
     #[error("the event stream cannot be read: {0}")]
     EventStream(#[source] SseError),
@@ -274,8 +306,7 @@ impl TransportError {
     #[must_use]
     pub const fn failure(&self) -> Failure {
         match self {
-            Self::Unsupported { .. }
-            | Self::Address { .. }
+            Self::Address { .. }
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::NotSent { .. }
@@ -288,6 +319,10 @@ impl TransportError {
             | Self::Spawn { .. }
             | Self::ChildExited { sent: Sent::No, .. }
             | Self::NoHandshake { .. }
+            | Self::StreamLost { sent: Sent::No }
+            | Self::NoEndpoint { .. }
+            | Self::ForeignEndpoint { .. }
+            | Self::Full { .. }
             | Self::Closed => Failure::NotSent,
             Self::Unauthorized { .. }
             | Self::Throttled { .. }
@@ -301,6 +336,7 @@ impl TransportError {
             | Self::ContentType { .. }
             | Self::Encoding { .. }
             | Self::StreamEnded
+            | Self::StreamLost { sent: Sent::Yes }
             | Self::EventStream(_)
             | Self::ResponseTooLarge { .. }
             | Self::ChildExited { sent: Sent::Yes, .. } => Failure::Ambiguous,
@@ -312,8 +348,7 @@ impl TransportError {
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::Unsupported { .. }
-            | Self::Address { .. }
+            Self::Address { .. }
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::NotSent { .. }
@@ -326,6 +361,7 @@ impl TransportError {
             | Self::ServerFault { .. }
             | Self::SessionLost { .. }
             | Self::StreamEnded
+            | Self::StreamLost { .. }
             | Self::CommandNotFound { .. }
             | Self::NoSuchFolder { .. }
             | Self::Spawn { .. }
@@ -338,8 +374,11 @@ impl TransportError {
             | Self::Encoding { .. }
             | Self::EventStream(_)
             | Self::NotMcp { .. }
+            | Self::NoEndpoint { .. }
+            | Self::ForeignEndpoint { .. }
             | Self::HandshakeRefused { .. }
             | Self::Version { .. } => ErrorCode::Protocol,
+            Self::Full { .. } => ErrorCode::Overloaded,
             Self::ResponseTooLarge { .. } => ErrorCode::ResponseTooLarge,
             Self::Timeout { .. } => ErrorCode::Timeout,
         }

@@ -3,6 +3,7 @@
 //! Changes when a transport is added. Knows nothing of retries, breakers, catalogues or callers; it
 //! sends one request and says exactly what became of it.
 
+mod channel;
 mod child;
 mod detect;
 mod endpoint;
@@ -10,9 +11,11 @@ mod error;
 mod handshake;
 mod hear;
 mod http;
+mod jsonrpc;
 mod notice;
 mod relay;
 mod socket;
+mod sse;
 mod stdio;
 
 #[cfg(test)]
@@ -31,12 +34,14 @@ use url::Url;
 
 pub use error::{BoxError, Sent, TransportError};
 pub use http::HttpConnection;
+pub use jsonrpc::JsonrpcConnection;
 pub use notice::{ListKind, Notice, NoticeSink};
 pub use relay::{Relay, RelayWishes, ServerMessage, ServerRequest};
 pub use socket::HttpClient;
+pub use sse::SseConnection;
 pub use stdio::StdioConnection;
 
-use crate::model::{ProtocolVersion, Secret, ServerName, TransportKind};
+use crate::model::{Dialect, ProtocolVersion, Secret, ServerName, TransportKind};
 use crate::protocol::{Answer, OutgoingRequest};
 
 /// Where an upstream is, with everything expanded. Secrets are in memory only; `Debug` shows the
@@ -122,8 +127,8 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// Bound of one answer, of one event and of one line, in bytes.
     pub max_response_size: u64,
-    /// The version found last time; it is tried first.
-    pub known_version: Option<ProtocolVersion>,
+    /// What the server was found to speak last time; it is tried first, where there is a choice.
+    pub known_dialect: Option<Dialect>,
     /// Who hears what the server says on its own.
     pub hearing: Hearing,
     /// How long the modern probe may take before the legacy handshake is tried; at most 2 s with a
@@ -207,10 +212,15 @@ pub enum Connection {
     Http(Arc<HttpConnection>),
     /// A child process.
     Stdio(StdioConnection),
+    /// HTTP+SSE of 2024-11-05.
+    Sse(SseConnection),
+    /// The predecessor's dialect.
+    Jsonrpc(Box<JsonrpcConnection>),
 }
 
 impl Connection {
-    /// Connects, finds out which era the server speaks, and does the handshake.
+    /// Connects, finds out what the server speaks, and does the handshake. A target over HTTP can
+    /// turn out to be any kind but a child process.
     ///
     /// Bounded by the connect and probe timeouts. Background work of the connection is spawned on
     /// `tasks`. Dropping the future gives up; a child process started by it is ended.
@@ -226,15 +236,21 @@ impl Connection {
         match target {
             Target::Http { url, headers } => {
                 let endpoint = endpoint::Endpoint::new(url, headers, client, options, tasks)?;
-                let opened = Box::pin(detect::open(endpoint, url, options)).await?;
-                Ok(Self::Http(HttpConnection::start(opened, options, tasks)))
+                Box::pin(detect::open(&endpoint, url, options, tasks)).await
             }
             Target::Stdio { command, args, env, cwd } => {
                 let child = child::Launch { command, args, env, cwd: cwd.as_deref() };
                 Box::pin(StdioConnection::open(&child, options, tasks)).await.map(Self::Stdio)
             }
-            Target::Sse { .. } | Target::Jsonrpc { .. } => {
-                Err(TransportError::Unsupported { transport: target.kind() })
+            Target::Sse { url, headers } => {
+                let stream = endpoint::Endpoint::new(url, headers, client, options, tasks)?;
+                let opening = SseConnection::open(&stream, url, options, tasks);
+                Box::pin(opening).await.map(Self::Sse)
+            }
+            Target::Jsonrpc { url, headers } => {
+                let base = endpoint::Endpoint::new(url, headers, client, options, tasks)?;
+                let opening = JsonrpcConnection::open(&base, url, options);
+                Box::pin(opening).await.map(|connection| Self::Jsonrpc(Box::new(connection)))
             }
         }
     }
@@ -245,24 +261,38 @@ impl Connection {
         match self {
             Self::Http(connection) => connection.peer(),
             Self::Stdio(connection) => connection.peer(),
+            Self::Sse(connection) => connection.peer(),
+            Self::Jsonrpc(connection) => connection.peer(),
         }
     }
 
-    /// Whether requests can still succeed. False for a child that ended, and for an HTTP server
-    /// that no longer speaks what was agreed.
+    /// What was found to work with the server.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Self::Http(_) | Self::Stdio(_) => self.peer().version.era().into(),
+            Self::Sse(_) => Dialect::Sse,
+            Self::Jsonrpc(_) => Dialect::Jsonrpc,
+        }
+    }
+
+    /// Whether requests can still succeed. False for a child that ended, for an event stream that
+    /// did, and for an HTTP server that no longer speaks what was agreed.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         match self {
             Self::Http(connection) => connection.is_alive(),
             Self::Stdio(connection) => connection.is_alive(),
+            Self::Sse(connection) => connection.is_alive(),
+            Self::Jsonrpc(connection) => connection.is_alive(),
         }
     }
 
     /// Sends one request and waits for its answer, at most `timeout`.
     ///
-    /// Dropping the future cancels the request upstream: the stream is closed, and in the legacy
+    /// Dropping the future cancels the request upstream: its connection is closed, and in the legacy
     /// era and on stdio `notifications/cancelled` is sent, in the background and best effort; the
-    /// same when the timeout fires.
+    /// same when the timeout fires. The predecessor's dialect knows no cancellation.
     ///
     /// What the server says about the request before it answers goes to `relay`.
     ///
@@ -277,6 +307,8 @@ impl Connection {
         match self {
             Self::Http(connection) => connection.request(request, timeout, relay).await,
             Self::Stdio(connection) => connection.request(request, timeout, relay).await,
+            Self::Sse(connection) => connection.request(request, timeout, relay).await,
+            Self::Jsonrpc(connection) => connection.request(request, timeout).await,
         }
     }
 
@@ -285,6 +317,9 @@ impl Connection {
         match self {
             Self::Http(connection) => connection.notify(method, params).await,
             Self::Stdio(connection) => connection.notify(method, params),
+            Self::Sse(connection) => connection.notify(method, params),
+            // The dialect has no such messages.
+            Self::Jsonrpc(_) => {}
         }
     }
 
@@ -294,6 +329,8 @@ impl Connection {
         match self {
             Self::Http(connection) => connection.close().await,
             Self::Stdio(connection) => connection.close().await,
+            Self::Sse(connection) => connection.close().await,
+            Self::Jsonrpc(connection) => connection.close(),
         }
     }
 
@@ -301,8 +338,8 @@ impl Connection {
     #[must_use]
     pub fn stderr_tail(&self) -> Vec<String> {
         match self {
-            Self::Http(_) => Vec::new(),
             Self::Stdio(connection) => connection.stderr_tail(),
+            Self::Http(_) | Self::Sse(_) | Self::Jsonrpc(_) => Vec::new(),
         }
     }
 
@@ -310,8 +347,8 @@ impl Connection {
     #[must_use]
     pub fn exit_status(&self) -> Option<String> {
         match self {
-            Self::Http(_) => None,
             Self::Stdio(connection) => connection.exit_status(),
+            Self::Http(_) | Self::Sse(_) | Self::Jsonrpc(_) => None,
         }
     }
 
@@ -319,17 +356,19 @@ impl Connection {
     #[must_use]
     pub fn process_id(&self) -> Option<u32> {
         match self {
-            Self::Http(_) => None,
             Self::Stdio(connection) => Some(connection.process_id()),
+            Self::Http(_) | Self::Sse(_) | Self::Jsonrpc(_) => None,
         }
     }
 
-    /// Why the connection is no longer alive, when it knows.
+    /// How the server ended the conversation, when it did: a child by its own end, an event stream
+    /// by its.
     #[must_use]
     pub fn death(&self) -> Option<TransportError> {
         match self {
-            Self::Http(_) => None,
             Self::Stdio(connection) => connection.death(),
+            Self::Sse(connection) => connection.death(),
+            Self::Http(_) | Self::Jsonrpc(_) => None,
         }
     }
 }

@@ -33,6 +33,14 @@ pub struct RelayWishes {
     pub abilities: ClientAbilities,
 }
 
+impl RelayWishes {
+    /// Whether the caller asked to hear anything while it waits.
+    #[must_use]
+    pub const fn wants_news(&self) -> bool {
+        self.progress_token.is_some() || self.asks_for_log
+    }
+}
+
 /// A request of a server on its way to the client that must answer it.
 #[derive(Debug)]
 pub struct ServerRequest {

@@ -42,6 +42,13 @@ const IDLE: Duration = Duration::from_secs(4);
 /// is given up.
 const DRAIN: Duration = Duration::from_millis(250);
 
+/// After this long without a byte the kernel asks whether the peer is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long it waits before it asks again.
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(15);
+/// How often it asks in vain before the connection counts as broken.
+const KEEPALIVE_TRIES: u32 = 4;
+
 /// How often a connection may go round before other tasks get their turn: the runtime, when it wants
 /// the task to pause, wakes it until it does.
 const ROUNDS: u32 = 4;
@@ -68,6 +75,10 @@ impl HttpClient {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        // An event stream can be silent for hours; a peer that vanished must be noticed all the same.
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_keepalive_interval(Some(KEEPALIVE_AGAIN));
+        tcp.set_keepalive_retries(Some(KEEPALIVE_TRIES));
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
             .expect("TLS 1.2 and 1.3 are available")
@@ -302,8 +313,19 @@ impl SocketPool {
     /// Dropping the future closes the connection, which is how HTTP/1.1 cancels.
     pub(super) async fn send(
         self: &Arc<Self>,
-        mut request: Request<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
     ) -> Result<Exchange, TransportError> {
+        self.send_if(request, || true).await
+    }
+
+    /// The same, given up unsent when `begin` says so: it is asked once, when there is a connection
+    /// and before the first byte can be written.
+    pub(super) async fn send_if(
+        self: &Arc<Self>,
+        mut request: Request<Full<Bytes>>,
+        begin: impl FnOnce() -> bool,
+    ) -> Result<Exchange, TransportError> {
+        let mut begin = Some(begin);
         loop {
             let reused = self.take_idle();
             let fresh = reused.is_none();
@@ -311,6 +333,10 @@ impl SocketPool {
                 Some(socket) => socket,
                 None => self.connect().await?,
             };
+            if begin.take().is_some_and(|begin| !begin()) {
+                self.put_back(socket);
+                return Err(TransportError::Closed);
+            }
             match socket.send(request).await {
                 Ok(response) => return Ok(Exchange::new(response, socket, Arc::clone(self))),
                 Err(SendError::NotBegun(unsent, _)) if !fresh => request = *unsent,

@@ -6,28 +6,26 @@
 //! never leaves half a line there; a reader, which hands answers to those who wait for them; and a
 //! supervisor, which waits for the end and then tells everybody.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{ChildStdin, ChildStdout};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
 use super::child::{Launch, Process, Running, StderrTail};
-use super::endpoint::{answer_server, reply_of_client, server_request};
 use super::error::{Sent, TransportError, sample};
 use super::handshake::{self, Finding};
-use super::notice::Notice;
 use super::relay::Relay;
-use super::{ConnectOptions, Hearing, PeerInfo, hear};
-use crate::model::{Era, ProtocolVersion, ServerName};
+use super::{ConnectOptions, PeerInfo, hear};
+use crate::model::{Dialect, Era, ProtocolVersion};
 use crate::protocol::{
     Answer, MessageKind, OutgoingRequest, RawObject, message_kind, render_notification,
 };
@@ -41,14 +39,10 @@ const START: Duration = Duration::from_secs(30);
 /// How long the last answers of an ended child may take to be read, and how long a child may live
 /// after it closed its output.
 const LINGER: Duration = Duration::from_millis(300);
-/// Requests of a child that its client is being asked at a time.
-const QUESTIONS: u32 = 64;
 /// Longer than any child lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Lines that are no messages, kept for error texts.
 const PRINTED: usize = 5;
-
-type Reply = Result<Answer, TransportError>;
 
 /// A conversation with a child process. Dropping it ends the child in the background.
 pub struct StdioConnection {
@@ -58,69 +52,24 @@ pub struct StdioConnection {
 }
 
 struct Shared {
-    server: ServerName,
+    channel: Channel,
     process_id: u32,
-    next_id: AtomicU64,
     state: Mutex<State>,
     queue: mpsc::Sender<Line>,
     stderr: StderrTail,
-    /// Asks for the end.
-    stop: CancellationToken,
-    /// The end has come and everybody has been told.
-    ended: CancellationToken,
     limit: usize,
-    hearing: Hearing,
-    tasks: TaskTracker,
-    /// Requests of the child that a client is being asked.
-    asked: AtomicU32,
 }
 
 #[derive(Default)]
 struct State {
-    waiting: HashMap<u64, Waiting>,
     printed: VecDeque<String>,
     /// How the child ended.
     end: Option<String>,
 }
 
-struct Waiting {
-    reply: oneshot::Sender<Reply>,
-    ticket: Arc<Ticket>,
-    relay: Option<Arc<Relay>>,
-}
-
 struct Line {
     bytes: Vec<u8>,
     ticket: Arc<Ticket>,
-}
-
-/// Where a line is: settles the race between the writer and a caller who gives up.
-#[derive(Default)]
-struct Ticket(AtomicU8);
-
-impl Ticket {
-    const QUEUED: u8 = 0;
-    const WRITTEN: u8 = 1;
-    const WITHDRAWN: u8 = 2;
-
-    fn advance(&self, to: u8) -> bool {
-        self.0.compare_exchange(Self::QUEUED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// The writer takes the line; false when its caller gave up.
-    fn take(&self) -> bool {
-        self.advance(Self::WRITTEN)
-    }
-
-    /// Nobody wants the line written any more; says whether it had been.
-    fn withdraw(&self) -> Sent {
-        let withdrawn = self.advance(Self::WITHDRAWN);
-        if withdrawn || self.0.load(Ordering::Acquire) == Self::WITHDRAWN {
-            Sent::No
-        } else {
-            Sent::Yes
-        }
-    }
 }
 
 impl StdioConnection {
@@ -129,7 +78,7 @@ impl StdioConnection {
         options: &ConnectOptions,
         tasks: &TaskTracker,
     ) -> Result<Self, TransportError> {
-        let known_legacy = options.known_version.is_some_and(|v| v.era() == Era::Legacy);
+        let known_legacy = options.known_dialect == Some(Dialect::Legacy);
         let first = if known_legacy { Opening::Handshake } else { Opening::Probe };
         match Self::start(launch, options, tasks, first).await {
             // Some legacy servers do not survive a message before the handshake.
@@ -158,7 +107,7 @@ impl StdioConnection {
             "started `{}`", launch.command
         );
         let shared = Shared::run(process, options, tasks);
-        let stop = shared.stop.clone().drop_guard();
+        let stop = shared.channel.stop.clone().drop_guard();
         let limit = options.connect_timeout.max(START);
         let silence = options.probe_timeout.min(SILENCE);
         match tokio::time::timeout(limit, shared.greet(opening, silence)).await {
@@ -181,7 +130,7 @@ impl StdioConnection {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        !self.shared.stop.is_cancelled() && !self.shared.ended.is_cancelled()
+        self.shared.channel.is_alive()
     }
 
     pub(super) async fn request(
@@ -191,16 +140,17 @@ impl StdioConnection {
         relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
         let shared = &self.shared;
-        let id = shared.next_id();
+        let id = shared.channel.next_id();
         shared.exchange(id, request.render(id, self.peer.version), limit, relay).await
     }
 
     pub(super) fn notify(&self, method: &str, params: Option<&str>) {
         self.shared.tell(render_notification(method, params));
     }
+
     pub(super) async fn close(&self) {
-        self.shared.stop.cancel();
-        self.shared.ended.cancelled().await;
+        self.shared.channel.stop.cancel();
+        self.shared.channel.ended.cancelled().await;
     }
 
     pub(super) fn stderr_tail(&self) -> Vec<String> {
@@ -237,85 +187,25 @@ enum Opening {
     Handshake,
 }
 
-/// A request under way. Dropping it forgets the request, and tells the child if it was written.
-struct Call<'a> {
-    shared: &'a Shared,
-    id: u64,
-    ticket: Arc<Ticket>,
-    reply: oneshot::Receiver<Reply>,
-    answered: bool,
-}
-
-impl Call<'_> {
-    async fn reply(&mut self) -> Reply {
-        let reply = (&mut self.reply).await;
-        self.answered = true;
-        reply.unwrap_or(Err(TransportError::Closed))
-    }
-}
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        if self.answered {
-            return;
-        }
-        self.shared.state.lock().waiting.remove(&self.id);
-        if self.ticket.withdraw() == Sent::Yes {
-            let params = format!(r#"{{"requestId":{},"reason":"no longer waited for"}}"#, self.id);
-            let message = render_notification("notifications/cancelled", Some(&params));
-            self.shared.tell(message);
-        }
-    }
-}
-
-impl Shared {
-    /// Starts the tasks around a process.
-    fn run(process: Process, options: &ConnectOptions, tasks: &TaskTracker) -> Arc<Self> {
-        let Process { child, stdin, stdout, stderr } = process;
-        let (queue, lines) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Self {
-            server: options.server.clone(),
-            process_id: child.id(),
-            next_id: AtomicU64::new(1),
-            state: Mutex::default(),
-            queue,
-            stderr: StderrTail::default(),
-            stop: CancellationToken::new(),
-            ended: CancellationToken::new(),
-            limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
-            hearing: options.hearing.clone(),
-            tasks: tasks.clone(),
-            asked: AtomicU32::new(0),
-        });
-        tasks.spawn(write(lines, stdin, shared.stop.clone()));
-        let read_end = CancellationToken::new();
-        {
-            let (shared, read_end) = (Arc::clone(&shared), read_end.clone());
-            tasks.spawn(async move {
-                let _read_end = read_end.drop_guard();
-                shared.read(stdout).await;
-            });
-        }
-        let stderr_end = CancellationToken::new();
-        {
-            let (shared, stderr_end) = (Arc::clone(&shared), stderr_end.clone());
-            tasks.spawn(async move {
-                let _stderr_end = stderr_end.drop_guard();
-                shared.stderr.drain(stderr).await;
-            });
-        }
-        tasks.spawn(supervise(Arc::clone(&shared), child, read_end, stderr_end));
-        shared
+impl Carrier for Shared {
+    fn channel(&self) -> &Channel {
+        &self.channel
     }
 
-    /// Sends a rendered request and waits for its answer.
+    fn tell(&self, mut bytes: Vec<u8>) {
+        bytes.push(b'\n');
+        if self.queue.try_send(Line { bytes, ticket: Arc::default() }).is_err() {
+            tracing::debug!(server.name = %self.channel.server, "dropped a message to a child that does not read");
+        }
+    }
+
     async fn exchange(
         &self,
         id: u64,
         mut bytes: Vec<u8>,
         limit: Duration,
         relay: Option<&Arc<Relay>>,
-    ) -> Result<Answer, TransportError> {
+    ) -> Reply {
         // What the caller sent is passed on as it was, and may be spread over lines. In JSON a line
         // end only stands between tokens; here it would end the message and begin another one.
         for byte in &mut bytes {
@@ -339,8 +229,44 @@ impl Shared {
         }
     }
 
-    fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::Relaxed)
+    fn gone(&self) -> TransportError {
+        let end = self.state.lock().end.clone();
+        end.map_or(TransportError::Closed, |end| self.exited(end, Sent::No))
+    }
+}
+
+impl Shared {
+    /// Starts the tasks around a process.
+    fn run(process: Process, options: &ConnectOptions, tasks: &TaskTracker) -> Arc<Self> {
+        let Process { child, stdin, stdout, stderr } = process;
+        let (queue, lines) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Self {
+            channel: Channel::new(options, tasks),
+            process_id: child.id(),
+            state: Mutex::default(),
+            queue,
+            stderr: StderrTail::default(),
+            limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
+        });
+        tasks.spawn(write(lines, stdin, shared.channel.stop.clone()));
+        let read_end = CancellationToken::new();
+        {
+            let (shared, read_end) = (Arc::clone(&shared), read_end.clone());
+            tasks.spawn(async move {
+                let _read_end = read_end.drop_guard();
+                shared.read(stdout).await;
+            });
+        }
+        let stderr_end = CancellationToken::new();
+        {
+            let (shared, stderr_end) = (Arc::clone(&shared), stderr_end.clone());
+            tasks.spawn(async move {
+                let _stderr_end = stderr_end.drop_guard();
+                shared.stderr.drain(stderr).await;
+            });
+        }
+        tasks.spawn(supervise(Arc::clone(&shared), child, read_end, stderr_end));
+        shared
     }
 
     fn printed(&self) -> Vec<String> {
@@ -356,37 +282,11 @@ impl Shared {
         }
     }
 
-    /// Makes a place for the answer to `id`.
-    fn register(&self, id: u64, relay: Option<&Arc<Relay>>) -> Result<Call<'_>, TransportError> {
-        let (sender, reply) = oneshot::channel();
-        let ticket = Arc::new(Ticket::default());
-        let mut state = self.state.lock();
-        if let Some(end) = state.end.clone() {
-            drop(state);
-            return Err(self.exited(end, Sent::No));
-        }
-        let relay = relay.cloned();
-        state.waiting.insert(id, Waiting { reply: sender, ticket: Arc::clone(&ticket), relay });
-        drop(state);
-        Ok(Call { shared: self, id, ticket, reply, answered: false })
-    }
-
     async fn enqueue(&self, bytes: Vec<u8>, ticket: &Arc<Ticket>) -> Result<(), TransportError> {
         let line = Line { bytes, ticket: Arc::clone(ticket) };
         match self.queue.send(line).await {
             Ok(()) => Ok(()),
-            Err(_gone) => {
-                let end = self.state.lock().end.clone();
-                Err(end.map_or(TransportError::Closed, |end| self.exited(end, Sent::No)))
-            }
-        }
-    }
-
-    /// Sends a message that nobody waits for; dropped when the child does not read.
-    fn tell(&self, mut bytes: Vec<u8>) {
-        bytes.push(b'\n');
-        if self.queue.try_send(Line { bytes, ticket: Arc::default() }).is_err() {
-            tracing::debug!(server.name = %self.server, "dropped a message to a child that does not read");
+            Err(_gone) => Err(self.gone()),
         }
     }
 
@@ -394,7 +294,7 @@ impl Shared {
     async fn greet(&self, opening: Opening, silence: Duration) -> Result<PeerInfo, TransportError> {
         let mut probe = None;
         if let Opening::Probe = opening {
-            let id = self.next_id();
+            let id = self.channel.next_id();
             let mut call = self.register(id, None)?;
             let mut bytes = handshake::discover().render(id, ProtocolVersion::LATEST);
             bytes.push(b'\n');
@@ -411,9 +311,9 @@ impl Shared {
                 Err(_elapsed) => probe = Some(call),
             }
         }
-        let id = self.next_id();
+        let id = self.channel.next_id();
         let mut call = self.register(id, None)?;
-        let mut bytes = handshake::render_initialize(id, &self.hearing.client_capabilities);
+        let mut bytes = handshake::render_initialize(id, &self.channel.hearing.client_capabilities);
         bytes.push(b'\n');
         self.enqueue(bytes, &call.ticket).await?;
         let reply = match &mut probe {
@@ -423,7 +323,7 @@ impl Shared {
                 biased;
                 Some(peer) = modern(probe) => {
                     // Never cancelled: the specification forbids that for `initialize`.
-                    call.answered = true;
+                    call.let_go();
                     return Ok(peer);
                 }
                 reply = call.reply() => reply,
@@ -437,7 +337,7 @@ impl Shared {
         }
         if let Some(probe) = &mut probe {
             // Its late answer is of no interest, and no reason to send a cancellation.
-            probe.answered = true;
+            probe.let_go();
         }
         let peer = greeted?;
         let mut line = render_notification("notifications/initialized", None);
@@ -489,19 +389,14 @@ impl Shared {
             return;
         }
         match message_kind(line) {
-            Ok(MessageKind::Answer(id)) => {
-                // Nobody waits for it: a late answer, or one to nothing.
-                let Some(waiting) = self.state.lock().waiting.remove(&id) else { return };
-                let answer = Answer::parse(line, id)
-                    .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(line) });
-                // The receiver may have just gone.
-                drop(waiting.reply.send(answer));
-            }
+            Ok(MessageKind::Answer(id)) => self.channel.take_answer(id, line),
             Ok(MessageKind::Request { id, method }) => self.take_request(id, method, line),
-            Ok(MessageKind::Notification { method }) => self.take_notification(method, line),
+            Ok(MessageKind::Notification { method }) => {
+                self.channel.take_notification(method, line);
+            }
             Err(_) => {
                 let text = sample(line);
-                tracing::debug!(server.name = %self.server, line = %text, "not a message on standard output");
+                tracing::debug!(server.name = %self.channel.server, line = %text, "not a message on standard output");
                 let mut state = self.state.lock();
                 if state.printed.len() == PRINTED {
                     state.printed.pop_front();
@@ -511,70 +406,13 @@ impl Shared {
         }
     }
 
-    /// Progress names its request; everything else on this one channel names none, and can only be
-    /// told to somebody when one client alone uses the child.
-    fn take_notification(&self, method: String, message: &Bytes) {
-        if method == "notifications/progress" {
-            let Some(id) = progress_of(message) else { return };
-            let relay = self.state.lock().waiting.get(&id).and_then(|call| call.relay.clone());
-            if let Some(relay) = relay {
-                relay.notify(&method, message, id);
-            }
-            return;
-        }
-        match Notice::of(&method, message) {
-            Notice::Notification { .. } if !self.hearing.exclusive => {
-                tracing::debug!(server.name = %self.server, method, "a message that belongs to nobody was dropped");
-            }
-            Notice::Notification { message, .. } => match self.latest_relay() {
-                Some((id, relay)) => relay.notify(&method, &message, id),
-                None => self.hearing.notices.take(Notice::Notification { method, message }),
-            },
-            notice => self.hearing.notices.take(notice),
-        }
-    }
-
-    /// A request of the child: for the one client, or refused.
-    fn take_request(self: &Arc<Self>, id: String, method: String, message: &Bytes) {
-        let busy = self.asked.load(Ordering::Relaxed) >= QUESTIONS;
-        if method == "ping" || !self.hearing.exclusive || busy {
-            self.tell(answer_server(&id, &method));
-            return;
-        }
-        let (request, reply) = server_request(method, message);
-        match self.latest_relay() {
-            Some((_, relay)) => drop(relay.request(request)),
-            None => self.hearing.notices.take(Notice::Request(request)),
-        }
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        let shared = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let answer = tokio::select! {
-                answer = reply_of_client(&id, reply) => Some(answer),
-                () = shared.ended.cancelled() => None,
-            };
-            shared.asked.fetch_sub(1, Ordering::Relaxed);
-            if let Some(answer) = answer {
-                shared.tell(answer);
-            }
-        });
-    }
-
-    /// The caller of the latest request under way that has one.
-    fn latest_relay(&self) -> Option<(u64, Arc<Relay>)> {
-        let state = self.state.lock();
-        let with_relay =
-            state.waiting.iter().filter_map(|(id, call)| Some((*id, call.relay.as_ref()?)));
-        with_relay.max_by_key(|(id, _)| *id).map(|(id, relay)| (id, Arc::clone(relay)))
-    }
-
     /// Tells the child what is wanted of its own messages, and follows as that changes.
     async fn keep_subscribed(self: Arc<Self>, peer: PeerInfo) {
-        let mut wanted = self.hearing.subscriptions.clone();
+        let mut wanted = self.channel.hearing.subscriptions.clone();
         let keeping = async {
             match peer.version.era() {
                 Era::Legacy if peer.offers.subscriptions => {
-                    self.keep_subscribed_legacy(&mut wanted, peer.version).await;
+                    keep_subscribed(&*self, peer.version, &mut wanted).await;
                 }
                 Era::Legacy => {}
                 Era::Modern => self.keep_listening(&mut wanted, &peer).await,
@@ -582,30 +420,7 @@ impl Shared {
         };
         tokio::select! {
             () = keeping => {}
-            () = self.stop.cancelled() => {}
-        }
-    }
-
-    async fn keep_subscribed_legacy(
-        &self,
-        wanted: &mut watch::Receiver<Arc<BTreeSet<String>>>,
-        version: ProtocolVersion,
-    ) {
-        let mut now = Arc::<BTreeSet<String>>::default();
-        loop {
-            let next = Arc::clone(&wanted.borrow_and_update());
-            for (uri, method) in hear::changes(&now, &next) {
-                let id = self.next_id();
-                let request = OutgoingRequest { uri: Some(uri), ..OutgoingRequest::new(method) };
-                let changed = self.exchange(id, request.render(id, version), hear::SUBSCRIBE, None);
-                if let Err(error) = changed.await {
-                    tracing::debug!(%error, uri, method, "a subscription was not changed");
-                }
-            }
-            now = next;
-            if wanted.changed().await.is_err() {
-                return;
-            }
+            () = self.channel.stop.cancelled() => {}
         }
     }
 
@@ -634,7 +449,7 @@ impl Shared {
                 params: Some(&params),
                 ..OutgoingRequest::new("subscriptions/listen")
             };
-            let id = self.next_id();
+            let id = self.channel.next_id();
             // The answer comes when the subscription ends; dropping the wait cancels it.
             let listening = self.exchange(id, request.render(id, peer.version), FOREVER, None);
             tokio::select! {
@@ -646,41 +461,19 @@ impl Shared {
 
     /// Fails the call whose answer is too large; all, when it does not say which.
     fn refuse_oversized(&self, line: &Oversized) {
-        let mut state = self.state.lock();
-        let refused: Vec<Waiting> = match line.id().and_then(|id| state.waiting.remove(&id)) {
-            Some(waiting) => vec![waiting],
-            None => state.waiting.drain().map(|(_, waiting)| waiting).collect(),
-        };
-        drop(state);
-        for waiting in refused {
-            let limit = u64::try_from(self.limit).unwrap_or(u64::MAX);
-            drop(waiting.reply.send(Err(TransportError::ResponseTooLarge { limit })));
-        }
+        let limit = u64::try_from(self.limit).unwrap_or(u64::MAX);
+        self.channel.fail(line.id(), || TransportError::ResponseTooLarge { limit });
     }
 
     /// Tells everybody that the child has ended.
     fn end(&self, status: &str) {
-        let waiting = {
-            let mut state = self.state.lock();
-            state.end.get_or_insert_with(|| status.to_owned());
-            std::mem::take(&mut state.waiting)
-        };
-        for waiting in waiting.into_values() {
-            let sent = waiting.ticket.withdraw();
-            drop(waiting.reply.send(Err(self.exited(status.to_owned(), sent))));
-        }
+        self.state.lock().end.get_or_insert_with(|| status.to_owned());
+        self.channel.end(|sent| self.exited(status.to_owned(), sent));
     }
 }
 
-/// The request that a progress message is about.
-fn progress_of(message: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(message).ok()?;
-    let params = RawObject::parse(text).ok()?.get("params")?.get();
-    RawObject::parse(params).ok()?.get("progressToken")?.get().parse().ok()
-}
-
 /// What the answer to the probe says, if that is that the child is modern.
-async fn modern(probe: &mut Call<'_>) -> Option<PeerInfo> {
+async fn modern(probe: &mut Call<'_, Shared>) -> Option<PeerInfo> {
     if probe.answered {
         return None;
     }
@@ -761,13 +554,13 @@ async fn supervise(
 ) {
     let status = tokio::select! {
         status = child.ended() => status,
-        () = shared.stop.cancelled() => child.end().await,
+        () = shared.channel.stop.cancelled() => child.end().await,
         () = read_end.cancelled() => {
             match tokio::time::timeout(LINGER, child.ended()).await {
                 Ok(status) => status,
                 Err(_elapsed) => {
                     let closed = "closed its output";
-                    shared.stop.cancel();
+                    shared.channel.stop.cancel();
                     shared.end(closed);
                     child.end().await
                 }
@@ -780,8 +573,8 @@ async fn supervise(
         stderr_end.cancelled().await;
     })
     .await;
-    tracing::info!(server.name = %shared.server, process.id = shared.process_id, "the child {status}");
+    tracing::info!(server.name = %shared.channel.server, process.id = shared.process_id, "the child {status}");
     shared.end(&status);
-    shared.stop.cancel();
-    shared.ended.cancel();
+    shared.channel.stop.cancel();
+    shared.channel.ended.cancel();
 }

@@ -2,5 +2,10 @@
 
 mod support;
 
+mod detect;
 mod http;
+mod jsonrpc;
+mod sse;
 mod stdio;
+
+pub(super) use support::options;

@@ -83,7 +83,7 @@ async fn a_session_is_needed_known_and_ended() {
     let http = app.http();
     let without = http.post("/mcp", legacy_body("ping", "{}")).await;
     assert_eq!(without.status, 400, "{}", without.text());
-    let stranger = Legacy { http: http.clone(), session: "0".repeat(32) };
+    let stranger = Legacy { http: http.clone(), path: "/mcp".to_owned(), session: "0".repeat(32) };
     assert_eq!(stranger.request("ping", "{}").await.status, 404);
     assert_eq!(stranger.call("up__echo", HI).await.status, 404);
 
@@ -108,7 +108,7 @@ async fn a_session_belongs_to_the_key_that_opened_it() {
     }
     let one = Legacy::connect(&app.http().with_key(&keys[0])).await;
     one.request("ping", "{}").await.expect(200);
-    let two = Legacy { http: app.http().with_key(&keys[1]), session: one.session.clone() };
+    let two = Legacy { http: app.http().with_key(&keys[1]), ..one.clone() };
     two.request("ping", "{}").await.expect(404);
     app.stop().await;
 }

@@ -12,6 +12,12 @@ const ROUTES: &[(Method, &str, Option<&str>)] = &[
     (Method::POST, "/mcp", Some("call")),
     (Method::GET, "/mcp", Some("call")),
     (Method::DELETE, "/mcp", Some("call")),
+    (Method::POST, "/mcp/v/all", Some("call")),
+    (Method::GET, "/mcp/v/all", Some("call")),
+    (Method::DELETE, "/mcp/v/all", Some("call")),
+    (Method::POST, "/mcp/v/unknown", Some("call")),
+    (Method::GET, "/mcp/v/unknown", Some("call")),
+    (Method::DELETE, "/mcp/v/unknown", Some("call")),
     (Method::POST, "/mcp/call", Some("call")),
     (Method::GET, "/mcp/servers", Some("read")),
     (Method::POST, "/mcp/servers", Some("admin")),
@@ -25,6 +31,7 @@ const ROUTES: &[(Method, &str, Option<&str>)] = &[
     (Method::GET, "/mcp/tools", Some("read")),
     (Method::GET, "/mcp/tools/up__echo/history", Some("read")),
     (Method::POST, "/mcp/tools/up__echo/approve", Some("admin")),
+    (Method::GET, "/mcp/views", Some("read")),
     (Method::GET, "/mcp/health", Some("read")),
     (Method::GET, "/mcp/audit", Some("audit")),
     (Method::GET, "/mcp/audit/tail", Some("audit")),
@@ -42,6 +49,10 @@ const NOWHERE: &[(Method, &str)] = &[
     (Method::GET, "/nowhere"),
     (Method::POST, "/mcp/servers/up/nowhere"),
     (Method::PATCH, "/mcp"),
+    (Method::PATCH, "/mcp/v/all"),
+    (Method::GET, "/mcp/v"),
+    (Method::POST, "/mcp/v/"),
+    (Method::POST, "/mcp/v/all/more"),
     (Method::OPTIONS, "/mcp/call"),
     (Method::PUT, "/metrics"),
     (Method::GET, "/admin/reload"),
@@ -55,7 +66,8 @@ fn every_path() -> impl Iterator<Item = (&'static Method, &'static str)> {
 
 async fn app(settings: &str) -> (TestApp, switchyard::cli::demo_upstream::Upstream) {
     let up = upstream(Options::default()).await;
-    let app = TestApp::start(&format!("{settings}{}", yaml(&[("up", &up)]))).await.ready().await;
+    let settings = format!("{settings}views: {{all: {{}}}}\n{}", yaml(&[("up", &up)]));
+    let app = TestApp::start(&settings).await.ready().await;
     (app, up)
 }
 

@@ -279,7 +279,8 @@ async fn a_server_hears_what_its_client_can_do_also_after_a_restart() {
         all.collect::<Vec<_>>()
     };
     let expected = r#"{"elicitation":{"form":{},"url":{}},"sampling":{"tools":{}}}"#;
-    let client = Legacy { http: app.http().clone(), session: session.clone() };
+    let path = "/mcp".to_owned();
+    let client = Legacy { http: app.http().clone(), path, session: session.clone() };
     assert_eq!(declared(), ["{}"]);
     assert_eq!(count(&client).await, 1);
     assert_eq!(declared().last().unwrap(), expected);
@@ -289,7 +290,7 @@ async fn a_server_hears_what_its_client_can_do_also_after_a_restart() {
     assert_eq!(declared().last().unwrap(), "{}");
     let folder = app.stop().await;
     let app = TestApp::start_in(folder, &yaml).await.ready().await;
-    let client = Legacy { http: app.http().clone(), session };
+    let client = Legacy { http: app.http().clone(), path: "/mcp".to_owned(), session };
     assert_eq!(count(&client).await, 1);
     assert_eq!(declared().last().unwrap(), expected);
     app.stop().await;

@@ -17,6 +17,7 @@
 )]
 
 mod cli;
+mod dialects;
 mod eras;
 mod errors;
 mod fidelity;
@@ -32,3 +33,4 @@ mod snapshots;
 mod stdio;
 mod support;
 mod tidy;
+mod views;

@@ -176,6 +176,28 @@ async fn a_client_shakes_hands_lists_and_calls() {
 }
 
 #[tokio::test]
+async fn a_client_may_be_given_a_view() {
+    let up = upstream(Options::default()).await;
+    let views = "views: {small: {tools: {allow: [echo]}}}\n";
+    let router = Router::start(&format!("{}{views}", yaml(&[("up", &up)]))).await;
+    ready(&router).await;
+    let mut client = Client::start(router.folder.path(), &["--view", "small"]);
+    client.initialize().await;
+    client.request("1", "tools/list", "{}").await;
+    let list = client.next().await;
+    let tools = list["result"]["tools"].as_array().unwrap();
+    assert_eq!((tools.len(), &tools[0]["name"]), (1, &"up__echo".into()));
+    client.call("2", "up__echo", r#"{"text":"hi"}"#).await;
+    assert_eq!(text(&client.next().await), "hi");
+    client.call("3", "up__add", r#"{"a":1,"b":2}"#).await;
+    assert_eq!(client.next().await["error"]["data"]["error_code"], "MCPToolNotFoundError");
+    assert_eq!(client.finish().await.0, 0);
+    let calls = router.http.get("/mcp/audit?view=small").await.expect(200).json();
+    assert_eq!(calls["calls"].as_array().unwrap().len(), 2, "{calls}");
+    assert_eq!(router.stop().await.0, 0);
+}
+
+#[tokio::test]
 async fn a_pipe_that_ends_at_once_has_all_its_answers() {
     let (router, _up) = router().await;
     let url = format!("http://{}", router.address);

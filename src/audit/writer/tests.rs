@@ -65,6 +65,7 @@ fn entry(arguments: &str) -> AuditEntry {
         session: None,
         client: None,
         entrance: Entrance::Rest,
+        view: None,
         tool: ToolLabel::Exposed(ExposedName::parse("s__echo").unwrap()),
         upstream_tool: None,
         server: None,

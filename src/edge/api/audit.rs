@@ -14,7 +14,9 @@ use super::Shared;
 use crate::audit::CallRecord;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{CallId, Outcome, ServerName, Timestamp, ToolName, nearest, parse_duration};
+use crate::model::{
+    CallId, Outcome, ServerName, Timestamp, ToolName, ViewName, nearest, parse_duration,
+};
 use crate::store::AuditFilter;
 
 /// Rows of a page unless asked otherwise.
@@ -33,6 +35,7 @@ pub(super) struct AuditParameters {
     caller: Option<String>,
     session: Option<String>,
     error_code: Option<String>,
+    view: Option<String>,
     since: Option<String>,
     until: Option<String>,
     text: Option<String>,
@@ -84,6 +87,7 @@ fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
         caller: query.caller.clone(),
         session: query.session.clone(),
         error_code: query.error_code.clone(),
+        view: query.view.clone(),
         since: query.since.as_deref().map(|text| point("since", text)).transpose()?,
         until: query.until.as_deref().map(|text| point("until", text)).transpose()?,
         text: query.text.clone(),
@@ -133,6 +137,7 @@ fn matches(filter: &AuditFilter, row: &CallRecord) -> bool {
         && is(filter.caller.as_ref(), Some(&row.caller))
         && is(filter.session.as_ref(), row.session.as_deref())
         && is(filter.error_code.as_ref(), row.error_code.map(ErrorCode::as_str))
+        && is(filter.view.as_ref(), row.view.as_ref().map(ViewName::as_str))
         && text.is_none_or(|text| {
             row.error.as_ref().is_some_and(|error| error.to_ascii_lowercase().contains(&text))
         })

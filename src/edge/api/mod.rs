@@ -9,6 +9,7 @@ mod call;
 mod health;
 mod servers;
 mod tools;
+mod views;
 
 use std::sync::Arc;
 
@@ -27,10 +28,12 @@ use crate::model::Scope;
 
 type Shared = Arc<Edge>;
 
-/// Every route but `POST /mcp`, which the front door takes itself.
+/// Every route but `POST /mcp` and the same at a view, which the front door takes itself. It also
+/// finds the view, so that none of these meets an unknown one.
 pub(super) fn routes(edge: Shared) -> Router {
     let call = Router::new()
         .route("/mcp", get(no_session).delete(no_session))
+        .route("/mcp/v/{view}", get(no_session).delete(no_session))
         .route("/mcp/call", post(call::call));
     let read = Router::new()
         .route("/mcp/servers", get(servers::list).post(servers::add))
@@ -41,6 +44,7 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/servers/{name}/tools", get(tools::of_server))
         .route("/mcp/tools", get(tools::list))
         .route("/mcp/tools/{name}/history", get(tools::history))
+        .route("/mcp/views", get(views::list))
         .route("/mcp/health", get(health::servers));
     let admin = Router::new()
         .route("/mcp/servers/{name}/enable", post(servers::enable))

@@ -40,6 +40,8 @@ struct ServerView {
     source: ServerSource,
     state: &'static str,
     protocol_version: Option<String>,
+    /// `modern`, `legacy`, `sse` or `jsonrpc`: what was found to work.
+    dialect: Option<String>,
     tools: usize,
     stale: bool,
     /// The breaker comes with retries; until then calls are always let through.
@@ -86,6 +88,7 @@ fn view(edge: &Edge, handle: &ServerHandle) -> ServerView {
         source: handle.source,
         state,
         protocol_version: status.discovery.protocol_version,
+        dialect: status.discovery.dialect,
         tools,
         stale: tools > 0 && !fresh,
         breaker: "closed",

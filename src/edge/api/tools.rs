@@ -12,7 +12,9 @@ use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{ServerName, Timestamp, ToolName, ToolStatus, ToolTarget, did_you_mean};
+use crate::model::{
+    ServerName, Timestamp, ToolName, ToolStatus, ToolTarget, ViewName, did_you_mean,
+};
 use crate::protocol::{RawObject, ToolDefinition};
 
 /// Entries of one tool's history that are shown.
@@ -23,6 +25,7 @@ const HISTORY: u16 = 200;
 pub(super) struct Filter {
     search: Option<String>,
     server: Option<String>,
+    view: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -82,7 +85,12 @@ fn inactive(tool: &KnownTool) -> ToolView {
     view(None, &row.server, &tool.definition, row.status, (row.first_seen_at, row.last_seen_at))
 }
 
-fn collect(edge: &Edge, server: Option<&str>, search: Option<&str>) -> ToolList {
+fn collect(
+    edge: &Edge,
+    within: Option<&ViewName>,
+    server: Option<&str>,
+    search: Option<&str>,
+) -> ToolList {
     let search = search.map(str::to_lowercase);
     let found = |tool: &ToolView| {
         search.as_ref().is_none_or(|wanted| {
@@ -97,7 +105,7 @@ fn collect(edge: &Edge, server: Option<&str>, search: Option<&str>) -> ToolList 
             .any(|text| text.to_lowercase().contains(wanted))
         })
     };
-    let catalogue = edge.discovery.catalogue().load();
+    let catalogue = edge.catalogue(within);
     let wanted = |name: &ServerName| server.is_none_or(|server| server == name.as_str());
     let callable =
         catalogue.entries().iter().filter(|entry| wanted(&entry.server.name)).map(|entry| {
@@ -114,6 +122,15 @@ fn collect(edge: &Edge, server: Option<&str>, search: Option<&str>) -> ToolList 
     let held = held
         .iter()
         .filter(|tool| tool.row.status == ToolStatus::Held && wanted(&tool.row.server))
+        .filter(|tool| {
+            let row = &tool.row;
+            within.is_none()
+                || catalogue
+                    .parts()
+                    .held
+                    .iter()
+                    .any(|(server, name)| *server == row.server && *name == row.tool)
+        })
         .map(inactive);
     let tools: Vec<ToolView> = callable.chain(held).filter(found).collect();
     ToolList { total: tools.len(), tools }
@@ -124,7 +141,8 @@ pub(super) async fn list(
     filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let Query(filter) = filter.map_err(|error| ApiError::invalid(error.body_text()))?;
-    Ok(Json(collect(&edge, filter.server.as_deref(), filter.search.as_deref())))
+    let view = filter.view.as_deref().map(|name| edge.view(name)).transpose()?;
+    Ok(Json(collect(&edge, view.as_ref(), filter.server.as_deref(), filter.search.as_deref())))
 }
 
 pub(super) async fn of_server(
@@ -132,7 +150,7 @@ pub(super) async fn of_server(
     Path(name): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
     let handle = servers::find(&edge, &name)?;
-    Ok(Json(collect(&edge, Some(handle.name.as_str()), None)))
+    Ok(Json(collect(&edge, None, Some(handle.name.as_str()), None)))
 }
 
 /// Finds server and upstream name of a tool, also of one that is gone or held.

@@ -52,7 +52,7 @@ impl<'a> Sender<'a> {
     ) -> Result<Self, (RequestContext, &'static str)> {
         let session = match headers.get(&SESSION_ID) {
             None => None,
-            Some(presented) => match edge.sessions.find(presented.as_bytes(), &context.caller) {
+            Some(presented) => match edge.sessions.find(presented.as_bytes(), &context) {
                 Some(session) => Some(session),
                 None => return Err((context, NO_SESSION)),
             },
@@ -266,7 +266,7 @@ fn subscribe(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
         Err(message) => return asked.invalid(&message),
     };
     let Some(uri) = members.get_str("uri") else { return asked.invalid("`uri` must be a string") };
-    let catalogue = asked.edge.discovery.catalogue().load();
+    let catalogue = asked.catalogue();
     let route = match catalogue.find_resource(&uri) {
         Ok(route) => route,
         Err(why) => return asked.no_resource(&uri, &why),
@@ -306,7 +306,7 @@ fn unsubscribe(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
     let Some(uri) = members.get_str("uri") else { return asked.invalid("`uri` must be a string") };
     let watched = session.live().subscriptions.lock().remove(uri.as_ref());
     if watched.is_none()
-        && let Ok(route) = asked.edge.discovery.catalogue().load().find_resource(&uri)
+        && let Ok(route) = asked.catalogue().find_resource(&uri)
         && route.server.spec.sessions == SessionMode::Isolated
     {
         return own_subscription(asked, "resources/unsubscribe", route, &members);
@@ -340,7 +340,7 @@ async fn initialize(
         .and_then(|raw| ClientInfo::from_json(raw.get()))
         .unwrap_or_default();
     let capabilities = members.get("capabilities").map(RawValue::get);
-    let session = match edge.sessions.create(&context.caller, version, client, capabilities).await {
+    let session = match edge.sessions.create(context, version, client, capabilities).await {
         Ok(session) => session,
         Err(error) => {
             let status =
@@ -375,7 +375,7 @@ pub(super) fn stream(
     let Some(presented) = headers.get(&SESSION_ID) else {
         return refuse(StatusCode::BAD_REQUEST, "the header Mcp-Session-Id is missing");
     };
-    let Some(session) = edge.sessions.find(presented.as_bytes(), &context.caller) else {
+    let Some(session) = edge.sessions.find(presented.as_bytes(), context) else {
         return refuse(StatusCode::NOT_FOUND, NO_SESSION);
     };
     let last = headers.get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok());
@@ -397,7 +397,7 @@ pub(super) async fn delete(
     let Some(presented) = headers.get(&SESSION_ID) else {
         return refuse(StatusCode::BAD_REQUEST, "the header Mcp-Session-Id is missing");
     };
-    match edge.sessions.end(presented.as_bytes(), &context.caller).await {
+    match edge.sessions.end(presented.as_bytes(), context).await {
         Ok(true) => super::reply::empty(StatusCode::NO_CONTENT),
         Ok(false) => refuse(StatusCode::NOT_FOUND, NO_SESSION),
         Err(error) => {

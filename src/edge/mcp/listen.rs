@@ -3,6 +3,7 @@
 //!
 //! Changes when what clients can listen to changes.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -13,11 +14,11 @@ use super::methods::{Asked, not_found};
 use super::reply::{Answered, Reply, Work};
 use super::session::SUBSCRIPTIONS;
 use super::stream::{EventStream, event_stream};
-use crate::catalogue::{Discovery, OfferedList};
+use crate::catalogue::{Catalogue, Discovery, OfferedList};
 use crate::edge::Edge;
 use crate::edge::door::Body;
 use crate::edge::sessions::Session;
-use crate::model::ServerName;
+use crate::model::{ServerName, ViewName};
 use crate::protocol::{RawObject, SUBSCRIPTION_ID, render_notification, result_response};
 use crate::registry::{ServerHandle, TooManySubscriptions};
 use crate::router::{Notice, Relay, RelayWishes, ServerMessage};
@@ -57,6 +58,8 @@ impl Drop for Watched {
 #[derive(Debug)]
 struct Listener {
     relay: Arc<Relay>,
+    /// Where it listens: what happens outside a view is not its business.
+    view: Option<ViewName>,
     tools: bool,
     prompts: bool,
     resources: bool,
@@ -86,7 +89,7 @@ impl Listeners {
     /// Tells listeners of changes of the catalogue until `stop`, and ends their streams then.
     pub async fn run(self: Arc<Self>, discovery: Arc<Discovery>, stop: CancellationToken) {
         let mut rebuilt = discovery.subscribe();
-        let mut seen = OfferedList::ALL.map(|kind| discovery.catalogue().load().fingerprint(kind));
+        let mut seen = fingerprints(&discovery.catalogue().load());
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -94,12 +97,16 @@ impl Listeners {
             }
             rebuilt.borrow_and_update();
             let catalogue = discovery.catalogue().load_full();
-            for (kind, before) in OfferedList::ALL.into_iter().zip(&mut seen) {
-                let now = catalogue.fingerprint(kind);
-                if std::mem::replace(before, now) != now {
-                    self.list_changed(kind);
+            let now = fingerprints(&catalogue);
+            for (view, lists) in &now {
+                let before = seen.get(view);
+                for (at, kind) in OfferedList::ALL.into_iter().enumerate() {
+                    if before.is_none_or(|before| before.get(at) != lists.get(at)) {
+                        self.list_changed(view.as_ref(), kind);
+                    }
                 }
             }
+            seen = now;
         }
         for listener in self.open.lock().iter() {
             if let Wants::Session(_) = listener.wants {
@@ -108,7 +115,7 @@ impl Listeners {
         }
     }
 
-    fn list_changed(&self, kind: OfferedList) {
+    fn list_changed(&self, view: Option<&ViewName>, kind: OfferedList) {
         let method = match kind {
             OfferedList::Tools => "notifications/tools/list_changed",
             OfferedList::Prompts => "notifications/prompts/list_changed",
@@ -122,15 +129,22 @@ impl Listeners {
                 OfferedList::Prompts => listener.prompts,
                 OfferedList::Resources | OfferedList::Templates => listener.resources,
             };
-            if wanted {
+            if wanted && listener.view.as_ref() == view {
                 listener.tell(method, None);
             }
         }
     }
 
-    /// Tells those who subscribed to a resource of `server` that it changed.
-    pub fn resource_updated(&self, server: &ServerName, uri: &str) {
+    /// Tells those who subscribed to a resource of `server` that it changed. A view that no longer
+    /// has the server hears nothing of it.
+    pub fn resource_updated(&self, catalogue: &Catalogue, server: &ServerName, uri: &str) {
+        let has_server = |view: &ViewName| {
+            catalogue.views().get(view).is_some_and(|view| view.spec.admits_server(server))
+        };
         for listener in self.open.lock().iter() {
+            if !listener.view.as_ref().is_none_or(has_server) {
+                continue;
+            }
             match &listener.wants {
                 Wants::Session(session) => {
                     let Some(session) = session.upgrade() else { continue };
@@ -162,6 +176,16 @@ impl Listeners {
         self.open.lock().push(Arc::clone(&listener));
         Open { listeners: Arc::clone(self), listener }
     }
+}
+
+/// What tells one list from another, for the whole catalogue and for each view.
+type Fingerprints = HashMap<Option<ViewName>, [[u8; 8]; OfferedList::ALL.len()]>;
+
+fn fingerprints(catalogue: &Catalogue) -> Fingerprints {
+    let of = |part: &Catalogue| OfferedList::ALL.map(|kind| part.fingerprint(kind));
+    let views =
+        catalogue.views().iter().map(|(name, view)| (Some(name.clone()), of(&view.catalogue)));
+    views.chain([(None, of(catalogue))]).collect()
 }
 
 impl Listener {
@@ -214,6 +238,7 @@ pub(super) fn session_stream(edge: &Arc<Edge>, session: &Arc<Session>) -> http::
     session.live().open_stream(&relay);
     let open = edge.listeners.add(Listener {
         relay: Arc::clone(&relay),
+        view: session.view.clone(),
         tools: true,
         prompts: true,
         resources: true,
@@ -280,7 +305,7 @@ pub(super) fn listen(asked: &Asked<'_>) -> Reply {
     if uris.len() > SUBSCRIPTIONS {
         return asked.invalid(&format!("a stream may subscribe to {SUBSCRIPTIONS} resources"));
     }
-    let catalogue = edge.discovery.catalogue().load();
+    let catalogue = asked.catalogue();
     let mut watched = Vec::new();
     for uri in uris {
         match catalogue.find_resource(&uri) {
@@ -313,6 +338,7 @@ pub(super) fn listen(asked: &Asked<'_>) -> Reply {
     relay.push(ServerMessage::Notification(acknowledged.into()));
     let open = edge.listeners.add(Listener {
         relay: Arc::clone(&relay),
+        view: asked.context.view.clone(),
         tools,
         prompts,
         resources,

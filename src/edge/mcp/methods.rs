@@ -17,10 +17,10 @@ use super::session::Live;
 use super::stream::Resumable;
 use crate::catalogue::{Lookup, NotFound, OfferedList};
 use crate::clock;
-use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
 use crate::edge::detach::Detached;
 use crate::edge::sessions::Session;
+use crate::edge::{Edge, Seen};
 use crate::model::{
     ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, did_you_mean,
 };
@@ -56,6 +56,11 @@ impl Asked<'_> {
 
     fn slice(&self, text: &str) -> Bytes {
         self.body.slice_ref(text.as_bytes())
+    }
+
+    /// What is there for this client: everything, or its view.
+    pub(super) fn catalogue(&self) -> Seen {
+        self.edge.catalogue(self.context.view.as_ref())
     }
 
     pub(super) fn invalid(&self, message: &str) -> Reply {
@@ -95,13 +100,9 @@ impl Asked<'_> {
                 Err(_) => return self.invalid("`cursor` must be a string"),
             },
         };
-        let catalogue = self.edge.discovery.catalogue().load();
-        let page = match catalogue.page(
-            kind,
-            self.era(),
-            cursor.as_deref(),
-            self.edge.discovery.page_size(),
-        ) {
+        let catalogue = self.catalogue();
+        let size = self.edge.discovery.page_size();
+        let page = match catalogue.page(kind, self.era(), cursor.as_deref(), size) {
             Ok(page) => page,
             Err(error) => return self.invalid(&error.to_string()),
         };
@@ -161,6 +162,7 @@ impl Asked<'_> {
             client: self.client.clone(),
             client_capabilities: self.capabilities(),
             entrance: Entrance::Mcp(self.version),
+            view: self.context.view.clone(),
             target,
             arguments: params.arguments.map(|raw| self.slice(raw.get())),
             params: self.params.map(|raw| self.slice(raw.get())),
@@ -191,7 +193,7 @@ impl Asked<'_> {
         if self.era() == Era::Legacy {
             return Ok(());
         }
-        let catalogue = self.edge.discovery.catalogue().load();
+        let catalogue = self.catalogue();
         let Lookup::Found(entry) = catalogue.lookup(target) else { return Ok(()) };
         if entry.definition.param_headers.is_empty() {
             return Ok(());
@@ -209,7 +211,7 @@ impl Asked<'_> {
         let Some(name) = members.get_str("name") else {
             return self.invalid("`name` must be a string");
         };
-        let catalogue = self.edge.discovery.catalogue().load();
+        let catalogue = self.catalogue();
         match catalogue.find_prompt(&name) {
             Ok(prompt) => {
                 let mut forward = self.forward("prompts/get", &prompt.server);
@@ -228,7 +230,7 @@ impl Asked<'_> {
         let Some(uri) = members.get_str("uri") else {
             return self.invalid("`uri` must be a string");
         };
-        let catalogue = self.edge.discovery.catalogue().load();
+        let catalogue = self.catalogue();
         match catalogue.find_resource(&uri) {
             Ok(route) => {
                 let mut forward = self.forward("resources/read", &route.server);
@@ -261,7 +263,7 @@ impl Asked<'_> {
             Ok(said) => said,
             Err(error) => return self.invalid(&format!("`ref`: {error}")),
         };
-        let catalogue = self.edge.discovery.catalogue().load();
+        let catalogue = self.catalogue();
         let (server, key, value) = match said.get_str("type").as_deref() {
             Some("ref/prompt") => {
                 let name = said.get_str("name").unwrap_or_default();

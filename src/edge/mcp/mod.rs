@@ -48,7 +48,7 @@ const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChan
 const INSTRUCTIONS: &str =
     "One endpoint in front of several MCP servers. A tool is named SERVER__TOOL.";
 
-/// Answers `POST /mcp`.
+/// Answers `POST /mcp`, and the same at a view.
 pub(super) async fn post(
     edge: &Arc<Edge>,
     context: RequestContext,
@@ -207,6 +207,7 @@ impl Refusing<'_> {
             id: self.context.id,
             caller: Arc::clone(&self.context.caller),
             entrance: Entrance::Mcp(ProtocolVersion::LATEST_LEGACY),
+            view: self.context.view.clone(),
             tool,
             code: match status {
                 StatusCode::FORBIDDEN => ErrorCode::Permission,

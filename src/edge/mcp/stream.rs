@@ -16,7 +16,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response};
 use http_body_util::Either;
 use hyper::body::{Body as HttpBody, Frame};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Interval;
 use tokio_util::task::TaskTracker;
 
 use super::reply::{Answered, Pending, Work, json};
@@ -28,6 +28,7 @@ use crate::router::{Relay, ServerMessage};
 
 /// How long a stream may be silent before a comment says that it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const STILL_HERE: Bytes = Bytes::from_static(b": still here\n\n");
 static BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Waits for the answer, or for the first thing to be said before it.
@@ -37,35 +38,47 @@ pub(super) async fn respond(pending: Pending) -> Response<Body> {
         let Answered { status, message } = work.await;
         return json(status, message);
     };
+    // A client that waits for progress shall see that its call is alive.
+    let mut silence = relay.wishes().wants_news().then(|| Box::pin(tokio::time::sleep(KEEP_ALIVE)));
     let first = poll_fn(|context| {
         if let Poll::Ready(said) = relay.poll_next(context) {
             return Poll::Ready(First::Said(said));
         }
-        Pin::new(&mut work).poll(context).map(First::Answer)
+        if let Poll::Ready(answered) = Pin::new(&mut work).poll(context) {
+            return Poll::Ready(First::Answer(answered));
+        }
+        match &mut silence {
+            Some(silence) => silence.as_mut().poll(context).map(|()| First::Silence),
+            None => Poll::Pending,
+        }
     });
-    match first.await {
-        First::Answer(Answered { status, message }) => json(status, message),
+    let said = match first.await {
+        First::Answer(Answered { status, message }) => return json(status, message),
         First::Said(None) => {
             work.abandon();
             // Nobody waits for an answer, and HTTP wants one.
-            event_stream(EventStream::ended())
+            return event_stream(EventStream::ended());
         }
-        First::Said(Some(said)) => {
-            let mut stream = EventStream::new(relay, Some(work), questions);
-            if let Some(resumable) = resumable {
-                let journal = resumable.session.live().journal();
-                stream.ready.push_back(journal.opening());
-                stream.kept = Some(Kept { resumable, journal });
-            }
-            stream.talk.take(said);
-            event_stream(stream)
-        }
+        First::Said(Some(said)) => Some(said),
+        First::Silence => None,
+    };
+    let mut stream = EventStream::new(relay, Some(work), questions);
+    if let Some(resumable) = resumable {
+        let journal = resumable.session.live().journal();
+        stream.ready.push_back(journal.opening());
+        stream.kept = Some(Kept { resumable, journal });
     }
+    match said {
+        Some(said) => stream.talk.take(said),
+        None => stream.ready.push_back(STILL_HERE),
+    }
+    event_stream(stream)
 }
 
 enum First {
     Answer(Answered),
     Said(Option<ServerMessage>),
+    Silence,
 }
 
 /// The response around a stream.
@@ -161,7 +174,7 @@ pub(super) struct EventStream {
     kept: Option<Kept>,
     /// To be sent as it is, before what is said.
     ready: VecDeque<Bytes>,
-    silence: Pin<Box<Sleep>>,
+    silence: Interval,
     /// Runs when the stream ends, however it does.
     on_end: Option<Box<dyn Send>>,
 }
@@ -178,7 +191,9 @@ impl EventStream {
     }
 
     fn of(talk: Talk) -> Self {
-        let silence = Box::pin(tokio::time::sleep(KEEP_ALIVE));
+        let mut silence = tokio::time::interval(KEEP_ALIVE);
+        // Else it would tick at once.
+        silence.reset();
         Self { talk, kept: None, ready: VecDeque::new(), silence, on_end: None }
     }
 
@@ -228,12 +243,12 @@ impl HttpBody for EventStream {
             Poll::Ready(Some(event)) => Some(event),
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending => {
-                let silent = this.silence.as_mut().poll(context).is_ready();
-                silent.then(|| Bytes::from_static(b": still here\n\n"))
+                let silent = this.silence.poll_tick(context).is_ready();
+                silent.then_some(STILL_HERE)
             }
         };
         let Some(event) = now else { return Poll::Pending };
-        this.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        this.silence.reset();
         Poll::Ready(Some(Ok(Frame::data(event))))
     }
 }

@@ -11,7 +11,7 @@ use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
 use crate::model::{
     CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, ServerName, Timestamp,
-    ToolName,
+    ToolName, ViewName,
 };
 use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
 
@@ -21,8 +21,8 @@ const CALLS: &str = "insert into calls
     (seq, id, started_at_ms, caller, session, client_name, client_version, entrance,
      protocol_version, tool, upstream_tool, server, definition_hash, outcome, error_code, error,
      failure, http_status, attempts, queue_us, upstream_us, total_us, request_bytes,
-     response_bytes)";
-const CALL_COLUMNS: usize = 24;
+     response_bytes, view)";
+const CALL_COLUMNS: usize = 25;
 const PAYLOADS: &str = "insert into payloads (seq, arguments, result)";
 const PAYLOAD_COLUMNS: usize = 3;
 
@@ -34,7 +34,7 @@ static INSERT_PAYLOADS: LazyLock<[&str; 2]> =
 const SELECT: &str = "select c.seq, c.id, c.started_at_ms, c.caller, c.session, c.client_name,
     c.client_version, c.entrance, c.protocol_version, c.tool, c.upstream_tool, c.server,
     c.definition_hash, c.outcome, c.error_code, c.error, c.failure, c.http_status, c.attempts,
-    c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes";
+    c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes, c.view";
 
 type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
 
@@ -185,6 +185,7 @@ fn bind_call<'q>(query: Statement<'q>, seq: i64, row: &CallRow) -> Statement<'q>
         .bind(micros(row.total))
         .bind(signed(row.request_bytes))
         .bind(signed(row.response_bytes))
+        .bind(row.view.clone().map(ViewName::into_shared))
 }
 
 fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqlite> {
@@ -202,6 +203,7 @@ fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqli
         (" and c.caller = ", &filter.caller),
         (" and c.session = ", &filter.session),
         (" and c.error_code = ", &filter.error_code),
+        (" and c.view = ", &filter.view),
     ];
     for (condition, value) in equal {
         if let Some(value) = value {
@@ -252,6 +254,7 @@ fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
     let error_code: Option<&str> = row.try_get("error_code")?;
     let failure: Option<&str> = row.try_get("failure")?;
     let server: Option<&str> = row.try_get("server")?;
+    let view: Option<&str> = row.try_get("view")?;
     let upstream_tool: Option<&str> = row.try_get("upstream_tool")?;
     let definition_hash: Option<&[u8]> = row.try_get("definition_hash")?;
     let client_name: Option<String> = row.try_get("client_name")?;
@@ -265,6 +268,9 @@ fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
         client: client_name
             .map(|name| Arc::new(ClientInfo { name, version: client_version.unwrap_or_default() })),
         entrance: entrance(row)?,
+        view: view
+            .map(|name| ViewName::parse(name).map_err(|_not_a_name| bad("view", name)))
+            .transpose()?,
         tool: row.try_get::<&str, _>("tool")?.into(),
         upstream_tool: upstream_tool
             .map(|name| ToolName::parse(name).map_err(|_not_a_name| bad("upstream_tool", name)))

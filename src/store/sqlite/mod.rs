@@ -61,6 +61,7 @@ const STATE: Schema = Schema {
     migrations: &[
         include_str!("../../../migrations/sqlite/state/0001_state.sql"),
         include_str!("../../../migrations/sqlite/state/0002_offers.sql"),
+        include_str!("../../../migrations/sqlite/state/0003_session_view.sql"),
     ],
     new_file: "",
     autocheckpoint: "1000",
@@ -70,7 +71,10 @@ const STATE: Schema = Schema {
 
 const AUDIT: Schema = Schema {
     file: "audit.db",
-    migrations: &[include_str!("../../../migrations/sqlite/audit/0001_calls.sql")],
+    migrations: &[
+        include_str!("../../../migrations/sqlite/audit/0001_calls.sql"),
+        include_str!("../../../migrations/sqlite/audit/0002_view.sql"),
+    ],
     // Retention gives pages back in small steps; this cannot be switched on later.
     new_file: "pragma auto_vacuum = incremental;",
     // 16 MiB: at full speed a checkpoint every few batches costs more than the log's space.

@@ -6,27 +6,28 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
-use crate::model::{ClientInfo, ProtocolVersion, Timestamp};
+use crate::model::{ClientInfo, ProtocolVersion, Timestamp, ViewName};
 use crate::store::{SessionRow, StoreError};
 
 const TABLE: &str = "sessions";
 
 const HEAD: &str = "insert into sessions
     (hash, caller, protocol_version, client_name, client_version, capabilities, created_at_ms,
-     last_seen_at_ms)";
+     last_seen_at_ms, view)";
 const TAIL: &str = "on conflict (hash) do update set
     caller = excluded.caller, protocol_version = excluded.protocol_version,
     client_name = excluded.client_name, client_version = excluded.client_version,
-    capabilities = excluded.capabilities, last_seen_at_ms = excluded.last_seen_at_ms";
+    capabilities = excluded.capabilities, last_seen_at_ms = excluded.last_seen_at_ms,
+    view = excluded.view";
 
 static INSERT: LazyLock<[&str; 2]> =
-    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(HEAD, 8, rows, TAIL)));
+    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(HEAD, 9, rows, TAIL)));
 
 impl SqliteStore {
     pub(in crate::store) async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
         let rows = sqlx::query(
             "select hash, caller, protocol_version, client_name, client_version, capabilities,
-                created_at_ms, last_seen_at_ms
+                created_at_ms, last_seen_at_ms, view
              from sessions",
         )
         .fetch_all(&self.state.readers)
@@ -54,7 +55,8 @@ impl SqliteStore {
                     .bind(row.client.version.as_str())
                     .bind(row.capabilities.clone())
                     .bind(row.created_at.as_millis())
-                    .bind(row.last_seen_at.as_millis());
+                    .bind(row.last_seen_at.as_millis())
+                    .bind(row.view.clone().map(ViewName::into_shared));
             }
             query.execute(&mut *transaction).await?;
         }
@@ -110,9 +112,16 @@ impl SqliteStore {
 
 fn session(row: &SqliteRow) -> Result<SessionRow, StoreError> {
     let version: &str = row.try_get("protocol_version")?;
+    let view: Option<&str> = row.try_get("view")?;
     Ok(SessionRow {
         hash: hash_of(TABLE, "hash", row.try_get("hash")?)?,
         caller: row.try_get("caller")?,
+        view: view
+            .map(|name| {
+                ViewName::parse(name)
+                    .map_err(|_not_a_name| StoreError::bad_value(TABLE, "view", name))
+            })
+            .transpose()?,
         protocol_version: ProtocolVersion::parse(version)
             .ok_or_else(|| StoreError::bad_value(TABLE, "protocol_version", version))?,
         client: ClientInfo {

@@ -11,7 +11,7 @@ use super::support::{
     Act, Received, Upstream, call, call_within, eventually, json, legacy, modern, open, options,
     response, result, status,
 };
-use crate::model::{Failure, ProtocolVersion};
+use crate::model::{Dialect, Failure, ProtocolVersion};
 use crate::protocol::{AnswerKind, OutgoingRequest};
 use crate::transport::{ConnectOptions, Connection, HttpClient, Target, TransportError};
 
@@ -131,13 +131,13 @@ async fn an_error_to_the_probe_with_status_200_is_legacy() {
 async fn the_last_finding_is_tried_first_and_not_believed_blindly() {
     let upstream =
         Upstream::start(|request| legacy(request, "s1", || result(request.id(), "{}"))).await;
-    let known = |version| ConnectOptions { known_version: Some(version), ..options() };
-    open(&upstream.url, &known(ProtocolVersion::V2025_06_18)).await.unwrap();
+    let known = |dialect| ConnectOptions { known_dialect: Some(dialect), ..options() };
+    open(&upstream.url, &known(Dialect::Legacy)).await.unwrap();
     assert_eq!(upstream.count("server/discover"), 0);
-    open(&upstream.url, &known(ProtocolVersion::V2026_07_28)).await.unwrap();
+    open(&upstream.url, &known(Dialect::Modern)).await.unwrap();
     let upstream =
         Upstream::start(|request| modern(request, || status("404 Not Found", "", ""))).await;
-    let connection = open(&upstream.url, &known(ProtocolVersion::V2025_06_18)).await.unwrap();
+    let connection = open(&upstream.url, &known(Dialect::Legacy)).await.unwrap();
     assert_eq!(connection.peer().version, ProtocolVersion::V2026_07_28);
 }
 
@@ -660,14 +660,4 @@ async fn idle_sockets_are_closed_by_us_and_opened_again() {
     eventually("the server sees the end", || upstream.closed.load(Ordering::SeqCst) == 1).await;
     call(&connection).await.unwrap();
     assert_eq!(upstream.connections.load(Ordering::SeqCst), 2);
-}
-
-#[tokio::test]
-async fn transports_that_come_later_say_so() {
-    let target = Target::Sse { url: "http://127.0.0.1:1/".parse().unwrap(), headers: Vec::new() };
-    let error = Connection::open(&target, &HttpClient::new(), &options(), &TaskTracker::new())
-        .await
-        .unwrap_err();
-    assert_eq!(error.failure(), Failure::NotSent);
-    assert!(error.to_string().contains("`sse`"));
 }

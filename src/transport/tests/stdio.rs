@@ -5,7 +5,7 @@ use tokio_util::task::TaskTracker;
 
 use super::support::{call, call_within, eventually, options};
 use crate::clock;
-use crate::model::{Failure, ProtocolVersion, Secret};
+use crate::model::{Dialect, Failure, ProtocolVersion, Secret};
 use crate::protocol::{AnswerKind, OutgoingRequest};
 use crate::transport::{ConnectOptions, Connection, HttpClient, Target, TransportError};
 
@@ -136,7 +136,7 @@ async fn a_server_that_ignores_the_probe_starts_all_the_same() {
     call(&connection).await.unwrap();
     assert!(clock::uptime().since(started) < Duration::from_millis(2900));
     let child = Child::new();
-    let known = ConnectOptions { known_version: Some(ProtocolVersion::V2025_06_18), ..options() };
+    let known = ConnectOptions { known_dialect: Some(Dialect::Legacy), ..options() };
     child.open_with(&Script { probe: "", ..LEGACY }, &known).await.unwrap();
     assert!(!child.log().contains("server/discover"));
 }
@@ -169,7 +169,7 @@ async fn a_remembered_legacy_server_may_have_become_modern() {
         handshake: r#"printf '{"jsonrpc":"2.0","id":%s,"error":{"code":-32601,"message":"no"}}\n' "$id""#,
         ..MODERN
     };
-    let known = ConnectOptions { known_version: Some(ProtocolVersion::V2025_06_18), ..options() };
+    let known = ConnectOptions { known_dialect: Some(Dialect::Legacy), ..options() };
     let connection = child.open_with(&modern_only, &known).await.unwrap();
     assert_eq!(connection.peer().version, ProtocolVersion::V2026_07_28);
 }

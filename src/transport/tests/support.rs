@@ -217,7 +217,7 @@ async fn serve(
     }
 }
 
-async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> {
+pub(super) async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> {
     loop {
         let text = String::from_utf8_lossy(buffer).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
@@ -237,12 +237,12 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Re
     }
 }
 
-pub(super) fn options() -> ConnectOptions {
+pub(in crate::transport) fn options() -> ConnectOptions {
     ConnectOptions {
         server: ServerName::parse("test").unwrap(),
         connect_timeout: Duration::from_secs(2),
         max_response_size: 64 * 1024,
-        known_version: None,
+        known_dialect: None,
         hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),
     }

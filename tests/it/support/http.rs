@@ -95,14 +95,7 @@ impl Http {
 
     /// Opens an answer that does not end.
     pub async fn stream(&self, path: &str) -> Lines {
-        let Target::Network(address) = self.target else { panic!("over the network only") };
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let request = self.request(&Method::GET, path).request;
-        let response = sender.send_request(request).await.unwrap();
-        assert_eq!(response.status(), 200);
-        Lines { body: response.into_body(), buffer: String::new(), _sender: sender }
+        self.request(&Method::GET, path).stream().await
     }
 
     /// One server as `GET /mcp/servers` lists it.
@@ -136,6 +129,17 @@ impl Call {
     /// Sends it on a connection of its own. Dropping the future closes the connection.
     pub async fn send(self) -> Answer {
         self.try_send().await.unwrap()
+    }
+
+    /// Opens an answer that does not end.
+    pub async fn stream(self) -> Lines {
+        let Target::Network(address) = self.target else { panic!("over the network only") };
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let response = sender.send_request(self.request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        Lines { body: response.into_body(), buffer: String::new(), _sender: sender }
     }
 
     /// Waits for the status only: some answers never end. Each must have an id.

@@ -16,17 +16,23 @@ pub fn legacy_body(method: &str, params: &str) -> String {
 #[derive(Debug, Clone)]
 pub struct Legacy {
     pub http: Http,
+    pub path: String,
     pub session: String,
 }
 
 impl Legacy {
     pub async fn connect(http: &Http) -> Self {
+        Self::connect_at(http, "/mcp").await
+    }
+
+    /// The same at another path than `/mcp`.
+    pub async fn connect_at(http: &Http, path: &str) -> Self {
         let params = format!(
             r#"{{"protocolVersion":"{LEGACY}","capabilities":{{}},"clientInfo":{{"name":"it","version":"1.2"}}}}"#
         );
-        let answer = http.post("/mcp", legacy_body("initialize", &params)).await.expect(200);
+        let answer = http.post(path, legacy_body("initialize", &params)).await.expect(200);
         let session = answer.header("mcp-session-id").to_owned();
-        let client = Self { http: http.clone(), session };
+        let client = Self { http: http.clone(), path: path.to_owned(), session };
         let body = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
         client.send(body.to_owned()).await.expect(202);
         client
@@ -43,7 +49,7 @@ impl Legacy {
 
     pub async fn send(&self, body: String) -> Answer {
         self.http
-            .request(&Method::POST, "/mcp")
+            .request(&Method::POST, &self.path)
             .header("accept", "application/json, text/event-stream")
             .header("mcp-session-id", &self.session)
             .header("mcp-protocol-version", LEGACY)
@@ -62,8 +68,19 @@ pub fn modern_params(members: &str) -> String {
 
 /// A request of the modern era; for `tools/call` with the tool's name.
 pub async fn modern(http: &Http, method: &str, tool: Option<&str>, members: &str) -> Answer {
+    modern_at(http, "/mcp", method, tool, members).await
+}
+
+/// The same at another path than `/mcp`.
+pub async fn modern_at(
+    http: &Http,
+    path: &str,
+    method: &str,
+    tool: Option<&str>,
+    members: &str,
+) -> Answer {
     let call = http
-        .request(&Method::POST, "/mcp")
+        .request(&Method::POST, path)
         .header("accept", "application/json, text/event-stream")
         .header("mcp-protocol-version", MODERN)
         .header("mcp-method", method);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use app::TestApp;
 pub use http::{Answer, Http};
-pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_params};
+pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
 pub use process::{Finished, Router, alive, command, free_port, switchyard};
 pub use upstream::{garbage, hanging, refusing, stdio, upstream, upstream_at, yaml};
 
