@@ -23,7 +23,7 @@ use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Secrets};
 use crate::catalogue::{Discovery, DiscoverySettings};
 use crate::clock;
 use crate::config::{Config, ConfigError};
-use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, Sessions};
+use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimits, Sessions};
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
@@ -37,6 +37,8 @@ pub use probe::{ProbeOk, ServerProbe, probe};
 pub const ADMIN_SOCKET: &str = "admin.sock";
 /// How often sessions and keys are tidied.
 const TIDY: Duration = Duration::from_secs(30);
+/// The same where sessions are to end so soon that this would be late.
+const TIDY_AT_MOST: Duration = Duration::from_millis(250);
 /// How often it is looked for isolated sessions that nobody used for long.
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 
@@ -190,7 +192,8 @@ impl App {
                 store.clone(),
                 Arc::clone(&metrics),
                 Arc::clone(&registry),
-                config.limits.sessions,
+                tasks.clone(),
+                session_limits(&config),
             )
             .await?,
             listeners: Arc::default(),
@@ -219,7 +222,8 @@ impl App {
         tasks.spawn(Arc::clone(&discovery).run(stop.clone()));
         let listeners = Arc::clone(&edge.listeners);
         tasks.spawn(listeners.run(Arc::clone(&discovery), stop.clone()));
-        tasks.spawn(tidy(Arc::clone(&edge), stop.clone()));
+        let every = (config.limits.session_idle / 4).clamp(TIDY_AT_MOST, TIDY);
+        tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
         tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
         tasks.spawn(check_ledger(store.clone(), stop.clone()));
         let reloader = reload::Reloader {
@@ -318,6 +322,13 @@ fn discovery_settings(config: &Config) -> DiscoverySettings {
     }
 }
 
+fn session_limits(config: &Config) -> SessionLimits {
+    SessionLimits {
+        count: usize::try_from(config.limits.sessions).unwrap_or(usize::MAX),
+        idle: config.limits.session_idle,
+    }
+}
+
 fn edge_settings(config: &Config, address: SocketAddr) -> EdgeSettings {
     let lower = |list: &[String]| list.iter().map(|entry| entry.to_ascii_lowercase()).collect();
     EdgeSettings {
@@ -395,11 +406,11 @@ async fn close_idle(registry: Arc<Registry>, stop: CancellationToken) {
     }
 }
 
-async fn tidy(edge: Arc<Edge>, stop: CancellationToken) {
+async fn tidy(edge: Arc<Edge>, every: Duration, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(TIDY) => {}
+            () = tokio::time::sleep(every) => {}
         }
         for done in [edge.sessions.tidy().await, edge.keys.save_use().await] {
             if let Err(error) = done {

@@ -155,6 +155,7 @@ struct Fixed {
     data_dir: PathBuf,
     durability: Durability,
     sessions: u32,
+    session_idle: Duration,
 }
 
 impl Fixed {
@@ -164,6 +165,7 @@ impl Fixed {
             data_dir: config.data_dir.clone(),
             durability: config.audit.durability,
             sessions: config.limits.sessions,
+            session_idle: config.limits.session_idle,
         }
     }
 
@@ -173,6 +175,7 @@ impl Fixed {
             ("data_dir", self.data_dir != before.data_dir),
             ("audit.durability", self.durability != before.durability),
             ("limits.sessions", self.sessions != before.sessions),
+            ("limits.session_idle", self.session_idle != before.session_idle),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))

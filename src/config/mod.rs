@@ -160,6 +160,8 @@ pub struct Limits {
     pub body: u64,
     /// Open sessions of legacy clients.
     pub sessions: u32,
+    /// How long such a session may be unused.
+    pub session_idle: Duration,
     /// Tools one server may have; also prompts, resources and resource templates.
     pub tools_per_server: u32,
     /// Elements on one page of a list.
@@ -168,7 +170,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 4 << 20, sessions: 20_000, tools_per_server: 5000, list_page: 1000 }
+        Self {
+            body: 4 << 20,
+            sessions: 20_000,
+            session_idle: Duration::from_secs(30 * 60),
+            tools_per_server: 5000,
+            list_page: 1000,
+        }
     }
 }
 

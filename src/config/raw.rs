@@ -304,9 +304,12 @@ pub(super) struct RawLimits {
     /// Largest request body. Default: 4 MiB.
     #[schemars(extend("minimum" = 1024, "maximum" = 1_073_741_824))]
     pub(super) body: Option<Field<Bytes>>,
-    /// Open sessions of legacy clients. Default: 20000.
+    /// Open sessions of legacy clients; the one unused the longest makes room. Default: 20000.
     #[schemars(extend("minimum" = 1))]
     pub(super) sessions: Option<Field<u32>>,
+    /// How long such a session may be unused. Default: 30m.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(super) session_idle: Option<Field<Duration>>,
     /// Tools one server may have; also prompts, resources and resource templates. Default: 5000.
     #[schemars(extend("minimum" = 1))]
     pub(super) tools_per_server: Option<Field<u32>>,

@@ -176,6 +176,9 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
             sessions: reader
                 .check("sessions", raw.sessions.as_ref(), "at least 1", |count| *count >= 1)
                 .unwrap_or(usual.sessions),
+            session_idle: reader
+                .span("session_idle", raw.session_idle.as_ref())
+                .unwrap_or(usual.session_idle),
             tools_per_server: reader
                 .check("tools_per_server", raw.tools_per_server.as_ref(), "at least 1", |count| {
                     *count >= 1

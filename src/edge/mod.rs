@@ -38,7 +38,7 @@ use crate::store::Store;
 pub use auth::{KeyRing, NewKey};
 pub use door::{FrontDoor, Listening};
 pub use mcp::Listeners;
-pub use sessions::Sessions;
+pub use sessions::{SessionLimits, Sessions};
 
 use error::ApiError;
 

@@ -470,6 +470,70 @@ mod tests {
         #[test]
         fn any_body_is_survived(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Incoming::parse(&body);
+            let _ = batch(&body, 3);
+        }
+
+        #[test]
+        fn what_is_no_json_is_refused_and_nothing_else_is_called_that(
+            body in prop_oneof![
+                "[\\[\\]{}\",:0-9a-z ]{0,30}",
+                "\\{\"jsonrpc\":\"2.0\"(,\"(id|method|params)\":(1|\"a\"|\\{\\}|null|x)){0,3}\\}?",
+            ],
+        ) {
+            let json = serde_json::from_str::<serde::de::IgnoredAny>(&body).is_ok();
+            match Incoming::parse(body.as_bytes()) {
+                Ok(_) => prop_assert!(json),
+                // What has a key twice may be called that before its end is read.
+                Err(error) => prop_assert!(error.code != RpcErrorCode::Parse || !json),
+            }
+            let messages = serde_json::from_str::<Vec<serde::de::IgnoredAny>>(&body);
+            let count = messages.map_or(0, |messages| messages.len());
+            prop_assert_eq!(batch(body.as_bytes(), 3).is_ok(), (1..=3).contains(&count));
+        }
+
+        #[test]
+        fn every_message_is_read_as_what_it_is(
+            id in prop::option::of(prop_oneof![
+                any::<i64>().prop_map(serde_json::Value::from),
+                any::<String>().prop_map(serde_json::Value::from),
+            ]),
+            called in any::<String>(),
+            text in any::<String>(),
+            params: bool,
+            pretty: bool,
+            copies in 1_usize..5,
+        ) {
+            let mut message = serde_json::json!({ "jsonrpc": "2.0", "method": called, text: [1] });
+            for (key, value) in [("id", &id), ("params", &params.then(|| serde_json::json!({"a": 1})))] {
+                if let Some(value) = value {
+                    message[key] = value.clone();
+                }
+            }
+            // A key of the envelope by chance is another test's matter.
+            prop_assume!(message["method"] == called.as_str() && message["jsonrpc"] == "2.0");
+            let known = message.as_object().unwrap().keys().filter(|key| {
+                ENVELOPE.iter().any(|known| known.eq_ignore_ascii_case(key))
+            });
+            let members = 2 + usize::from(id.is_some()) + usize::from(params);
+            prop_assume!(known.count() == members);
+            let write = |value: &serde_json::Value| {
+                let bytes = if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) };
+                bytes.unwrap()
+            };
+            let body = write(&message);
+            let json = |raw: &str| serde_json::from_str::<serde_json::Value>(raw).unwrap();
+            let (found, method, members) = match Incoming::parse(&body).unwrap() {
+                Incoming::Request { id, method, params } => (Some(json(id.json())), method, params),
+                Incoming::Notification { method, params } => (None, method, params),
+                Incoming::Response { .. } => panic!("it has a method"),
+            };
+            prop_assert_eq!((found, method.as_ref()), (id, called.as_str()));
+            prop_assert_eq!(members.is_some(), params);
+            let many = write(&serde_json::json!(vec![message.clone(); copies]));
+            let read = batch(&many, copies).unwrap();
+            prop_assert!(read.iter().all(|raw| json(raw.get()) == message));
+            prop_assert_eq!(read.len(), copies);
+            prop_assert!(batch(&many, copies - 1).is_err());
         }
 
         #[test]

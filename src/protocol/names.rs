@@ -93,8 +93,21 @@ mod tests {
         }
 
         #[test]
-        fn decoding_never_panics(value in "\\PC*") {
+        fn decoding_never_panics(value in any::<String>(), wrapped: bool) {
+            let value = if wrapped { format!("=?base64?{value}?=") } else { value };
             let _ = decode_header(&value);
+        }
+
+        #[test]
+        fn wrapped_bytes_decode_if_they_are_text(
+            bytes in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..40),
+                any::<String>().prop_map(String::into_bytes),
+            ],
+        ) {
+            let value = format!("=?base64?{}?=", STANDARD.encode(&bytes));
+            let text = String::from_utf8(bytes).ok();
+            prop_assert_eq!(decode_header(&value).ok().map(Cow::into_owned), text);
         }
     }
 }

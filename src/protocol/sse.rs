@@ -144,8 +144,9 @@ impl SseParser {
                 self.id = Some(String::from_utf8_lossy(value).into_owned());
             }
             b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
+                // One beyond any clock says nothing, and leaves the one before in force.
                 let millis = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-                self.retry = millis.map(Duration::from_millis);
+                self.retry = millis.map(Duration::from_millis).or(self.retry);
             }
             _ => {}
         }
@@ -236,9 +237,112 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut parser = SseParser::new(100);
-            let _ = parser.feed(&bytes, &mut Vec::new());
+        fn any_bytes_are_read_as_the_standard_says_however_they_were_cut(
+            stream in proptest::collection::vec(piece(), 0..40),
+            cuts in proptest::collection::vec(any::<usize>(), 0..10),
+        ) {
+            let stream = stream.concat();
+            let cut = Read::of(&stream, &cuts, 1 << 20);
+            prop_assert!(!cut.refused);
+            prop_assert_eq!(cut, by_the_standard(&stream));
         }
+
+        #[test]
+        fn the_limit_holds_wherever_the_cuts_are(
+            stream in proptest::collection::vec(piece(), 0..60),
+            cuts in proptest::collection::vec(any::<usize>(), 0..10),
+            limit in 0_usize..40,
+        ) {
+            let stream = stream.concat();
+            let (cut, whole) = (Read::of(&stream, &cuts, limit), Read::of(&stream, &[], limit));
+            prop_assert!(cut.events.iter().all(|event| event.data.len() <= limit + 1));
+            prop_assert_eq!(cut, whole);
+        }
+    }
+
+    /// A piece of a stream: a field, a line end, or anything.
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            4 => "(data|id|event|retry|other)?:? ?[a-z0-9:]{0,4}".prop_map(String::into_bytes),
+            5 => prop_oneof!["\n", "\r", "\r\n", "\n\n"].prop_map(String::into_bytes),
+            1 => proptest::collection::vec(any::<u8>(), 0..6),
+            1 => Just(b"\xef\xbb\xbf".to_vec()),
+        ]
+    }
+
+    /// All that came of a stream.
+    #[derive(Debug, PartialEq, Eq, Default)]
+    struct Read {
+        events: Vec<SseEvent>,
+        last_id: Option<String>,
+        retry: Option<Duration>,
+        refused: bool,
+    }
+
+    impl Read {
+        fn of(stream: &[u8], cuts: &[usize], limit: usize) -> Self {
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();
+            cuts.sort_unstable();
+            let (mut parser, mut read, mut from) = (SseParser::new(limit), Self::default(), 0);
+            for cut in cuts.into_iter().chain([stream.len()]) {
+                if parser.feed(&stream[from..cut], &mut read.events).is_err() {
+                    read.refused = true;
+                    break;
+                }
+                from = cut;
+            }
+            read.last_id = parser.last_id().map(str::to_owned);
+            read.retry = parser.retry();
+            read
+        }
+    }
+
+    /// The standard's own algorithm, on the whole stream: line ends, then fields, then dispatch.
+    fn by_the_standard(stream: &[u8]) -> Read {
+        let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
+        let (mut lines, mut line, mut at) = (Vec::new(), Vec::new(), 0);
+        while at < stream.len() {
+            match stream[at] {
+                b'\r' if stream.get(at + 1) == Some(&b'\n') => {
+                    at += 1;
+                    lines.push(std::mem::take(&mut line));
+                }
+                b'\r' | b'\n' => lines.push(std::mem::take(&mut line)),
+                byte => line.push(byte),
+            }
+            at += 1;
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut read = Read::default();
+        let (mut data, mut event, mut id) = (Vec::new(), String::new(), None);
+        for line in lines {
+            if line.is_empty() {
+                read.last_id = id.clone().or(read.last_id);
+                let (data, event): (Vec<u8>, _) =
+                    (std::mem::take(&mut data), std::mem::take(&mut event));
+                let id = id.take();
+                // Every data line left a line feed.
+                if let Some((_, data)) = data.split_last() {
+                    let event = if event.is_empty() { "message".to_owned() } else { event };
+                    read.events.push(SseEvent { event, data: Bytes::copy_from_slice(data), id });
+                }
+                continue;
+            }
+            let mut parts = line.splitn(2, |byte| *byte == b':');
+            let field = parts.next().unwrap();
+            let value = parts.next().unwrap_or_default();
+            let value = value.strip_prefix(b" ").unwrap_or(value);
+            match field {
+                b"data" => data.extend_from_slice(&[value, b"\n"].concat()),
+                b"event" => event = text(value),
+                b"id" if !value.contains(&0) => id = Some(text(value)),
+                b"retry" if value.iter().all(u8::is_ascii_digit) => {
+                    let millis = text(value).parse().ok().map(Duration::from_millis);
+                    read.retry = millis.or(read.retry);
+                }
+                _ => {}
+            }
+        }
+        read
     }
 }

@@ -300,12 +300,16 @@ impl Store {
         forward!(self, sessions())
     }
 
-    /// Adds sessions, or changes those that are there.
+    /// In one commit: adds sessions, or changes those that are there, then removes others.
     ///
     /// # Errors
     /// What any statement can give.
-    pub async fn save_sessions(&self, sessions: &[SessionRow]) -> Result<(), StoreError> {
-        forward!(self, save_sessions(sessions))
+    pub async fn change_sessions(
+        &self,
+        saved: &[SessionRow],
+        ended: &[[u8; 32]],
+    ) -> Result<(), StoreError> {
+        forward!(self, change_sessions(saved, ended))
     }
 
     /// Stores when sessions were last used.
@@ -314,14 +318,6 @@ impl Store {
     /// What any statement can give.
     pub async fn touch_sessions(&self, seen: &[([u8; 32], Timestamp)]) -> Result<(), StoreError> {
         forward!(self, touch_sessions(seen))
-    }
-
-    /// Removes sessions.
-    ///
-    /// # Errors
-    /// What any statement can give.
-    pub async fn delete_sessions(&self, hashes: &[[u8; 32]]) -> Result<(), StoreError> {
-        forward!(self, delete_sessions(hashes))
     }
 
     /// Removes sessions that were last used before `last_seen`; gives their number.

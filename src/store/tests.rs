@@ -342,11 +342,11 @@ async fn sessions_and_events_come_back() {
         last_seen_at: at(i64::from(byte)),
     };
     let all: Vec<SessionRow> = (0..120).map(session).collect();
-    store.save_sessions(&all).await.unwrap();
-    store.save_sessions(&all[..3]).await.unwrap();
+    store.change_sessions(&all, &[]).await.unwrap();
+    store.change_sessions(&all[..3], &[]).await.unwrap();
     store.touch_sessions(&[([0; 32], at(500))]).await.unwrap();
     assert_eq!(store.delete_sessions_before(at(100)).await.unwrap(), 99);
-    store.delete_sessions(&[[100; 32], [101; 32]]).await.unwrap();
+    store.change_sessions(&[], &[[100; 32], [101; 32]]).await.unwrap();
     let event = EventRow {
         at: at(3),
         actor: "admin-socket".to_owned(),

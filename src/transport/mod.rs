@@ -12,6 +12,7 @@ mod handshake;
 mod hear;
 mod http;
 mod jsonrpc;
+mod lines;
 mod notice;
 mod relay;
 mod socket;

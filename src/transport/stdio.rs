@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{ChildStdin, ChildStdout};
@@ -23,6 +23,7 @@ use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
 use super::child::{Launch, Process, Running, StderrTail};
 use super::error::{Sent, TransportError, sample};
 use super::handshake::{self, Finding};
+use super::lines::{Line, LineSplitter, Oversized};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{Dialect, Era, ProtocolVersion};
@@ -55,7 +56,7 @@ struct Shared {
     channel: Channel,
     process_id: u32,
     state: Mutex<State>,
-    queue: mpsc::Sender<Line>,
+    queue: mpsc::Sender<Outgoing>,
     stderr: StderrTail,
     limit: usize,
 }
@@ -67,7 +68,7 @@ struct State {
     end: Option<String>,
 }
 
-struct Line {
+struct Outgoing {
     bytes: Vec<u8>,
     ticket: Arc<Ticket>,
 }
@@ -194,7 +195,7 @@ impl Carrier for Shared {
 
     fn tell(&self, mut bytes: Vec<u8>) {
         bytes.push(b'\n');
-        if self.queue.try_send(Line { bytes, ticket: Arc::default() }).is_err() {
+        if self.queue.try_send(Outgoing { bytes, ticket: Arc::default() }).is_err() {
             tracing::debug!(server.name = %self.channel.server, "dropped a message to a child that does not read");
         }
     }
@@ -283,7 +284,7 @@ impl Shared {
     }
 
     async fn enqueue(&self, bytes: Vec<u8>, ticket: &Arc<Ticket>) -> Result<(), TransportError> {
-        let line = Line { bytes, ticket: Arc::clone(ticket) };
+        let line = Outgoing { bytes, ticket: Arc::clone(ticket) };
         match self.queue.send(line).await {
             Ok(()) => Ok(()),
             Err(_gone) => Err(self.gone()),
@@ -348,38 +349,17 @@ impl Shared {
 
     /// Reads lines until the output ends.
     async fn read(self: &Arc<Self>, mut stdout: ChildStdout) {
-        let mut buffer = BytesMut::with_capacity(8 * 1024);
-        let mut searched = 0;
-        let mut oversized: Option<Oversized> = None;
+        let mut lines = LineSplitter::new(self.limit);
         loop {
-            // Grown ahead of the read, so that a long line does not come in small pieces.
-            buffer.reserve(4 * 1024);
-            match stdout.read_buf(&mut buffer).await {
+            match stdout.read_buf(lines.room()).await {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
             }
-            while let Some(at) = memchr::memchr(b'\n', buffer.get(searched..).unwrap_or_default()) {
-                let mut line = buffer.split_to(searched + at + 1).freeze();
-                searched = 0;
-                line.truncate(line.trim_ascii_end().len());
-                match oversized.take() {
-                    Some(mut start) => {
-                        start.take(&line);
-                        self.refuse_oversized(&start);
-                    }
-                    None if line.len() > self.limit => {
-                        let mut start = Oversized::default();
-                        start.take(&line);
-                        self.refuse_oversized(&start);
-                    }
-                    None => self.take_line(&line),
+            while let Some(line) = lines.next() {
+                match line {
+                    Line::Whole(line) => self.take_line(&line),
+                    Line::TooLong(line) => self.refuse_oversized(&line),
                 }
-            }
-            searched = buffer.len();
-            if oversized.is_some() || buffer.len() > self.limit {
-                oversized.get_or_insert_default().take(&buffer);
-                buffer.clear();
-                searched = 0;
             }
         }
     }
@@ -484,54 +464,13 @@ async fn modern(probe: &mut Call<'_, Shared>) -> Option<PeerInfo> {
     }
 }
 
-/// Beginning and end of a line that is too long to keep: where the id stands in all SDKs.
-#[derive(Default)]
-struct Oversized {
-    head: Vec<u8>,
-    tail: Vec<u8>,
-}
-
-impl Oversized {
-    const KEPT: usize = 64;
-
-    fn take(&mut self, bytes: &[u8]) {
-        let missing = Self::KEPT.saturating_sub(self.head.len()).min(bytes.len());
-        self.head.extend_from_slice(bytes.get(..missing).unwrap_or_default());
-        self.tail.extend_from_slice(
-            bytes.get(bytes.len().saturating_sub(Self::KEPT)..).unwrap_or_default(),
-        );
-        let surplus = self.tail.len().saturating_sub(Self::KEPT);
-        self.tail.drain(..surplus);
-    }
-
-    /// The id, where it stands for certain: first in the message, or last.
-    fn id(&self) -> Option<u64> {
-        let head: Vec<u8> = self.head.iter().copied().filter(|byte| *byte != b' ').collect();
-        let first = head
-            .strip_prefix(br#"{"jsonrpc":"2.0","id":"#)
-            .or_else(|| head.strip_prefix(br#"{"id":"#))
-            .and_then(|rest| number_before(rest, b","));
-        let last = || {
-            let at = memchr::memmem::rfind(&self.tail, br#""id":"#)?;
-            number_before(self.tail.get(at + 5..)?.trim_ascii_start(), b"}").filter(|_| {
-                memchr::memchr_iter(b'}', self.tail.get(at..).unwrap_or_default()).count() == 1
-            })
-        };
-        first.or_else(last)
-    }
-}
-
-/// The number at the beginning of `text`, if `end` follows it.
-fn number_before(text: &[u8], end: &[u8]) -> Option<u64> {
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (number, rest) = text.split_at_checked(digits)?;
-    rest.starts_with(end).then_some(())?;
-    std::str::from_utf8(number).ok()?.parse().ok()
-}
-
 /// Writes lines one after the other; ends, and so closes the child's input, on `stop` or when the
 /// child no longer reads.
-async fn write(mut lines: mpsc::Receiver<Line>, mut stdin: ChildStdin, stop: CancellationToken) {
+async fn write(
+    mut lines: mpsc::Receiver<Outgoing>,
+    mut stdin: ChildStdin,
+    stop: CancellationToken,
+) {
     let writing = async {
         while let Some(line) = lines.recv().await {
             if line.ticket.take() && stdin.write_all(&line.bytes).await.is_err() {

@@ -352,22 +352,6 @@ async fn our_own_failures_carry_their_reason_on_mcp() {
 }
 
 #[tokio::test]
-async fn sessions_have_a_limit_and_an_ended_one_makes_room() {
-    let app = TestApp::start("limits: {sessions: 1}\n").await.ready().await;
-    let client = Legacy::connect(app.http()).await;
-    let params = format!(
-        r#"{{"protocolVersion":"{LEGACY}","capabilities":{{}},"clientInfo":{{"name":"it","version":"1"}}}}"#
-    );
-    let full = app.http().post("/mcp", legacy_body("initialize", &params)).await.expect(503);
-    let message = full.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("limits.sessions"), "{message}");
-    let end = app.http().request(&Method::DELETE, "/mcp");
-    end.header("mcp-session-id", &client.session).send().await.expect(204);
-    Legacy::connect(app.http()).await;
-    app.stop().await;
-}
-
-#[tokio::test]
 async fn bare_names_are_exposed_when_asked_for() {
     let up = upstream(Options::default()).await;
     let yaml = format!("naming: bare\nmcp_servers:\n  up: {{url: \"{}\"}}\n", up.url());

@@ -87,7 +87,7 @@ impl Live {
     }
 
     /// The session's stream, if the client has one open.
-    pub(super) fn stream(&self) -> Option<Arc<Relay>> {
+    pub(in crate::edge) fn stream(&self) -> Option<Arc<Relay>> {
         self.stream.lock().clone()
     }
 

@@ -23,6 +23,28 @@ const TAIL: &str = "on conflict (hash) do update set
 static INSERT: LazyLock<[&str; 2]> =
     LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(HEAD, 9, rows, TAIL)));
 
+static DELETE: LazyLock<[&str; 2]> = LazyLock::new(|| {
+    [CHUNK, 1].map(|rows| multi_row("delete from sessions where hash in (", 1, rows, ")"))
+});
+
+const TOUCH_HEAD: &str = "with seen (hash, at) as (";
+const TOUCH_TAIL: &str = ") update sessions set last_seen_at_ms = seen.at
+    from seen where sessions.hash = seen.hash";
+
+static TOUCH: LazyLock<[&str; 2]> =
+    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(TOUCH_HEAD, 2, rows, TOUCH_TAIL)));
+
+/// The rows in as few statements as there are texts for: full chunks, then one by one.
+fn statements<'a, T>(
+    texts: &LazyLock<[&'static str; 2]>,
+    rows: &'a [T],
+) -> impl Iterator<Item = (&'static str, &'a [T])> + use<'a, T> {
+    let [many, one] = **texts;
+    let (chunks, rest) = rows.as_chunks::<CHUNK>();
+    let chunks = chunks.iter().map(move |chunk| (many, chunk.as_slice()));
+    chunks.chain(rest.chunks(1).map(move |row| (one, row)))
+}
+
 impl SqliteStore {
     pub(in crate::store) async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
         let rows = sqlx::query(
@@ -35,16 +57,14 @@ impl SqliteStore {
         rows.iter().map(session).collect()
     }
 
-    pub(in crate::store) async fn save_sessions(
+    pub(in crate::store) async fn change_sessions(
         &self,
-        sessions: &[SessionRow],
+        saved: &[SessionRow],
+        ended: &[[u8; 32]],
     ) -> Result<(), StoreError> {
         let mut writer = self.state.writer().await?;
         let mut transaction = begin(&mut writer).await?;
-        let [many, one] = *INSERT;
-        let (chunks, rest) = sessions.as_chunks::<CHUNK>();
-        let statements = chunks.iter().map(|chunk| (many, chunk.as_slice()));
-        for (sql, rows) in statements.chain(rest.chunks(1).map(|row| (one, row))) {
+        for (sql, rows) in statements(&INSERT, saved) {
             let mut query = sqlx::query(sql);
             for row in rows {
                 query = query
@@ -60,6 +80,13 @@ impl SqliteStore {
             }
             query.execute(&mut *transaction).await?;
         }
+        for (sql, hashes) in statements(&DELETE, ended) {
+            let mut query = sqlx::query(sql);
+            for hash in hashes {
+                query = query.bind(hash.as_slice());
+            }
+            query.execute(&mut *transaction).await?;
+        }
         transaction.commit().await?;
         Ok(())
     }
@@ -70,28 +97,12 @@ impl SqliteStore {
     ) -> Result<(), StoreError> {
         let mut writer = self.state.writer().await?;
         let mut transaction = begin(&mut writer).await?;
-        for (hash, at) in seen {
-            sqlx::query("update sessions set last_seen_at_ms = ? where hash = ?")
-                .bind(at.as_millis())
-                .bind(hash.as_slice())
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
-        Ok(())
-    }
-
-    pub(in crate::store) async fn delete_sessions(
-        &self,
-        hashes: &[[u8; 32]],
-    ) -> Result<(), StoreError> {
-        let mut writer = self.state.writer().await?;
-        let mut transaction = begin(&mut writer).await?;
-        for hash in hashes {
-            sqlx::query("delete from sessions where hash = ?")
-                .bind(hash.as_slice())
-                .execute(&mut *transaction)
-                .await?;
+        for (sql, rows) in statements(&TOUCH, seen) {
+            let mut query = sqlx::query(sql);
+            for (hash, at) in rows {
+                query = query.bind(hash.as_slice()).bind(at.as_millis());
+            }
+            query.execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
         Ok(())

@@ -98,6 +98,15 @@ impl Http {
         self.request(&Method::GET, path).stream().await
     }
 
+    /// A connection for many requests, one after the other.
+    pub async fn line(&self) -> Line {
+        let Target::Network(address) = self.target else { panic!("over the network only") };
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Line { sender }
+    }
+
     /// One server as `GET /mcp/servers` lists it.
     pub async fn server(&self, name: &str) -> Option<Value> {
         let answer = self.get("/mcp/servers").await.json();
@@ -205,6 +214,24 @@ where
     }
 }
 
+/// A connection that is kept.
+#[derive(Debug)]
+pub struct Line {
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Line {
+    pub async fn send(&mut self, call: Call) -> Answer {
+        let exchange = async {
+            self.sender.ready().await.unwrap();
+            let (head, body) = self.sender.send_request(call.request).await.unwrap().into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            Answer { status: head.status.as_u16(), headers: head.headers, body }
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.expect("an answer in time")
+    }
+}
+
 /// An answer read line by line.
 #[derive(Debug)]
 pub struct Lines {
@@ -230,6 +257,13 @@ impl Lines {
             }
         };
         tokio::time::timeout(PATIENCE, next).await.expect("a line in time")
+    }
+
+    /// Everything that still comes, until the answer ends as it should.
+    pub async fn rest(self) -> String {
+        let rest = self.body.collect();
+        let rest = tokio::time::timeout(PATIENCE, rest).await.expect("an end in time").unwrap();
+        self.buffer + std::str::from_utf8(&rest.to_bytes()).unwrap()
     }
 }
 

@@ -4,6 +4,7 @@
 mod app;
 mod http;
 mod mcp;
+mod paged;
 mod process;
 mod upstream;
 
@@ -11,8 +12,9 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use app::TestApp;
-pub use http::{Answer, Http};
+pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
+pub use paged::{Paged, Pages};
 pub use process::{Finished, Router, alive, command, free_port, switchyard};
 pub use upstream::{garbage, hanging, refusing, stdio, upstream, upstream_at, yaml};
 

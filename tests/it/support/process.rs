@@ -47,7 +47,9 @@ impl Finished {
 
 /// The program in `folder`, with nothing of this environment that it would heed.
 pub fn command(folder: &Path) -> Command {
-    let mut command = Command::new(PROGRAM);
+    // Figures of a release build are taken with its path here.
+    let program = std::env::var_os("SWITCHYARD_BIN").unwrap_or_else(|| PROGRAM.into());
+    let mut command = Command::new(program);
     command
         .current_dir(folder)
         .env_remove("SWITCHYARD_URL")
@@ -155,6 +157,14 @@ impl Router {
     /// Runs a command against it, over its admin socket.
     pub async fn run(&self, arguments: &[&str]) -> Finished {
         switchyard(self.folder.path(), arguments).await
+    }
+
+    /// Its resident memory in bytes.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id().unwrap());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
     }
 
     /// Sends a signal by its name.

@@ -1,0 +1,165 @@
+//! [`Commits`]: changes of the session table, many to a commit.
+//!
+//! Changes when the way sessions reach the database does. A commit waits for the disk; what comes
+//! meanwhile shares the next one, so that a crowd of clients that connects at once does not queue.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use crate::edge::error::ApiError;
+use crate::error::ErrorCode;
+use crate::model::SessionHash;
+use crate::store::{SessionRow, Store, StoreError};
+
+/// Changes that may wait for the next commit; beyond that they are refused.
+const QUEUE: usize = 16_384;
+
+/// Why a change is not in the database.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(in crate::edge) enum NotStored {
+    /// The database failed.
+    #[error("{0}")]
+    Store(Arc<StoreError>),
+    /// Too many wait already.
+    #[error("{QUEUE} changes of sessions wait for the database; try again")]
+    Full,
+    /// The router ends.
+    #[error("the router is stopping")]
+    Stopping,
+}
+
+impl From<NotStored> for ApiError {
+    fn from(error: NotStored) -> Self {
+        let code = match &error {
+            NotStored::Store(_) => ErrorCode::Unexpected,
+            NotStored::Full | NotStored::Stopping => ErrorCode::LimitReached,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Commits {
+    store: Store,
+    tasks: TaskTracker,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// What the next commit takes.
+#[derive(Debug, Default)]
+struct Waiting {
+    changes: Changes,
+    /// A task is at it, and will take this too.
+    committing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Changes {
+    saved: Vec<SessionRow>,
+    ended: Vec<SessionHash>,
+    told: Vec<oneshot::Sender<Result<(), NotStored>>>,
+}
+
+impl Commits {
+    pub(super) fn new(store: Store, tasks: TaskTracker) -> Self {
+        Self { store, tasks, waiting: Arc::default() }
+    }
+
+    /// Saves and removes; returns when that is on disk. A caller who gives up takes nothing back.
+    pub(super) async fn commit(
+        &self,
+        saved: Option<SessionRow>,
+        ended: impl IntoIterator<Item = SessionHash>,
+    ) -> Result<(), NotStored> {
+        let (tell, told) = oneshot::channel();
+        let idle = {
+            let mut waiting = self.waiting.lock();
+            if waiting.changes.told.len() >= QUEUE {
+                return Err(NotStored::Full);
+            }
+            waiting.changes.saved.extend(saved);
+            waiting.changes.ended.extend(ended);
+            waiting.changes.told.push(tell);
+            !std::mem::replace(&mut waiting.committing, true)
+        };
+        if idle {
+            self.tasks.spawn(run(self.store.clone(), Arc::clone(&self.waiting)));
+        }
+        told.await.unwrap_or(Err(NotStored::Stopping))
+    }
+}
+
+/// Commits until nothing waits.
+async fn run(store: Store, waiting: Arc<Mutex<Waiting>>) {
+    while let Some(changes) = next(&waiting) {
+        let done = store.change_sessions(&changes.saved, &changes.ended).await.map_err(|error| {
+            tracing::error!(%error, "sessions could not be stored: {error}");
+            NotStored::Store(Arc::new(error))
+        });
+        for tell in changes.told {
+            // Who asked may have gone.
+            drop(tell.send(done.clone()));
+        }
+    }
+}
+
+fn next(waiting: &Mutex<Waiting>) -> Option<Changes> {
+    let mut waiting = waiting.lock();
+    waiting.committing = !waiting.changes.told.is_empty();
+    waiting.committing.then(|| std::mem::take(&mut waiting.changes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::model::{ClientInfo, ProtocolVersion, Timestamp};
+
+    fn row(number: u32) -> SessionRow {
+        let mut hash = [0; 32];
+        hash[..4].copy_from_slice(&number.to_be_bytes());
+        SessionRow {
+            view: None,
+            hash,
+            caller: "c".into(),
+            protocol_version: ProtocolVersion::LATEST_LEGACY,
+            client: ClientInfo::default(),
+            capabilities: None,
+            created_at: Timestamp::from_millis(1),
+            last_seen_at: Timestamp::from_millis(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crowd_shares_commits_and_each_is_told_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let commits = Commits::new(store.clone(), TaskTracker::new());
+        let began = Instant::now();
+        let all = (0..2000).map(|number| commits.commit(Some(row(number)), None));
+        let told = futures_util::future::join_all(all).await;
+        assert!(told.iter().all(Result::is_ok));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(store.sessions().await.unwrap().len(), 2000);
+        commits.commit(Some(row(5000)), (0..1999).map(|number| row(number).hash)).await.unwrap();
+        let left: Vec<_> = store.sessions().await.unwrap().iter().map(|row| row.hash).collect();
+        assert_eq!(left, [row(1999).hash, row(5000).hash]);
+        assert!(!commits.waiting.lock().committing);
+    }
+
+    #[tokio::test]
+    async fn a_failure_reaches_everybody_who_waited_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let commits = Commits::new(store.clone(), TaskTracker::new());
+        store.close().await.unwrap();
+        let all = (0..10).map(|number| commits.commit(Some(row(number)), None));
+        for told in futures_util::future::join_all(all).await {
+            assert!(matches!(&told, Err(NotStored::Store(_))), "{told:?}");
+        }
+    }
+}
