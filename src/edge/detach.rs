@@ -6,22 +6,28 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio_util::task::TaskTracker;
 
-/// A boxed future that is finished in the background when it is dropped before its end.
+use crate::router::Relay;
+
+/// A boxed future that is finished in the background when it is dropped before its end. There it
+/// hears of nothing but its client's cancellation: what servers ask it finds nobody.
 pub(super) struct Detached<T: Send + 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: TaskTracker,
+    relay: Option<Arc<Relay>>,
 }
 
 impl<T: Send + 'static> Detached<T> {
     pub(super) fn new(
         future: impl Future<Output = T> + Send + 'static,
         tasks: &TaskTracker,
+        relay: Option<Arc<Relay>>,
     ) -> Self {
-        Self { future: Some(Box::pin(future)), tasks: tasks.clone() }
+        Self { future: Some(Box::pin(future)), tasks: tasks.clone(), relay }
     }
 }
 
@@ -50,7 +56,17 @@ impl<T: Send + 'static> Drop for Detached<T> {
         if let Some(future) = self.future.take()
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            self.tasks.spawn(future);
+            let Some(relay) = self.relay.take() else {
+                self.tasks.spawn(future);
+                return;
+            };
+            relay.close();
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    _answer = future => {}
+                    () = relay.cancelled() => {}
+                }
+            });
         }
     }
 }

@@ -196,6 +196,20 @@ impl Relay {
         Poll::Pending
     }
 
+    /// Waits until the caller cancels, where nobody listens; what still comes is dropped.
+    pub async fn cancelled(&self) {
+        poll_fn(|context| {
+            loop {
+                match self.poll_next(context) {
+                    Poll::Ready(Some(message)) => drop(message),
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
     /// The caller no longer wants the answer.
     pub fn cancel(&self) {
         let (reader, queue) = {

@@ -16,6 +16,8 @@
     reason = "in a test a panic is the report, and helpers are not shipped"
 )]
 
+mod batches;
+mod cancel;
 mod cli;
 mod dialects;
 mod eras;
@@ -23,16 +25,21 @@ mod errors;
 mod fidelity;
 mod front_door;
 mod hostile;
+mod input;
 mod isolated;
 mod isolation;
 mod ledger;
+mod listening;
 mod lists;
 mod metrics;
+mod mixup;
 mod registry;
 mod restart;
+mod resume;
 mod sessions;
 mod snapshots;
 mod stdio;
+mod streams;
 mod support;
 mod tidy;
 mod views;

@@ -1,6 +1,5 @@
 //! Clients of the legacy era: handshake, sessions, batches, and the dialect without a session.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -143,7 +142,7 @@ pub(super) async fn post_batch(
 impl Sender<'_> {
     async fn take_of_batch(&self, context: &RequestContext, message: &RawValue) -> Option<Vec<u8>> {
         let incoming = match Incoming::parse(message.get().as_bytes()) {
-            Ok(Incoming::Request { id, method: Cow::Borrowed("initialize"), .. }) => {
+            Ok(Incoming::Request { id, method, .. }) if method == "initialize" => {
                 let message = "initialize must not be part of a batch";
                 let code = RpcErrorCode::InvalidRequest;
                 return Reply::error(StatusCode::OK, Some(id), code, message).message().await;
@@ -379,7 +378,7 @@ pub(super) fn stream(
         return refuse(StatusCode::NOT_FOUND, NO_SESSION);
     };
     let last = headers.get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok());
-    match last.and_then(|last| session.live().parked.resume(last)) {
+    match last.and_then(|last| session.live().journals.resume(last)) {
         Some(rest) => event_stream(rest),
         None => listen::session_stream(edge, &session),
     }

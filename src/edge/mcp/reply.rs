@@ -108,16 +108,23 @@ impl Reply {
         }
     }
 
-    /// The answer as one message, for a batch; what is said before it is dropped.
+    /// The answer as one message, for a batch; what is said before it is dropped. A request that
+    /// was cancelled has none.
     pub(super) async fn message(self) -> Option<Vec<u8>> {
         match self {
             Self::Empty(_) | Self::Raw(_) => None,
             Self::Message(_, message) => Some(message),
-            Self::Pending(pending) => {
-                if let Some(relay) = &pending.relay {
-                    relay.close();
+            Self::Pending(Pending { answer: mut work, relay, .. }) => {
+                let Some(relay) = relay else { return Some(work.await.message) };
+                relay.close();
+                tokio::select! {
+                    biased;
+                    answered = &mut work => Some(answered.message),
+                    () = relay.cancelled() => {
+                        work.abandon();
+                        None
+                    }
                 }
-                Some(pending.answer.await.message)
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Streams that a legacy client can take up again after its connection broke.
 //!
-//! Each event of such a stream has an id; what was sent last is kept while the stream is open. When
-//! the connection breaks, the call goes on, and its events wait for the client to come back with
-//! `Last-Event-ID` (specification 2025-11-25, basic/transports, "Resumability and Redelivery").
+//! Each event of such a stream has an id, and what was sent last is kept. When the connection
+//! breaks, the call goes on, and its events wait for the client to come back with `Last-Event-ID`
+//! (specification 2025-11-25, basic/transports, "Resumability and Redelivery"). A client may know
+//! of the break before we do, and of one after we had sent everything.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -20,8 +21,12 @@ use crate::model::Uptime;
 
 /// Events kept of one stream; of those the client has most likely seen all.
 const KEPT: usize = 128;
-/// Broken streams kept for one session.
-const PARKED: usize = 16;
+/// Streams of one session that can be taken up again.
+const STREAMS: usize = 32;
+/// Streams kept of those that were sent to their end.
+const SENT: usize = 4;
+/// Of those, none with more than so many bytes: most likely the client has them.
+const SENT_BYTES: usize = 64 * 1024;
 /// How long a broken stream waits for its client.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How soon a client should come back, in milliseconds.
@@ -40,7 +45,11 @@ struct State {
     first: u64,
     events: VecDeque<Bytes>,
     done: bool,
+    /// The client reads elsewhere; the connection that the stream was on is given up.
+    left: bool,
     reader: Option<Waker>,
+    /// The stream on its first connection.
+    writer: Option<Waker>,
 }
 
 impl Journal {
@@ -86,6 +95,31 @@ impl Journal {
         }
     }
 
+    /// Whether the client reads elsewhere; else registers the stream to be woken for that.
+    pub(super) fn is_left(&self, context: &Context<'_>) -> bool {
+        let mut state = self.state.lock();
+        if !state.left && !state.writer.as_ref().is_some_and(|w| w.will_wake(context.waker())) {
+            state.writer = Some(context.waker().clone());
+        }
+        state.left
+    }
+
+    /// Notes that the client reads elsewhere.
+    fn leave(&self) {
+        let writer = {
+            let mut state = self.state.lock();
+            state.left = true;
+            state.writer.take()
+        };
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.state.lock().events.iter().map(Bytes::len).sum()
+    }
+
     /// The event with this number, or the next one that is kept.
     fn poll(&self, number: u64, context: &Context<'_>) -> Poll<Option<(u64, Bytes)>> {
         let mut state = self.state.lock();
@@ -102,29 +136,79 @@ impl Journal {
     }
 }
 
-/// Broken streams of one session that wait for their client.
-#[derive(Debug, Default)]
-pub(super) struct Parked(Mutex<VecDeque<(Uptime, Arc<Journal>)>>);
+/// Where a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Where {
+    /// On its connection, as far as we know.
+    Open,
+    /// Sent to its end then.
+    Sent(Uptime),
+    /// Without a connection since then.
+    Broken(Uptime),
+}
 
-impl Parked {
-    /// Keeps a broken stream for a while.
-    pub(super) fn park(&self, journal: Arc<Journal>) {
+/// The streams of one session that its client can take up again, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Journals(Mutex<VecDeque<(Where, Arc<Journal>)>>);
+
+impl Journals {
+    /// Knows a stream that begins. When there are too many, one that was sent is forgotten, else
+    /// the oldest.
+    pub(super) fn open(&self, journal: &Arc<Journal>) {
         let now = clock::uptime();
-        let mut parked = self.0.lock();
-        parked.retain(|(since, _)| now.since(*since) < PATIENCE);
-        if parked.len() == PARKED {
-            parked.pop_front();
+        let mut streams = self.0.lock();
+        streams.retain(|(place, _)| match place {
+            Where::Open => true,
+            Where::Sent(since) | Where::Broken(since) => now.since(*since) < PATIENCE,
+        });
+        if streams.len() >= STREAMS {
+            let sent = streams.iter().position(|(place, _)| matches!(place, Where::Sent(_)));
+            streams.remove(sent.unwrap_or(0));
         }
-        parked.push_back((now, journal));
+        streams.push_back((Where::Open, Arc::clone(journal)));
     }
 
-    /// The rest of the stream that a client saw up to the event `last`.
+    /// The stream has lost its connection and waits for its client.
+    pub(super) fn broke(&self, journal: &Arc<Journal>) {
+        self.put(journal, Where::Broken(clock::uptime()));
+    }
+
+    /// The stream was sent to its end. It may not have arrived; a few are kept for that.
+    pub(super) fn sent(&self, journal: &Arc<Journal>) {
+        self.put(journal, Where::Sent(clock::uptime()));
+        let large = journal.bytes() > SENT_BYTES;
+        let mut streams = self.0.lock();
+        if large {
+            streams.retain(|(_, other)| !Arc::ptr_eq(other, journal));
+        }
+        let is_sent = |(place, _): &(Where, _)| matches!(place, Where::Sent(_));
+        if streams.iter().filter(|stream| is_sent(stream)).count() > SENT
+            && let Some(oldest) = streams.iter().position(is_sent)
+        {
+            streams.remove(oldest);
+        }
+    }
+
+    fn put(&self, journal: &Arc<Journal>, place: Where) {
+        let mut streams = self.0.lock();
+        if let Some(stream) = streams.iter_mut().find(|(_, other)| Arc::ptr_eq(other, journal)) {
+            stream.0 = place;
+        }
+    }
+
+    /// The rest of the stream that a client saw up to the event `last`. The connection that it was
+    /// on is given up.
     pub(super) fn resume(&self, last: &str) -> Option<Resumed> {
         let (stream, number) = last.split_once('-')?;
         let (stream, number): (u64, u64) = (stream.parse().ok()?, number.parse().ok()?);
-        let parked = self.0.lock();
-        let (_, journal) = parked.iter().find(|(_, journal)| journal.stream == stream)?;
-        Some(Resumed { journal: Arc::clone(journal), next: number.checked_add(1)? })
+        let next = number.checked_add(1)?;
+        let journal = {
+            let streams = self.0.lock();
+            let (_, journal) = streams.iter().find(|(_, journal)| journal.stream == stream)?;
+            Arc::clone(journal)
+        };
+        journal.leave();
+        Some(Resumed { journal, next })
     }
 
     /// Forgets all.
@@ -172,42 +256,70 @@ mod tests {
         .collect()
     }
 
+    fn journal(journals: &Journals, stream: u64) -> Arc<Journal> {
+        let journal = Arc::new(Journal::new(stream));
+        journals.open(&journal);
+        journal
+    }
+
     #[test]
     fn a_client_gets_what_it_has_not_seen_and_what_still_comes() {
-        let (parked, journal) = (Parked::default(), Arc::new(Journal::new(7)));
+        let journals = Journals::default();
+        let journal = journal(&journals, 7);
         assert_eq!(journal.opening(), "id: 7-0\nretry: 500\ndata: \n\n");
         for text in ["a", "b", "c"] {
             journal.note(format!("data: {text}\n\n").as_bytes());
         }
-        assert!(parked.resume("7-1").is_none(), "nothing is parked yet");
-        parked.park(Arc::clone(&journal));
         for unknown in ["8-1", "7", "x-1", "7-x", "7-18446744073709551615"] {
-            assert!(parked.resume(unknown).is_none(), "{unknown}");
+            assert!(journals.resume(unknown).is_none(), "{unknown}");
         }
-        let mut resumed = parked.resume("7-1").unwrap();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(!journal.is_left(&context));
+        let mut resumed = journals.resume("7-1").unwrap();
+        assert!(journal.is_left(&context));
+        journals.broke(&journal);
         assert_eq!(read(&mut resumed), ["id: 7-2\ndata: b\n\n", "id: 7-3\ndata: c\n\n"]);
         journal.note(b"data: d\n\n");
         journal.close();
         assert_eq!(read(&mut resumed), ["id: 7-4\ndata: d\n\n"]);
-        let mut context = Context::from_waker(Waker::noop());
         assert!(matches!(Pin::new(&mut resumed).poll_frame(&mut context), Poll::Ready(None)));
-        assert_eq!(read(&mut parked.resume("7-0").unwrap()).len(), 4);
+        assert_eq!(read(&mut journals.resume("7-0").unwrap()).len(), 4);
     }
 
     #[test]
     fn neither_events_nor_streams_pile_up() {
-        let (parked, journal) = (Parked::default(), Arc::new(Journal::new(1)));
+        let journals = Journals::default();
+        let first = journal(&journals, 1);
         for _ in 0..KEPT * 2 {
-            journal.note(b"data: x\n\n");
+            first.note(b"data: x\n\n");
         }
-        parked.park(Arc::clone(&journal));
-        let rest = read(&mut parked.resume("1-0").unwrap());
+        journals.broke(&first);
+        let rest = read(&mut journals.resume("1-0").unwrap());
         assert_eq!(rest.len(), KEPT);
         assert!(rest[0].starts_with(&format!("id: 1-{}\n", KEPT + 1)));
-        for stream in 2..40 {
-            parked.park(Arc::new(Journal::new(stream)));
+        for stream in 2..80 {
+            journal(&journals, stream);
         }
-        assert!(parked.resume("1-0").is_none() && parked.resume("39-0").is_some());
-        assert_eq!(parked.0.lock().len(), PARKED);
+        assert!(journals.resume("1-0").is_none() && journals.resume("79-0").is_some());
+        assert_eq!(journals.0.lock().len(), STREAMS);
+    }
+
+    #[test]
+    fn of_what_was_sent_little_is_kept() {
+        let journals = Journals::default();
+        let broken = journal(&journals, 1);
+        journals.broke(&broken);
+        for stream in 2..80 {
+            let sent = journal(&journals, stream);
+            sent.note(b"data: x\n\n");
+            sent.close();
+            journals.sent(&sent);
+        }
+        assert_eq!(journals.0.lock().len(), SENT + 1);
+        assert!(journals.resume("1-0").is_some() && journals.resume("79-0").is_some());
+        let large = journal(&journals, 80);
+        large.note(&vec![b'x'; SENT_BYTES]);
+        journals.sent(&large);
+        assert!(journals.resume("80-0").is_none());
     }
 }

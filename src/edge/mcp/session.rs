@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::listen::Watched;
-use super::resume::{Journal, Parked};
+use super::resume::{Journal, Journals};
 use crate::edge::sessions::Session;
 use crate::protocol::{Answer, LogLevel, RequestId, SERVER_QUESTION, server_question};
 use crate::router::{Relay, ServerRequest};
@@ -26,8 +26,8 @@ pub(super) const SUBSCRIPTIONS: usize = 1000;
 pub(in crate::edge) struct Live {
     requests: Mutex<VecDeque<(Box<str>, Arc<Relay>)>>,
     pub(super) questions: Arc<Questions>,
-    /// Streams whose connection broke.
-    pub(super) parked: Parked,
+    /// Streams that the client can take up again.
+    pub(super) journals: Journals,
     next_stream: AtomicU64,
     /// The stream for what belongs to no request.
     stream: Mutex<Option<Arc<Relay>>>,
@@ -67,7 +67,10 @@ impl Live {
 
     /// The journal of a new stream.
     pub(super) fn journal(&self) -> Arc<Journal> {
-        Arc::new(Journal::new(self.next_stream.fetch_add(1, Ordering::Relaxed) + 1))
+        let number = self.next_stream.fetch_add(1, Ordering::Relaxed) + 1;
+        let journal = Arc::new(Journal::new(number));
+        self.journals.open(&journal);
+        journal
     }
 
     /// Makes `relay` the session's stream; one that was open ends.
@@ -112,7 +115,7 @@ impl Live {
             stream.cancel();
         }
         self.subscriptions.lock().clear();
-        self.parked.clear();
+        self.journals.clear();
         self.questions.open.lock().clear();
     }
 }

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,45 +45,48 @@ pub(super) async fn respond(pending: Pending) -> Response<Body> {
             return Poll::Ready(First::Said(said));
         }
         if let Poll::Ready(answered) = Pin::new(&mut work).poll(context) {
-            // The step that made the answer may have heard what was said before it, too.
-            let Poll::Ready(Some(said)) = relay.poll_next(context) else {
-                return Poll::Ready(First::Answer(answered));
-            };
-            work = Work::Bound(Box::pin(std::future::ready(answered)));
-            return Poll::Ready(First::Said(Some(said)));
+            // What was said while it was made comes before it.
+            return Poll::Ready(match relay.poll_next(context) {
+                Poll::Ready(Some(said)) => First::Both(said, answered),
+                Poll::Ready(None) | Poll::Pending => First::Answer(answered),
+            });
         }
         match &mut silence {
             Some(silence) => silence.as_mut().poll(context).map(|()| First::Silence),
             None => Poll::Pending,
         }
     });
-    let said = match first.await {
-        First::Answer(Answered { status, message }) => return json(status, message),
+    match first.await {
+        First::Answer(Answered { status, message }) => json(status, message),
         First::Said(None) => {
             work.abandon();
             // Nobody waits for an answer, and HTTP wants one.
-            return event_stream(EventStream::ended());
+            event_stream(EventStream::ended())
         }
-        First::Said(Some(said)) => Some(said),
-        First::Silence => None,
-    };
-    let mut stream = EventStream::new(relay, Some(work), questions);
-    if let Some(resumable) = resumable {
-        let journal = resumable.session.live().journal();
-        stream.ready.push_back(journal.opening());
-        stream.kept = Some(Kept { resumable, journal });
+        First::Said(Some(said)) => {
+            let mut stream = EventStream::new(relay, Some(work), questions).keeping(resumable);
+            stream.talk.take(said);
+            event_stream(stream)
+        }
+        First::Both(said, answered) => {
+            let mut stream = EventStream::new(relay, None, questions).keeping(resumable);
+            stream.talk.take(said);
+            stream.talk.finish(&answered);
+            event_stream(stream)
+        }
+        First::Silence => {
+            let mut stream = EventStream::new(relay, Some(work), questions).keeping(resumable);
+            stream.ready.push_back(STILL_HERE);
+            event_stream(stream)
+        }
     }
-    match said {
-        Some(said) => stream.talk.take(said),
-        None => stream.ready.push_back(STILL_HERE),
-    }
-    event_stream(stream)
 }
 
 enum First {
     Answer(Answered),
     Said(Option<ServerMessage>),
     Silence,
+    Both(ServerMessage, Answered),
 }
 
 /// The response around a stream.
@@ -120,6 +123,10 @@ struct Talk {
 }
 
 impl Talk {
+    const fn nothing() -> Self {
+        Self { relay: None, work: None, questions: None, said: VecDeque::new() }
+    }
+
     fn take(&mut self, said: ServerMessage) {
         match said {
             ServerMessage::Notification(message) => self.said.push_back(event(&message)),
@@ -155,13 +162,19 @@ impl Talk {
             let Some(work) = &mut self.work else { return Poll::Pending };
             let Poll::Ready(answered) = Pin::new(work).poll(context) else { return Poll::Pending };
             self.work = None;
-            // What was said while it was made comes before it.
-            while let Poll::Ready(Some(said)) = relay.poll_next(context) {
+            self.finish(&answered);
+        }
+    }
+
+    /// Ends with the answer; what was said while it was made comes before it.
+    fn finish(&mut self, answered: &Answered) {
+        if let Some(relay) = self.relay.take() {
+            let context = Context::from_waker(Waker::noop());
+            while let Poll::Ready(Some(said)) = relay.poll_next(&context) {
                 self.take(said);
             }
-            self.relay = None;
-            self.said.push_back(event(&answered.message));
         }
+        self.said.push_back(event(&answered.message));
     }
 
     /// Lets a call whose connection broke go on; what it says waits for the client.
@@ -202,9 +215,18 @@ impl EventStream {
         Self { talk, kept: None, ready: VecDeque::new(), silence, on_end: None }
     }
 
+    /// Keeps a journal of the stream, where it can be taken up again.
+    fn keeping(mut self, resumable: Option<Resumable>) -> Self {
+        if let Some(resumable) = resumable {
+            let journal = resumable.session.live().journal();
+            self.ready.push_back(journal.opening());
+            self.kept = Some(Kept { resumable, journal });
+        }
+        self
+    }
+
     fn ended() -> Self {
-        let nothing = Talk { relay: None, work: None, questions: None, said: VecDeque::new() };
-        let mut stream = Self::of(nothing);
+        let mut stream = Self::of(Talk::nothing());
         stream.ready.push_back(Bytes::from_static(b": cancelled\n\n"));
         stream
     }
@@ -225,13 +247,41 @@ impl EventStream {
         if let Some(event) = self.ready.pop_front() {
             return Poll::Ready(Some(event));
         }
-        self.talk.next(context).map(|event| {
-            let event = event?;
-            Some(match &self.kept {
-                Some(kept) => kept.journal.note(&event),
-                None => event,
-            })
-        })
+        if self.kept.as_ref().is_some_and(|kept| kept.journal.is_left(context)) {
+            // Its client has come back on another connection.
+            self.leave();
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(event) = self.talk.next(context) else { return Poll::Pending };
+        let Some(event) = event else {
+            if let Some(Kept { resumable, journal }) = self.kept.take() {
+                journal.close();
+                resumable.session.live().journals.sent(&journal);
+            }
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(match &self.kept {
+            Some(kept) => kept.journal.note(&event),
+            None => event,
+        }))
+    }
+
+    /// Goes on without the connection, where the client can come back for the rest.
+    fn leave(&mut self) {
+        let talk = std::mem::replace(&mut self.talk, Talk::nothing());
+        match self.kept.take() {
+            Some(Kept { resumable: Resumable { session, tasks }, journal })
+                if tokio::runtime::Handle::try_current().is_ok() =>
+            {
+                session.live().journals.broke(&journal);
+                tasks.spawn(talk.go_on(journal));
+            }
+            _ => {
+                if let Some(relay) = &talk.relay {
+                    relay.close();
+                }
+            }
+        }
     }
 }
 
@@ -261,19 +311,7 @@ impl HttpBody for EventStream {
 impl Drop for EventStream {
     fn drop(&mut self) {
         drop(self.on_end.take());
-        let Some(relay) = &self.talk.relay else { return };
-        match self.kept.take() {
-            Some(Kept { resumable: Resumable { session, tasks }, journal })
-                if tokio::runtime::Handle::try_current().is_ok() =>
-            {
-                session.live().parked.park(Arc::clone(&journal));
-                let nothing =
-                    Talk { relay: None, work: None, questions: None, said: VecDeque::new() };
-                let talk = std::mem::replace(&mut self.talk, nothing);
-                tasks.spawn(talk.go_on(journal));
-            }
-            _ => relay.close(),
-        }
+        self.leave();
     }
 }
 

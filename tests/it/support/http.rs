@@ -13,6 +13,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
 
+use super::stream::Stream;
+
 /// Longer than any answer takes; a test that hangs is one that says nothing.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -149,6 +151,17 @@ impl Call {
         let response = sender.send_request(self.request).await.unwrap();
         assert_eq!(response.status(), 200);
         Lines { body: response.into_body(), buffer: String::new(), _sender: sender }
+    }
+
+    /// Sends it and reads the answer as it comes.
+    pub async fn open(self) -> Stream {
+        let Target::Network(address) = self.target else { panic!("over the network only") };
+        Stream::open(TcpStream::connect(address).await.unwrap(), self.request).await
+    }
+
+    /// The request alone, for a connection that is there already.
+    pub fn into_request(self) -> Request<Full<Bytes>> {
+        self.request
     }
 
     /// Waits for the status only: some answers never end. Each must have an id.

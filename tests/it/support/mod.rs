@@ -6,6 +6,9 @@ mod http;
 mod mcp;
 mod paged;
 mod process;
+mod speaker;
+mod stage;
+mod stream;
 mod upstream;
 
 use std::future::Future;
@@ -16,6 +19,9 @@ pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
 pub use paged::{Paged, Pages};
 pub use process::{Finished, Router, alive, command, free_port, switchyard};
+pub use speaker::{Speaker, on_stage, play, progress_of};
+pub use stage::{Role, SUBSCRIPTION, Seen, Stage};
+pub use stream::{Stream, Wire, messages};
 pub use upstream::{garbage, hanging, refusing, stdio, upstream, upstream_at, yaml};
 
 /// The program under test.
