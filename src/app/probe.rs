@@ -77,7 +77,8 @@ fn name_tools(config: &Config, found: Vec<Found>) -> Vec<ServerProbe> {
         .filter_map(|(name, _, _, result)| Some((name, result.as_ref().ok()?)))
         .flat_map(|(name, (_, tools))| tools.iter().map(|tool| (name.clone(), tool.name.clone())))
         .collect();
-    let mut names = expose(&pairs, config.naming).names.into_iter();
+    let servers: Vec<ServerName> = config.servers.keys().cloned().collect();
+    let mut names = expose(&pairs, &servers, config.naming).names.into_iter();
     found
         .into_iter()
         .map(|(name, transport, elapsed, result)| {

@@ -283,7 +283,7 @@ impl Shared {
     ) {
         let bytes = entry.slim();
         let urgent = waiter.is_some();
-        let depth = {
+        let (depth, held) = {
             let mut queue = self.queue.lock();
             if queue.ended {
                 drop(queue);
@@ -291,11 +291,12 @@ impl Shared {
                 tracing::warn!(call.id = %entry.id, "a call ended after the ledger was closed and is missing from it");
                 return;
             }
+            // Counted before the writer can see it, which takes it off again.
+            let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
             queue.entries.push(Queued { entry, bytes, place, waiter });
-            queue.entries.len()
+            (queue.entries.len(), held)
         };
         self.metrics.queued();
-        let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // One wake for the first of a batch, one more when it is full: not one for each call.
         if depth == 1 {
             self.work.notify_one();

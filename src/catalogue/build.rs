@@ -94,7 +94,8 @@ fn tools(
     }
     let pairs: Vec<(ServerName, ToolName)> =
         offered.iter().map(|(handle, tool)| (handle.name.clone(), tool.row.tool.clone())).collect();
-    let naming::Names { names, collisions } = naming::expose(&pairs, settings.naming);
+    let naming::Names { names, collisions } =
+        naming::expose(&pairs, &entries.servers, settings.naming);
     entries.collisions.extend(collisions);
     for ((handle, tool), exposed) in offered.into_iter().zip(names) {
         let Some(exposed) = exposed else { continue };
@@ -170,7 +171,8 @@ fn prompts(
         .iter()
         .filter_map(|(handle, item)| Some((handle.name.clone(), ToolName::parse(&item.key).ok()?)))
         .collect();
-    let naming::Names { names, collisions } = naming::expose(&pairs, entries.naming);
+    let naming::Names { names, collisions } =
+        naming::expose(&pairs, &entries.servers, entries.naming);
     let of_prompts = |c: Collision| Collision { list: OfferedList::Prompts, ..c };
     entries.collisions.extend(collisions.into_iter().map(of_prompts));
     for ((handle, item), exposed) in offered.into_iter().zip(names) {

@@ -22,17 +22,17 @@ const GONE: usize = 1000;
 /// Compares a server's new list with what is known and gives the rows to store and the history
 /// they make.
 ///
-/// The first list of a server is always accepted. Later, a new or changed definition is taken
+/// The `first` list of a server is always accepted. Later, a new or changed definition is taken
 /// (`accept`, `warn`) or held: a held tool is neither listed nor callable.
 #[must_use]
 pub fn diff(
     server: &ServerName,
     known: &[KnownTool],
     listed: &[ToolDefinition],
+    first: bool,
     on_change: OnChange,
     now: Timestamp,
 ) -> (Vec<KnownTool>, Vec<HistoryRow>) {
-    let first = known.is_empty();
     let old: HashMap<&ToolName, &KnownTool> =
         known.iter().map(|tool| (&tool.row.tool, tool)).collect();
     let mut rows = Vec::with_capacity(listed.len());
@@ -71,7 +71,8 @@ pub fn diff(
             push_history(&definition.name, None, Some(definition.hash), HistoryKind::Added);
         }
         let held_before = before.is_some_and(|tool| tool.row.status == ToolStatus::Held);
-        let held = on_change == OnChange::Hold && !first && (!unchanged || held_before);
+        // What went away and comes back may have been held, or be the trick of a server.
+        let held = on_change == OnChange::Hold && !first && (!unchanged || held_before || back);
         rows.push(KnownTool {
             row: ToolRow {
                 server: server.clone(),
@@ -116,7 +117,8 @@ mod tests {
         on_change: OnChange,
     ) -> (Vec<KnownTool>, Vec<String>) {
         let server = ServerName::parse("up").unwrap();
-        let (rows, history) = diff(&server, known, listed, on_change, Timestamp::from_millis(1));
+        let (rows, history) =
+            diff(&server, known, listed, known.is_empty(), on_change, Timestamp::from_millis(1));
         (
             rows,
             history.into_iter().map(|row| format!("{} {}", row.kind.as_str(), row.tool)).collect(),

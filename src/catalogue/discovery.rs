@@ -222,12 +222,15 @@ impl Discovery {
         if self.registry.server(server.as_str()).is_none() {
             return;
         }
-        {
+        let is_news = {
             let mut notices = self.notices.lock();
             let wanted = notices.entry(server.clone()).or_default();
-            *wanted = wanted.and(Wanted::of(kind));
+            let before = std::mem::replace(wanted, wanted.and(Wanted::of(kind)));
+            before != *wanted
+        };
+        if is_news {
+            self.noticed.notify_one();
         }
-        self.noticed.notify_one();
     }
 
     /// Sees a new number whenever the catalogue was rebuilt.
@@ -278,25 +281,29 @@ impl Discovery {
         tool: &ToolName,
         by: &str,
     ) -> Result<bool, StoreError> {
-        let rows = {
-            let mut known = self.known.lock();
-            let Some(tools) = known.get_mut(server) else { return Ok(false) };
-            let held =
-                tools.iter_mut().find(|t| t.row.tool == *tool && t.row.status == ToolStatus::Held);
-            let Some(held) = held else { return Ok(false) };
-            held.row.status = ToolStatus::Active;
-            let history = HistoryRow {
-                server: server.clone(),
-                tool: tool.clone(),
-                old_hash: None,
-                new_hash: Some(held.row.hash),
-                kind: HistoryKind::Approved,
-                at: clock::timestamp(),
-                by: Some(by.to_owned()),
-            };
-            (tools.iter().map(|t| t.row.clone()).collect::<Vec<ToolRow>>(), history)
+        // Not while its list is being compared with what is known.
+        let handle = self.registry.server(server.as_str());
+        let _one = match &handle {
+            Some(handle) => Some(handle.discovering.lock().await),
+            None => None,
         };
-        self.registry.store().replace_tools(server, &rows.0, &[rows.1]).await?;
+        let mut tools = self.known.lock().get(server).cloned().unwrap_or_default();
+        let held =
+            tools.iter_mut().find(|t| t.row.tool == *tool && t.row.status == ToolStatus::Held);
+        let Some(held) = held else { return Ok(false) };
+        held.row.status = ToolStatus::Active;
+        let history = HistoryRow {
+            server: server.clone(),
+            tool: tool.clone(),
+            old_hash: None,
+            new_hash: Some(held.row.hash),
+            kind: HistoryKind::Approved,
+            at: clock::timestamp(),
+            by: Some(by.to_owned()),
+        };
+        let rows: Vec<ToolRow> = tools.iter().map(|t| t.row.clone()).collect();
+        self.registry.store().replace_tools(server, &rows, &[history]).await?;
+        self.known.lock().insert(server.clone(), tools);
         self.rebuild();
         Ok(true)
     }
@@ -345,7 +352,7 @@ impl Discovery {
             tools,
             offers,
             ttl: tools_ttl.zip(ttl).map(|(tools, others)| tools.min(others)),
-            announces: lease.peer().offers.list_changes,
+            announces: lease.peer().offers.list_changes && lease.is_listening(),
             connects,
         }
     }
@@ -556,13 +563,15 @@ impl Discovery {
         listed: &[ToolDefinition],
     ) -> Result<(), DiscoveryError> {
         let before = self.known.lock().get(&server.name).cloned().unwrap_or_default();
-        let first = before.is_empty();
+        // A server whose first list was empty has had its first list.
+        let first = before.is_empty() && server.status().discovery.ok_at.is_none();
         let (tools, history) =
-            diff(&server.name, &before, listed, server.spec.on_change, clock::timestamp());
+            diff(&server.name, &before, listed, first, server.spec.on_change, clock::timestamp());
         if !self.is_current(server) {
             return Err(DiscoveryError::Replaced);
         }
-        if !history.is_empty() || !same_but_for_time(&before, &tools) {
+        let same = history.is_empty() && same_but_for_time(&before, &tools);
+        if !same {
             let rows: Vec<ToolRow> = tools.iter().map(|tool| tool.row.clone()).collect();
             self.registry.store().replace_tools(&server.name, &rows, &history).await?;
         }
@@ -586,7 +595,9 @@ impl Discovery {
             }
             known.insert(server.name.clone(), tools);
         }
-        self.rebuild();
+        if !same {
+            self.rebuild();
+        }
         Ok(())
     }
 
@@ -605,10 +616,11 @@ impl Discovery {
 
     /// Builds the catalogue anew from the registry and what is known.
     fn rebuild(&self) {
-        let settings = self.settings.load();
-        let servers = self.registry.servers();
         let mut known = self.known.lock();
         let mut offers = self.offers.lock();
+        // Read under the locks, so that an older state never replaces a newer one.
+        let settings = self.settings.load();
+        let servers = self.registry.servers();
         known.retain(|server, _| servers.contains_key(server));
         offers.retain(|server, _| servers.contains_key(server));
         for handle in servers.values() {

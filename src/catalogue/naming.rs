@@ -43,17 +43,30 @@ pub struct Names {
 /// the one that needed no change keeps it (of several, the one with the longest server name) and the others get
 /// the hash. `bare`: the upstream's own name; two servers with one name are a collision and
 /// neither gets it.
+///
+/// `servers` are all there are, also those without tools: a name that speaks of one of them is never
+/// given to a tool of another, which gets the hash instead.
 #[must_use]
-pub fn expose(tools: &[(ServerName, ToolName)], mode: NamingMode) -> Names {
+pub fn expose(tools: &[(ServerName, ToolName)], servers: &[ServerName], mode: NamingMode) -> Names {
     match mode {
-        NamingMode::Prefix => prefixed(tools),
+        NamingMode::Prefix => prefixed(tools, servers),
         NamingMode::Bare => bare(tools),
     }
 }
 
-fn prefixed(tools: &[(ServerName, ToolName)]) -> Names {
-    let natural: Vec<(String, bool)> =
-        tools.iter().map(|(server, tool)| natural_name(server, tool)).collect();
+fn prefixed(tools: &[(ServerName, ToolName)], servers: &[ServerName]) -> Names {
+    let natural: Vec<(String, bool)> = tools
+        .iter()
+        .map(|(server, tool)| {
+            let (name, exact) = natural_name(server, tool);
+            if means(&name, servers).is_none_or(|meant| meant == server) {
+                (name, exact)
+            } else {
+                // Also while that server is away nobody may take its place.
+                (hashed(&name, server, tool), false)
+            }
+        })
+        .collect();
     let mut owner: BTreeMap<&str, Claim<'_>> = BTreeMap::new();
     for ((server, tool), (name, exact)) in tools.iter().zip(&natural) {
         let claim = claim(*exact, server, tool);
@@ -69,6 +82,16 @@ fn prefixed(tools: &[(ServerName, ToolName)]) -> Names {
         })
         .collect();
     Names { names, collisions: Vec::new() }
+}
+
+/// The server that a name by rule speaks of: of several prefixes, the longest.
+fn means<'a>(name: &str, servers: &'a [ServerName]) -> Option<&'a ServerName> {
+    servers
+        .iter()
+        .filter(|server| {
+            name.strip_prefix(server.as_str()).is_some_and(|rest| rest.starts_with("__"))
+        })
+        .max_by_key(|server| server.as_str().len())
 }
 
 /// Who keeps a contested name, least first: exact before changed, then the longest server name (a
@@ -146,7 +169,11 @@ mod tests {
     }
 
     fn names(tools: &[(ServerName, ToolName)], mode: NamingMode) -> Vec<Option<String>> {
-        expose(tools, mode).names.into_iter().map(|n| n.map(|n| n.as_str().to_owned())).collect()
+        expose(tools, &[], mode)
+            .names
+            .into_iter()
+            .map(|n| n.map(|n| n.as_str().to_owned()))
+            .collect()
     }
 
     #[test]
@@ -183,9 +210,22 @@ mod tests {
     }
 
     #[test]
+    fn no_tool_takes_the_name_of_another_server_that_is_away() {
+        let servers = ["a", "a__b", "git_hub"].map(|name| ServerName::parse(name).unwrap());
+        let tools = [tool("a", "b__c"), tool("git.hub", "x"), tool("a__b", "d"), tool("a", "d")];
+        let named = expose(&tools, &servers, NamingMode::Prefix).names;
+        let named: Vec<&str> = named.iter().map(|name| name.as_ref().unwrap().as_str()).collect();
+        assert!(
+            named[0].starts_with("a__b__c_") && named[1].starts_with("git_hub__x_"),
+            "{named:?}"
+        );
+        assert_eq!(named[2..], ["a__b__d", "a__d"]);
+    }
+
+    #[test]
     fn a_bare_collision_names_both_servers() {
         let tools = [tool("a", "x"), tool("b", "x"), tool("b", "y.z")];
-        let exposed = expose(&tools, NamingMode::Bare);
+        let exposed = expose(&tools, &[], NamingMode::Bare);
         assert_eq!(names(&tools, NamingMode::Bare), [None, None, Some("y.z".into())]);
         assert_eq!(
             exposed.collisions,

@@ -296,6 +296,10 @@ impl Catalogue {
                 owners.push(&entry.server);
             }
         }
+        if patience.is_exhausted() {
+            // Some of the templates were not tried; to guess would be to ask the wrong server.
+            return Some(Err(NotFound::Unknown { nearest: Vec::new() }));
+        }
         let collided = self.parts().collisions.iter().find(|collision| {
             collision.list == OfferedList::Templates
                 && Template::parse(&collision.name).is_some_and(|template| {

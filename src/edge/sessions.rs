@@ -267,7 +267,7 @@ impl Sessions {
             self.ended(session);
             // Not for each: a crowd of clients that never end their sessions is one event.
             let before = self.evicted.fetch_add(1, Ordering::Relaxed);
-            if before % 1000 == 0 {
+            if before.is_multiple_of(1000) {
                 tracing::warn!(
                     limit = self.limits.count,
                     "{} sessions are open (limits.sessions): the one that was unused the longest ended to make room, {} so far",

@@ -46,6 +46,9 @@ impl RpcErrorCode {
     }
 }
 
+/// Longer ids, which are also repeated in messages about their request, are no ids of a client.
+const ID_LIMIT: usize = 512;
+
 /// The id of a request: a string or an integer, as the JSON it came as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestId<'a>(&'a str);
@@ -55,7 +58,8 @@ impl<'a> RequestId<'a> {
         let text = raw.get();
         let digits = text.strip_prefix('-').unwrap_or(text);
         let integer = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        (integer || text.starts_with('"')).then_some(Self(text))
+        let fits = text.len() <= ID_LIMIT;
+        (fits && (integer || text.starts_with('"'))).then_some(Self(text))
     }
 
     /// The id as JSON.
@@ -177,7 +181,7 @@ impl<'a> Incoming<'a> {
         match (object.get("id"), id) {
             (Some(_), Some(id)) => Ok(Self::Request { id, method, params }),
             (Some(raw), None) => Err(invalid(format!(
-                "`id` must be a string or an integer, not {}",
+                "`id` must be a string or an integer of at most {ID_LIMIT} bytes, not {}",
                 raw.get().chars().take(32).collect::<String>()
             ))),
             (None, _) => Ok(Self::Notification { method, params }),

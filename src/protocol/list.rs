@@ -77,6 +77,9 @@ pub struct ListedPage {
     pub ttl: Option<Duration>,
 }
 
+/// No page of a server in good faith has more elements; each costs memory before it is looked at.
+pub(super) const PAGE_ITEMS: usize = 20_000;
+
 impl ListedPage {
     /// Reads the `result` of a list request: `member` is the list's name, `key` what identifies
     /// its elements. Each definition is copied, so that a small one does not keep a large page
@@ -103,6 +106,9 @@ impl ListedPage {
             ttl: ttl(object.get("ttlMs")),
             ..Self::default()
         };
+        if elements.len() > PAGE_ITEMS {
+            return Err(not_a_list(&format!("one page has {} elements", elements.len())));
+        }
         for raw in elements {
             match Listed::parse(raw.get(), member, key) {
                 Ok(item) => page.items.push(item),

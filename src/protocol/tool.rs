@@ -7,7 +7,7 @@ use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::list::{DEFINITION_LIMIT, ttl};
+use super::list::{DEFINITION_LIMIT, PAGE_ITEMS, ttl};
 use super::object::{BorrowedStr, RawObject};
 use super::param_headers::{ParamHeaderError, ParamHeaders};
 use crate::model::{NameError, ToolName};
@@ -107,6 +107,10 @@ impl ToolList {
             ttl: ttl(page.ttl),
             ..Self::default()
         };
+        if page.tools.len() > PAGE_ITEMS {
+            let problem = format!("one page has {} elements", page.tools.len());
+            return Err(ToolDefinitionError::NotAList(problem));
+        }
         for raw in page.tools {
             match ToolDefinition::parse(&result.slice_ref(raw.get().as_bytes())) {
                 Ok(tool) => list.tools.push(tool),

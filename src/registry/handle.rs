@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::error::LeaseError;
-use super::isolation::{IsolatedSessions, Opening, SessionLease};
+use super::isolation::{IsolatedSessions, Opening, SessionLease, is_stateless};
 use super::latency::LatencyWindow;
 use super::limiter::Limiter;
 use super::notices::{Notices, Subscriptions, TooManySubscriptions};
@@ -229,6 +229,13 @@ impl ServerHandle {
         }
     }
 
+    /// Whether each client has a session of its own at it.
+    #[must_use]
+    pub fn keeps_sessions(&self) -> bool {
+        let shared = self.pool.as_ref().ok().and_then(ConnectionPool::current);
+        self.isolated.is_some() && !shared.is_some_and(|lease| is_stateless(&lease))
+    }
+
     /// The live connection that is kept for a session of a client alone, if there is one.
     pub(super) fn own_connection(&self, session: &SessionHash) -> Option<Lease> {
         self.isolated.as_ref()?.current(session)
@@ -394,6 +401,7 @@ impl ServerHandle {
     /// Notes a discovery or health check that failed.
     pub fn failed(&self, error: &str, at: Timestamp) -> DiscoveryRow {
         self.last_success_second.store(0, Ordering::Relaxed);
+        self.reachable.store(false, Ordering::Relaxed);
         let mut status = self.status.lock();
         status.discovery.error = Some(self.scrub(error));
         status.discovery.error_at = Some(at);

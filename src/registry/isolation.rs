@@ -208,7 +208,7 @@ impl IsolatedSessions {
 }
 
 /// Whether the server keeps nothing between requests. A child has its memory, whatever it speaks.
-fn is_stateless(connection: &Connection) -> bool {
+pub(super) fn is_stateless(connection: &Connection) -> bool {
     match connection {
         Connection::Http(_) => connection.peer().version.era() == Era::Modern,
         Connection::Jsonrpc(_) => true,
@@ -237,7 +237,8 @@ impl Inner {
             known_dialect: Some(dialect),
             hearing: Hearing {
                 notices: self.notices.sink(&self.server, Some(scope.clone())),
-                exclusive: true,
+                // All who use a key share its session; what names no request is nobody's then.
+                exclusive: !matches!(scope, SessionScope::Caller(_)),
                 client_capabilities: abilities.unwrap_or("{}").to_owned(),
                 ..Hearing::default()
             },

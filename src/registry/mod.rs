@@ -303,20 +303,19 @@ impl Registry {
 
     /// Tells the servers that keep a session for this client something about it.
     pub async fn notify_session(&self, session: &SessionRef, method: &str) {
-        for server in self.servers().values() {
-            if let Some(lease) = server.own_connection(&session.key) {
-                lease.notify(method, None).await;
-            }
-        }
+        let servers = self.servers();
+        let connections = servers.values().filter_map(|server| server.own_connection(&session.key));
+        let telling = connections.map(|lease| async move { lease.notify(method, None).await });
+        futures_util::future::join_all(telling).await;
     }
 
     /// Asks servers of the legacy era, which keep it for a whole session, for log messages from
     /// `level` on; of what they say each client then gets what it wants. On a shared connection the
     /// most that any client asked for holds.
     pub async fn set_log_level(&self, session: &SessionRef, level: LogLevel) {
-        for server in self.servers().values() {
-            server.set_log_level(&session.key, level).await;
-        }
+        let servers = self.servers();
+        let setting = servers.values().map(|server| server.set_log_level(&session.key, level));
+        futures_util::future::join_all(setting).await;
     }
 
     /// Names like `name`, best first.

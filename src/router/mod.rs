@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::audit::AuditWriter;
-use crate::catalogue::{CatalogueHandle, Discovery};
+use crate::catalogue::{CatalogueEntry, CatalogueHandle, Discovery};
 use crate::clock;
 use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
 use crate::model::{ToolCall, ViewName};
@@ -88,7 +88,7 @@ impl Router {
         let _place = admit::admit(&entry, deadline, record).await?;
         match attempt::attempt(&entry, deadline, record).await {
             Err(refused) if refused.headers_do_not_fit() => {
-                Box::pin(self.with_new_definition(refused, deadline, record)).await
+                Box::pin(self.with_new_definition(&entry, refused, deadline, record)).await
             }
             settled => settled,
         }
@@ -99,22 +99,27 @@ impl Router {
     /// (specification 2026-07-28, basic/transports/streamable-http).
     async fn with_new_definition(
         &self,
+        old: &CatalogueEntry,
         refused: RouteError,
         deadline: Deadline,
         record: &mut record::CallRecord,
     ) -> Result<UpstreamAnswer, RouteError> {
-        let Ok(old) = self.lookup(&record.call.target, record.call.view.as_ref()) else {
-            return Err(refused);
+        let newer = |router: &Self, record: &record::CallRecord| {
+            router.lookup(&record.call.target, record.call.view.as_ref()).ok().filter(|new| {
+                new.server.name == old.server.name
+                    && new.tool == old.tool
+                    && new.definition.hash != old.definition.hash
+            })
         };
-        let asking = self.discovery.discover(&old.server);
-        let asked = tokio::time::timeout(deadline.left(clock::uptime()), asking).await;
-        match (asked, self.lookup(&record.call.target, record.call.view.as_ref())) {
-            (Ok(Ok(_)), Ok(new)) if new.definition.hash != old.definition.hash => {
-                record.routed(&new);
-                attempt::attempt(&new, deadline, record).await
-            }
-            _ => Err(refused),
+        let mut new = newer(self, record);
+        if new.is_none() {
+            let asking = self.discovery.discover(&old.server);
+            let _ = tokio::time::timeout(deadline.left(clock::uptime()), asking).await;
+            new = newer(self, record);
         }
+        let Some(new) = new else { return Err(refused) };
+        record.routed(&new);
+        attempt::attempt(&new, deadline, record).await
     }
 
     /// Puts a refusal on record that happened before there was a call to route: no key, no

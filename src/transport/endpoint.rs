@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,6 +57,8 @@ pub(super) struct Endpoint {
     pub(super) hearing: Hearing,
     /// Requests of the server that are being answered.
     answering: Arc<AtomicU32>,
+    /// Whether a stream for what the server says on its own is open.
+    pub(super) listening: Arc<AtomicBool>,
 }
 
 /// The right to answer a request of the server; a server that asks without end gets no more.
@@ -165,6 +167,7 @@ impl Endpoint {
             server: options.server.clone(),
             hearing: options.hearing.clone(),
             answering: Arc::default(),
+            listening: Arc::default(),
         })
     }
 
@@ -499,7 +502,23 @@ pub(super) fn is_session_gone(status: StatusCode, body: &str, answers_us: bool) 
     status == StatusCode::NOT_FOUND
         || (status == StatusCode::BAD_REQUEST
             && !answers_us
-            && body.to_ascii_lowercase().contains("session"))
+            && names_a_lost_session(&body.to_ascii_lowercase()))
+}
+
+/// How servers of the known SDKs say it. A message that only mentions a session may be the server's
+/// opinion of the arguments.
+fn names_a_lost_session(body: &str) -> bool {
+    const SAID: [&str; 8] = [
+        "session id",
+        "session-id",
+        "session not found",
+        "no valid session",
+        "invalid session",
+        "unknown session",
+        "session expired",
+        "no such session",
+    ];
+    SAID.iter().any(|said| body.contains(said))
 }
 
 fn check_encoding(exchange: &Exchange) -> Result<(), TransportError> {

@@ -143,9 +143,13 @@ impl Offers {
             subscriptions: says("resources", "subscribe"),
             completions: offers("completions"),
             logging: offers("logging"),
-            list_changes: ["tools", "prompts", "resources"]
-                .iter()
-                .any(|feature| says(feature, "listChanged")),
+            list_changes: {
+                let mut listed = ["tools", "prompts", "resources"]
+                    .into_iter()
+                    .filter(|list| offers(list))
+                    .peekable();
+                listed.peek().is_some() && listed.all(|list| says(list, "listChanged"))
+            },
         }
     }
 }

@@ -5,6 +5,7 @@
 //! `resources/subscribe` for each resource. Modern: one `subscriptions/listen` that says all.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -42,6 +43,22 @@ pub(super) async fn run(connection: Weak<HttpConnection>, ended: CancellationTok
     }
 }
 
+/// Says that the server is heard, for as long as it lives.
+struct Listening<'a>(&'a AtomicBool);
+
+impl<'a> Listening<'a> {
+    fn begin(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// Waits between tries: what the server asked for, or longer with each failure.
 struct Waits {
     failures: u32,
@@ -66,7 +83,7 @@ async fn legacy(
     let mut waits = Waits { failures: 0, asked: None };
     let mut place = Place::default();
     let mut generation = None;
-    let (mut offered, mut again) = (true, false);
+    let (mut offered, mut again, mut renewed) = (true, false, false);
     loop {
         let Some(held) = connection.upgrade() else { return };
         let (endpoint, session) = (held.endpoint().clone(), held.session());
@@ -96,15 +113,16 @@ async fn legacy(
         waits.asked = place.retry;
         match end {
             GetEnd::NotOffered => offered = false,
+            // A session that was made a moment ago is not gone: the server has no such stream.
+            GetEnd::SessionGone if renewed => offered = false,
             GetEnd::SessionGone => {
                 let Some(held) = connection.upgrade() else { return };
-                if held.renew(&session).await.is_err() {
-                    drop(held);
-                    waits.pause(clock::uptime().since(began)).await;
-                }
+                renewed = held.renew(&session).await.is_ok();
+                drop(held);
+                waits.pause(clock::uptime().since(began)).await;
             }
             GetEnd::Over => {
-                again = true;
+                (again, renewed) = (true, false);
                 waits.pause(clock::uptime().since(began)).await;
             }
         }
@@ -133,7 +151,8 @@ async fn get(endpoint: &Endpoint, session: &Session, place: &mut Place, again: b
         exchange.finish().await;
         return match status.as_u16() {
             404 if session.headers.contains_key(SESSION_ID) => GetEnd::SessionGone,
-            200..=499 => GetEnd::NotOffered,
+            200..=299 | 400 | 404 | 405 | 406 | 415 | 501 => GetEnd::NotOffered,
+            // Not now: a limit, a stream of ours that the server has not seen end, a proxy's trouble.
             _ => GetEnd::Over,
         };
     }
@@ -142,6 +161,7 @@ async fn get(endpoint: &Endpoint, session: &Session, place: &mut Place, again: b
         endpoint.hearing.all_lists_may_have_changed();
     }
     let talk = Talk { session: Some(&session.headers), relay: None };
+    let _listening = Listening::begin(&endpoint.listening);
     if let Err(error) = endpoint.read_stream(exchange, None, talk, place).await {
         tracing::debug!(%error, "the stream of a server's own messages broke");
     }
@@ -274,7 +294,9 @@ async fn listen(
         return ListenEnd::Over;
     };
     if !is_event_stream(&exchange) {
-        let refused = exchange.status().is_client_error() || exchange.status().is_success();
+        let status = exchange.status();
+        let refused = (status.is_client_error() || status.is_success())
+            && !matches!(status.as_u16(), 401 | 403 | 408 | 409 | 429);
         exchange.finish().await;
         return if refused { ListenEnd::Refused } else { ListenEnd::Over };
     }
@@ -283,6 +305,7 @@ async fn listen(
         endpoint.hearing.all_lists_may_have_changed();
     }
     let mut place = Place::default();
+    let _listening = Listening::begin(&endpoint.listening);
     if let Err(error) = endpoint.read_stream(exchange, Some(id), Talk::default(), &mut place).await
     {
         tracing::debug!(%error, "the stream of a subscription broke");

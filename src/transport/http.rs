@@ -179,7 +179,13 @@ impl HttpConnection {
         }
         let generation = lost.generation.saturating_add(1);
         match detect::initialize(&self.endpoint, self.connect_timeout, generation).await {
-            Ok((session, _peer)) => {
+            Ok((session, peer)) => {
+                // The calls under way go on; the next finds a connection that knows what the server
+                // offers now.
+                if peer.capabilities != self.peer.capabilities || peer.version != self.peer.version
+                {
+                    self.ended.cancel();
+                }
                 let session = Arc::new(session);
                 self.session.store(Arc::clone(&session));
                 // A server that lost its sessions was most likely started anew.
@@ -206,6 +212,10 @@ impl HttpConnection {
             name_request(&mut headers, &OutgoingRequest::new(method));
         }
         self.endpoint.tell(Method::POST, headers, render_notification(method, params)).await;
+    }
+
+    pub(super) fn is_listening(&self) -> bool {
+        self.endpoint.listening.load(Ordering::Relaxed)
     }
 
     pub(super) const fn endpoint(&self) -> &Endpoint {

@@ -83,6 +83,11 @@ impl Oversized {
         self.tail.drain(..surplus);
     }
 
+    /// Whether it is a message of the child's own, and no answer.
+    pub(super) fn is_no_answer(&self) -> bool {
+        memchr::memmem::find(&self.head, br#""method""#).is_some()
+    }
+
     /// The id, where it stands for certain: first in the message, or last.
     pub(super) fn id(&self) -> Option<u64> {
         let head: Vec<u8> = self.head.iter().copied().filter(|byte| *byte != b' ').collect();

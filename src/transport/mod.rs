@@ -202,7 +202,7 @@ pub struct Offers {
     pub completions: bool,
     /// Log messages.
     pub logging: bool,
-    /// To say when any of its lists changes.
+    /// To say when a list changes, for every list that it has.
     pub list_changes: bool,
 }
 
@@ -310,6 +310,16 @@ impl Connection {
             Self::Stdio(connection) => connection.request(request, timeout, relay).await,
             Self::Sse(connection) => connection.request(request, timeout, relay).await,
             Self::Jsonrpc(connection) => connection.request(request, timeout).await,
+        }
+    }
+
+    /// Whether what the server says on its own reaches us now.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        match self {
+            Self::Http(connection) => connection.is_listening(),
+            Self::Sse(_) | Self::Stdio(_) => true,
+            Self::Jsonrpc(_) => false,
         }
     }
 

@@ -19,6 +19,11 @@ use crate::protocol::{Answer, ClientAbilities, LogLevel, RawObject, log_level};
 /// Messages that wait for a slow caller. A transport that reads for one caller alone waits beyond
 /// that; one that reads for many drops the oldest notification.
 const QUEUE: usize = 64;
+/// The same in bytes.
+const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Messages that wait for a client which only listens. Whoever falls behind further cannot be told
+/// everything: its stream ends, and it comes back and looks for itself.
+const LISTENER_QUEUE: usize = 1024;
 
 /// What the caller wants to hear.
 #[derive(Debug, Clone, Default)]
@@ -64,12 +69,16 @@ pub enum ServerMessage {
 /// Between one call under way and whoever answers its caller.
 pub struct Relay {
     wishes: RelayWishes,
+    /// Whether a message must not be lost: the stream ends when one would be.
+    whole: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<ServerMessage>,
+    /// Bytes of the notifications in it.
+    bytes: usize,
     cancelled: bool,
     /// Nobody listens any more.
     closed: bool,
@@ -77,11 +86,30 @@ struct State {
     writer: Option<Waker>,
 }
 
+impl State {
+    fn is_full(&self) -> bool {
+        self.queue.len() >= QUEUE || self.bytes >= QUEUE_BYTES
+    }
+}
+
+fn size(message: &ServerMessage) -> usize {
+    match message {
+        ServerMessage::Notification(bytes) => bytes.len(),
+        ServerMessage::Request(_) => 0,
+    }
+}
+
 impl Relay {
     /// A relay for a caller with these wishes.
     #[must_use]
     pub fn new(wishes: RelayWishes) -> Self {
-        Self { wishes, state: Mutex::default() }
+        Self { wishes, whole: false, state: Mutex::default() }
+    }
+
+    /// A relay for a client that only listens.
+    #[must_use]
+    pub fn of_listener(wishes: RelayWishes) -> Self {
+        Self { whole: true, ..Self::new(wishes) }
     }
 
     /// What the caller wants to hear.
@@ -146,14 +174,19 @@ impl Relay {
         if state.closed || state.cancelled {
             return;
         }
-        if state.queue.len() >= QUEUE {
-            // Newer progress says more than older; a request must not be lost.
-            let oldest =
-                state.queue.iter().position(|m| matches!(m, ServerMessage::Notification(_)));
-            if let Some(oldest) = oldest {
-                state.queue.remove(oldest);
-            }
+        if self.whole && state.queue.len() >= LISTENER_QUEUE {
+            drop(state);
+            self.cancel();
+            return;
         }
+        while !self.whole && state.is_full() {
+            // Newer progress says more than older; a request must not be lost.
+            let is_notification = |m: &ServerMessage| matches!(m, ServerMessage::Notification(_));
+            let Some(oldest) = state.queue.iter().position(is_notification) else { break };
+            let gone = state.queue.remove(oldest);
+            state.bytes = state.bytes.saturating_sub(gone.as_ref().map_or(0, size));
+        }
+        state.bytes += size(&message);
         state.queue.push_back(message);
         let reader = state.reader.take();
         drop(state);
@@ -167,7 +200,7 @@ impl Relay {
     pub async fn room(&self) {
         poll_fn(|context| {
             let mut state = self.state.lock();
-            if state.closed || state.cancelled || state.queue.len() < QUEUE {
+            if state.closed || state.cancelled || !state.is_full() {
                 return Poll::Ready(());
             }
             state.writer = Some(context.waker().clone());
@@ -183,6 +216,7 @@ impl Relay {
             return Poll::Ready(None);
         }
         if let Some(message) = state.queue.pop_front() {
+            state.bytes = state.bytes.saturating_sub(size(&message));
             let writer = state.writer.take();
             drop(state);
             if let Some(writer) = writer {

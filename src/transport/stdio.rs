@@ -193,8 +193,8 @@ impl Carrier for Shared {
         &self.channel
     }
 
-    fn tell(&self, mut bytes: Vec<u8>) {
-        bytes.push(b'\n');
+    fn tell(&self, bytes: Vec<u8>) {
+        let bytes = one_line(bytes);
         if self.queue.try_send(Outgoing { bytes, ticket: Arc::default() }).is_err() {
             tracing::debug!(server.name = %self.channel.server, "dropped a message to a child that does not read");
         }
@@ -203,18 +203,11 @@ impl Carrier for Shared {
     async fn exchange(
         &self,
         id: u64,
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
         limit: Duration,
         relay: Option<&Arc<Relay>>,
     ) -> Reply {
-        // What the caller sent is passed on as it was, and may be spread over lines. In JSON a line
-        // end only stands between tokens; here it would end the message and begin another one.
-        for byte in &mut bytes {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
-        bytes.push(b'\n');
+        let bytes = one_line(bytes);
         let mut call = self.register(id, relay)?;
         let exchange = async {
             self.enqueue(bytes, &call.ticket).await?;
@@ -314,9 +307,8 @@ impl Shared {
         }
         let id = self.channel.next_id();
         let mut call = self.register(id, None)?;
-        let mut bytes = handshake::render_initialize(id, &self.channel.hearing.client_capabilities);
-        bytes.push(b'\n');
-        self.enqueue(bytes, &call.ticket).await?;
+        let bytes = handshake::render_initialize(id, &self.channel.hearing.client_capabilities);
+        self.enqueue(one_line(bytes), &call.ticket).await?;
         let reply = match &mut probe {
             None => call.reply().await,
             Some(probe) => tokio::select! {
@@ -441,6 +433,10 @@ impl Shared {
 
     /// Fails the call whose answer is too large; all, when it does not say which.
     fn refuse_oversized(&self, line: &Oversized) {
+        if line.is_no_answer() {
+            tracing::warn!(server.name = %self.channel.server, "a message of the child was too large and was dropped");
+            return;
+        }
         let limit = u64::try_from(self.limit).unwrap_or(u64::MAX);
         self.channel.fail(line.id(), || TransportError::ResponseTooLarge { limit });
     }
@@ -450,6 +446,19 @@ impl Shared {
         self.state.lock().end.get_or_insert_with(|| status.to_owned());
         self.channel.end(|sent| self.exited(status.to_owned(), sent));
     }
+}
+
+/// A message as the one line that it must be. What clients sent is passed on as it was, and may be
+/// spread over lines; in JSON a line end only stands between tokens, but here it would end the
+/// message and begin another one.
+fn one_line(mut message: Vec<u8>) -> Vec<u8> {
+    for byte in &mut message {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+    message.push(b'\n');
+    message
 }
 
 /// What the answer to the probe says, if that is that the child is modern.

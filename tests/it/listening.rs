@@ -90,7 +90,6 @@ async fn resources(app: &TestApp) -> Vec<String> {
 }
 
 #[tokio::test]
-#[ignore = "needs resources in the catalogue"]
 async fn clients_of_both_eras_hear_of_the_resources_they_subscribed_to() {
     for role in ROLES {
         let (app, stage) = on_stage(role, OFTEN, "").await;

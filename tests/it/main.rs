@@ -15,6 +15,7 @@
     unreachable_pub,
     reason = "in a test a panic is the report, and helpers are not shipped"
 )]
+#![allow(clippy::needless_pass_by_value, reason = "helpers take what `json!` makes")]
 
 mod batches;
 mod cancel;

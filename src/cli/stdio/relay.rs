@@ -157,7 +157,9 @@ impl Relay {
                 return Err(refusal(status, &data));
             };
             let differ = reply.error_code() == Some(RpcErrorCode::HeaderMismatch.number());
-            if differ && !relearned && message.called_tool().is_some() {
+            // Only the router's own refusal, which comes before anything runs.
+            let refused = status == StatusCode::BAD_REQUEST && !answers.is_stream();
+            if differ && refused && !relearned && message.called_tool().is_some() {
                 return Err(Trouble::HeadersDiffer);
             }
             if reply.answers(id) {

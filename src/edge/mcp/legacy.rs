@@ -1,6 +1,7 @@
 //! Clients of the legacy era: handshake, sessions, batches, and the dialect without a session.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -19,12 +20,15 @@ use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
 use crate::edge::door::{Body, new_id};
 use crate::edge::sessions::Session;
-use crate::model::{ClientInfo, Era, ProtocolVersion, SessionMode};
+use crate::model::{ClientInfo, Era, ProtocolVersion};
 use crate::protocol::{
     Answer, Incoming, LogLevel, PeerIdentity, RawObject, RequestId, RpcErrorCode, batch,
     result_response,
 };
 
+/// How long servers may take to hear what a client says to all of them. The client waits for it, so
+/// that one client has only so much of this under way.
+const SIDE: Duration = Duration::from_secs(2);
 const ROOTS_CHANGED: &str = "notifications/roots/list_changed";
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Messages one batch may have.
@@ -164,7 +168,7 @@ impl Sender<'_> {
             }
             Incoming::Notification { method, params } => match &self.session {
                 Some(session) => {
-                    self.notified(session, method, *params);
+                    self.notified(session, method, *params).await;
                     Reply::Empty(StatusCode::ACCEPTED)
                 }
                 None => session_needed(None),
@@ -180,7 +184,7 @@ impl Sender<'_> {
         }
     }
 
-    fn notified(&self, session: &Arc<Session>, method: &str, params: Option<&RawValue>) {
+    async fn notified(&self, session: &Arc<Session>, method: &str, params: Option<&RawValue>) {
         match method {
             "notifications/cancelled" => {
                 let params = params.and_then(|raw| RawObject::parse(raw.get()).ok());
@@ -191,10 +195,9 @@ impl Sender<'_> {
             "notifications/initialized" => {}
             // A server that has asked this client for its roots hears of new ones.
             ROOTS_CHANGED => {
-                let (registry, session) = (Arc::clone(&self.edge.registry), Arc::clone(session));
-                self.edge.tasks.spawn(async move {
-                    registry.notify_session(&session.reference, ROOTS_CHANGED).await;
-                });
+                let registry = &self.edge.registry;
+                let telling = registry.notify_session(&session.reference, ROOTS_CHANGED);
+                let _ = tokio::time::timeout(SIDE, telling).await;
             }
             other => tracing::debug!(method = other, "a notification of a client has no effect"),
         }
@@ -229,7 +232,7 @@ impl Sender<'_> {
         }
         match (method, &self.session) {
             ("ping", _) => Reply::result(id, b"{}"),
-            ("logging/setLevel", Some(session)) => set_level(&asked, session),
+            ("logging/setLevel", Some(session)) => set_level(&asked, session).await,
             ("resources/subscribe", Some(session)) => subscribe(&asked, session),
             ("resources/unsubscribe", Some(session)) => unsubscribe(&asked, session),
             _ => {
@@ -241,7 +244,7 @@ impl Sender<'_> {
 }
 
 /// The least severe log messages that the client wants from now on.
-fn set_level(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
+async fn set_level(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
     let members = match asked.members() {
         Ok(members) => members,
         Err(message) => return asked.invalid(&message),
@@ -252,10 +255,8 @@ fn set_level(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
         return asked.invalid(&format!("`level` must be one of {}", names.join(", ")));
     };
     session.live().set_log_level(level);
-    let (registry, session) = (Arc::clone(&asked.edge.registry), Arc::clone(session));
-    asked.edge.tasks.spawn(async move {
-        registry.set_log_level(&session.reference, level).await;
-    });
+    let setting = asked.edge.registry.set_log_level(&session.reference, level);
+    let _ = tokio::time::timeout(SIDE, setting).await;
     Reply::result(asked.id, b"{}")
 }
 
@@ -270,7 +271,8 @@ fn subscribe(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
         Ok(route) => route,
         Err(why) => return asked.no_resource(&uri, &why),
     };
-    if route.server.spec.sessions == SessionMode::Isolated {
+    if route.server.keeps_sessions() {
+        session.live().own_subscriptions.lock().insert(route.uri.clone(), uri.into_owned());
         return own_subscription(asked, "resources/subscribe", route, &members);
     }
     let watched = match listen::Watched::new(&route.server, route.uri) {
@@ -306,8 +308,9 @@ fn unsubscribe(asked: &Asked<'_>, session: &Arc<Session>) -> Reply {
     let watched = session.live().subscriptions.lock().remove(uri.as_ref());
     if watched.is_none()
         && let Ok(route) = asked.catalogue().find_resource(&uri)
-        && route.server.spec.sessions == SessionMode::Isolated
+        && route.server.keeps_sessions()
     {
+        session.live().own_subscriptions.lock().remove(&route.uri);
         return own_subscription(asked, "resources/unsubscribe", route, &members);
     }
     Reply::result(asked.id, b"{}")
@@ -378,9 +381,10 @@ pub(super) fn stream(
         return refuse(StatusCode::NOT_FOUND, NO_SESSION);
     };
     let last = headers.get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok());
-    match last.and_then(|last| session.live().journals.resume(last)) {
+    let Some(last) = last else { return listen::session_stream(edge, &session) };
+    match session.live().journals.resume(last) {
         Some(rest) => event_stream(rest),
-        None => listen::session_stream(edge, &session),
+        None => refuse(StatusCode::GONE, "the stream of that event is no longer kept"),
     }
 }
 

@@ -230,7 +230,7 @@ impl Drop for Open {
 
 /// The stream of a legacy session; one that it had before ends.
 pub(super) fn session_stream(edge: &Arc<Edge>, session: &Arc<Session>) -> http::Response<Body> {
-    let relay = Arc::new(Relay::new(RelayWishes {
+    let relay = Arc::new(Relay::of_listener(RelayWishes {
         log_level: Some(crate::protocol::LogLevel::Debug),
         abilities: session.abilities,
         ..RelayWishes::default()
@@ -270,6 +270,8 @@ pub(in crate::edge) fn tell_session(session: &Session, notice: Notice) {
         }
         Notice::ResourceUpdated { uri } => {
             if let Some(relay) = live.stream() {
+                let known = live.own_subscriptions.lock().get(&uri).cloned();
+                let uri = known.unwrap_or(uri);
                 let params = format!(r#"{{"uri":{}}}"#, serde_json::Value::from(uri));
                 let method = "notifications/resources/updated";
                 let message = render_notification(method, Some(&params));
@@ -334,7 +336,7 @@ pub(super) fn listen(asked: &Asked<'_>) -> Reply {
     let params = format!(r#"{{{mark},"notifications":{{{}}}}}"#, honoured.join(","));
     let acknowledged =
         render_notification("notifications/subscriptions/acknowledged", Some(&params));
-    let relay = Arc::new(Relay::new(RelayWishes::default()));
+    let relay = Arc::new(Relay::of_listener(RelayWishes::default()));
     relay.push(ServerMessage::Notification(acknowledged.into()));
     let open = edge.listeners.add(Listener {
         relay: Arc::clone(&relay),

@@ -61,6 +61,11 @@ pub(super) async fn post(
     let known = announced.map(ProtocolVersion::parse);
     let batch = is_batch(&body) && !matches!(known, Some(Some(v)) if v.era() == Era::Modern);
     let parsed = if batch { Ok(Incoming::nothing()) } else { Incoming::parse(&body) };
+    if [&VERSION_HEADER, &SESSION_ID].iter().any(|name| headers.get_all(*name).iter().count() > 1) {
+        let message = "the headers MCP-Protocol-Version and Mcp-Session-Id must not stand twice";
+        let (status, code) = (StatusCode::BAD_REQUEST, RpcErrorCode::HeaderMismatch);
+        return request.turn_away(parsed.as_ref().ok(), status, code, message, None).await;
+    }
     if let Some((status, message)) = check_content(headers) {
         let code = RpcErrorCode::InvalidRequest;
         return request.turn_away(parsed.as_ref().ok(), status, code, message, None).await;

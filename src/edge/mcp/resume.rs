@@ -21,6 +21,8 @@ use crate::model::Uptime;
 
 /// Events kept of one stream; of those the client has most likely seen all.
 const KEPT: usize = 128;
+/// The same in bytes; the last event is always kept.
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
 /// Streams of one session that can be taken up again.
 const STREAMS: usize = 32;
 /// Streams kept of those that were sent to their end.
@@ -44,6 +46,7 @@ struct State {
     /// The number of the first event kept.
     first: u64,
     events: VecDeque<Bytes>,
+    bytes: usize,
     done: bool,
     /// The client reads elsewhere; the connection that the stream was on is given up.
     left: bool,
@@ -70,8 +73,10 @@ impl Journal {
         let mut marked = format!("id: {}-{number}\n", self.stream).into_bytes();
         marked.extend_from_slice(event);
         let marked = Bytes::from(marked);
-        if state.events.len() == KEPT {
-            state.events.pop_front();
+        state.bytes += marked.len();
+        while state.events.len() >= KEPT || (state.bytes > KEPT_BYTES && !state.events.is_empty()) {
+            let gone = state.events.pop_front();
+            state.bytes = state.bytes.saturating_sub(gone.map_or(0, |gone| gone.len()));
             state.first += 1;
         }
         state.events.push_back(marked.clone());
@@ -117,7 +122,7 @@ impl Journal {
     }
 
     fn bytes(&self) -> usize {
-        self.state.lock().events.iter().map(Bytes::len).sum()
+        self.state.lock().bytes
     }
 
     /// The event with this number, or the next one that is kept.

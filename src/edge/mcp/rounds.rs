@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -17,6 +18,9 @@ use crate::router::{Relay, RouteError, ServerRequest, UpstreamAnswer};
 
 /// A conversation of more rounds than this goes nowhere.
 const ROUNDS: usize = 16;
+
+/// How long a client may take to answer; people may have to decide.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a call came to, from one leg to the next.
 pub(super) type Leg = Result<UpstreamAnswer, RouteError>;
@@ -78,8 +82,11 @@ async fn ask(asked: &InputRequired, relay: Option<&Arc<Relay>>) -> Result<Vec<By
         }
         replies.push(answer);
     }
-    join_all(replies)
-        .await
+    let answered = tokio::time::timeout(PATIENCE, join_all(replies)).await;
+    let answered = answered.ok().ok_or_else(|| {
+        format!("the client did not answer the server's question within {} s", PATIENCE.as_secs())
+    })?;
+    answered
         .into_iter()
         .map(|reply| match reply {
             Ok(Answer { kind: AnswerKind::Result, value }) => Ok(value),

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::listen::Watched;
 use super::resume::{Journal, Journals};
+use crate::clock;
 use crate::edge::sessions::Session;
 use crate::protocol::{Answer, LogLevel, RequestId, SERVER_QUESTION, server_question};
 use crate::router::{Relay, ServerRequest};
@@ -35,6 +36,8 @@ pub(in crate::edge) struct Live {
     log_level: AtomicU8,
     /// By the address that the client knows.
     pub(super) subscriptions: Mutex<BTreeMap<String, Watched>>,
+    /// Those that a server keeps for this session alone: its address to the one the client knows.
+    pub(super) own_subscriptions: Mutex<BTreeMap<String, String>>,
 }
 
 impl Live {
@@ -67,6 +70,9 @@ impl Live {
 
     /// The journal of a new stream.
     pub(super) fn journal(&self) -> Arc<Journal> {
+        // Sessions outlive the process, and an id of a stream must never mean another one.
+        let base = u64::try_from(clock::timestamp().as_millis()).unwrap_or(0);
+        let _ = self.next_stream.compare_exchange(0, base, Ordering::Relaxed, Ordering::Relaxed);
         let number = self.next_stream.fetch_add(1, Ordering::Relaxed) + 1;
         let journal = Arc::new(Journal::new(number));
         self.journals.open(&journal);
@@ -115,6 +121,7 @@ impl Live {
             stream.cancel();
         }
         self.subscriptions.lock().clear();
+        self.own_subscriptions.lock().clear();
         self.journals.clear();
         self.questions.open.lock().clear();
     }
@@ -137,7 +144,7 @@ impl Drop for Underway {
         // The youngest is last and ends first more often than not.
         let at = requests.iter().rposition(|(_, relay)| Arc::ptr_eq(relay, &self.relay));
         if let Some(at) = at {
-            requests.swap_remove_back(at);
+            requests.remove(at);
         }
     }
 }

@@ -114,7 +114,7 @@ fn next(waiting: &Mutex<Waiting>) -> Option<Changes> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use crate::model::{ClientInfo, ProtocolVersion, Timestamp};
@@ -139,11 +139,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let commits = Commits::new(store.clone(), TaskTracker::new());
-        let began = Instant::now();
         let all = (0..2000).map(|number| commits.commit(Some(row(number)), None));
-        let told = futures_util::future::join_all(all).await;
+        let all = futures_util::future::join_all(all);
+        let told = tokio::time::timeout(Duration::from_secs(5), all).await.unwrap();
         assert!(told.iter().all(Result::is_ok));
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert_eq!(store.sessions().await.unwrap().len(), 2000);
         commits.commit(Some(row(5000)), (0..1999).map(|number| row(number).hash)).await.unwrap();
         let left: Vec<_> = store.sessions().await.unwrap().iter().map(|row| row.hash).collect();

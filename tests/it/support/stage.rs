@@ -230,7 +230,7 @@ impl Inner {
     }
 
     /// The answer to a request that needs no stream.
-    async fn plain(&self, request: &Value) -> Value {
+    fn plain(&self, request: &Value) -> Value {
         let capabilities = json!({
             "tools": { "listChanged": true },
             "resources": { "subscribe": true, "listChanged": true },
@@ -472,7 +472,7 @@ async fn serve(
         return stream(events, &seen);
     }
     if request["method"] != "tools/call" {
-        let answer = inner.plain(&request).await;
+        let answer = inner.plain(&request);
         let session = (request["method"] == "initialize").then(|| format!("s{}", inner.number()));
         let mut response = axum::Json(answer).into_response();
         if let Some(session) = session {
@@ -534,7 +534,7 @@ async fn serve_child(socket: TcpStream, inner: Arc<Inner>) {
         } else if request["method"] == "tools/call" {
             tokio::spawn(Arc::clone(&inner).play(request, out));
         } else {
-            out.say(inner.plain(&request).await);
+            out.say(inner.plain(&request));
         }
     }
 }
