@@ -1,6 +1,7 @@
 //! What a new list of a server's tools changes. PURE.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::model::{OnChange, ServerName, Timestamp, ToolName, ToolStatus};
 use crate::protocol::ToolDefinition;
@@ -15,6 +16,8 @@ pub struct KnownTool {
     pub definition: ToolDefinition,
 }
 
+/// How old the stored time of a server's last answer, or a tool's last sighting, may become.
+pub(super) const SEEN: Duration = Duration::from_secs(3600);
 /// So many tools that are gone are remembered of a server; one that invents new names for ever must
 /// not fill the memory. The history keeps them all.
 const GONE: usize = 1000;
@@ -98,6 +101,18 @@ pub fn diff(
         rows.push(gone);
     }
     (rows, history)
+}
+
+/// Whether two lists say the same; when tools were last seen is not worth a write each time.
+pub(super) fn same_but_for_time(before: &[KnownTool], after: &[KnownTool]) -> bool {
+    before.len() == after.len()
+        && before.iter().zip(after).all(|(before, after)| {
+            let seen_lately = after.row.last_seen_at.since(before.row.last_seen_at) < SEEN;
+            before.row.tool == after.row.tool
+                && before.row.hash == after.row.hash
+                && before.row.status == after.row.status
+                && seen_lately
+        })
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::build::{self, BuildSettings, Known};
-use super::definitions::{KnownTool, diff};
+use super::definitions::{KnownTool, SEEN, diff, same_but_for_time};
 use super::lists::{self, OFFERS, ServerOffers, Walked};
 use super::page::OfferedList;
 use super::schedule::{self, Action, Listing, Turns, Wanted};
@@ -37,8 +37,6 @@ use crate::store::{DiscoveryRow, HistoryKind, HistoryRow, OfferKind, StoreError,
 const LIST_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a sign of life may take.
 const CHECK: Duration = Duration::from_secs(5);
-/// How old the stored time of a server's last answer, or a tool's last sighting, may become.
-const SEEN: Duration = Duration::from_secs(3600);
 /// How often it is looked whether a server went away or came back between its turns.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -787,16 +785,4 @@ fn worth_a_write(before: &DiscoveryRow, after: &DiscoveryRow) -> bool {
     let lately =
         before.ok_at.zip(after.ok_at).is_some_and(|(before, after)| after.since(before) < SEEN);
     !(same && lately)
-}
-
-/// Whether two lists say the same; when tools were last seen is not worth a write each time.
-fn same_but_for_time(before: &[KnownTool], after: &[KnownTool]) -> bool {
-    before.len() == after.len()
-        && before.iter().zip(after).all(|(before, after)| {
-            let seen_lately = after.row.last_seen_at.since(before.row.last_seen_at) < SEEN;
-            before.row.tool == after.row.tool
-                && before.row.hash == after.row.hash
-                && before.row.status == after.row.status
-                && seen_lately
-        })
 }

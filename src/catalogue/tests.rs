@@ -375,13 +375,21 @@ async fn post(
     (status, Json(script.answer(&request)))
 }
 
+/// A stream on which nothing is ever said.
+async fn silence() -> impl axum::response::IntoResponse {
+    let nothing = futures_util::stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>();
+    let body = axum::body::Body::from_stream(nothing);
+    ([(http::header::CONTENT_TYPE, "text/event-stream")], body)
+}
+
 impl Scripted {
     async fn start(script: Script) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let script = Arc::new(script);
-        let app =
-            Router::new().route("/mcp", axum::routing::post(post)).with_state(Arc::clone(&script));
+        let app = Router::new()
+            .route("/mcp", axum::routing::post(post).get(silence))
+            .with_state(Arc::clone(&script));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let stopped = stop.clone();
         tasks.spawn(async move {

@@ -175,7 +175,7 @@ impl Default for Limits {
             sessions: 20_000,
             session_idle: Duration::from_secs(30 * 60),
             tools_per_server: 5000,
-            list_page: 1000,
+            list_page: 10_000,
         }
     }
 }

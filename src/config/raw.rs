@@ -313,7 +313,7 @@ pub(super) struct RawLimits {
     /// Tools one server may have; also prompts, resources and resource templates. Default: 5000.
     #[schemars(extend("minimum" = 1))]
     pub(super) tools_per_server: Option<Field<u32>>,
-    /// Elements on one page of a list. Default: 1000.
+    /// Elements on one page of a list. Default: 10000.
     #[schemars(extend("minimum" = 1))]
     pub(super) list_page: Option<Field<u32>>,
 }

@@ -68,7 +68,7 @@ http:
   allowed_hosts: []
   allowed_origins: []
 naming: prefix
-limits: { body: 4MiB, sessions: 20000, tools_per_server: 5000, list_page: 1000 }
+limits: { body: 4MiB, sessions: 20000, tools_per_server: 5000, list_page: 10000 }
 admin: { stdio_commands: {} }
 "#;
 

@@ -20,7 +20,7 @@ use super::error::{TransportError, sample};
 use super::notice::Notice;
 use super::relay::{Relay, ServerRequest};
 use super::socket::{Exchange, HttpClient, SocketPool};
-use super::{ConnectOptions, Hearing, handshake};
+use super::{ConnectOptions, Hearing, Offers, handshake};
 use crate::clock;
 use crate::model::Timestamp;
 use crate::protocol::{
@@ -57,8 +57,8 @@ pub(super) struct Endpoint {
     pub(super) hearing: Hearing,
     /// Requests of the server that are being answered.
     answering: Arc<AtomicU32>,
-    /// Whether a stream for what the server says on its own is open.
-    pub(super) listening: Arc<AtomicBool>,
+    /// Whether the server has no way to say anything on its own.
+    deaf: Arc<AtomicBool>,
 }
 
 /// The right to answer a request of the server; a server that asks without end gets no more.
@@ -167,13 +167,25 @@ impl Endpoint {
             server: options.server.clone(),
             hearing: options.hearing.clone(),
             answering: Arc::default(),
-            listening: Arc::default(),
+            deaf: Arc::default(),
         })
     }
 
     /// The same server at another path.
     pub(super) fn at(&self, url: &Url) -> Option<Self> {
         Some(Self { path: path_of(url)?, ..self.clone() })
+    }
+
+    /// The server offers no stream for what it says on its own. If it announced to tell of changes,
+    /// its lists have to be looked at all the same.
+    pub(super) fn give_up_hearing(&self, offers: Offers) {
+        if !self.deaf.swap(true, Ordering::Relaxed) && offers.list_changes {
+            self.hearing.all_lists_may_have_changed();
+        }
+    }
+
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Relaxed)
     }
 
     /// Opens an event stream.

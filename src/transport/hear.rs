@@ -5,7 +5,6 @@
 //! `resources/subscribe` for each resource. Modern: one `subscriptions/listen` that says all.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -40,22 +39,6 @@ pub(super) async fn run(connection: Weak<HttpConnection>, ended: CancellationTok
     tokio::select! {
         () = hearing => {}
         () = ended.cancelled() => {}
-    }
-}
-
-/// Says that the server is heard, for as long as it lives.
-struct Listening<'a>(&'a AtomicBool);
-
-impl<'a> Listening<'a> {
-    fn begin(flag: &'a AtomicBool) -> Self {
-        flag.store(true, Ordering::Relaxed);
-        Self(flag)
-    }
-}
-
-impl Drop for Listening<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -112,9 +95,15 @@ async fn legacy(
         };
         waits.asked = place.retry;
         match end {
-            GetEnd::NotOffered => offered = false,
+            GetEnd::NotOffered => {
+                offered = false;
+                endpoint.give_up_hearing(offers);
+            }
             // A session that was made a moment ago is not gone: the server has no such stream.
-            GetEnd::SessionGone if renewed => offered = false,
+            GetEnd::SessionGone if renewed => {
+                offered = false;
+                endpoint.give_up_hearing(offers);
+            }
             GetEnd::SessionGone => {
                 let Some(held) = connection.upgrade() else { return };
                 renewed = held.renew(&session).await.is_ok();
@@ -161,7 +150,6 @@ async fn get(endpoint: &Endpoint, session: &Session, place: &mut Place, again: b
         endpoint.hearing.all_lists_may_have_changed();
     }
     let talk = Talk { session: Some(&session.headers), relay: None };
-    let _listening = Listening::begin(&endpoint.listening);
     if let Err(error) = endpoint.read_stream(exchange, None, talk, place).await {
         tracing::debug!(%error, "the stream of a server's own messages broke");
     }
@@ -240,6 +228,9 @@ async fn modern(
             ListenEnd::Gone => return,
             ListenEnd::Refused => {
                 tracing::debug!("the server does not let us listen");
+                if let Some(held) = connection.upgrade() {
+                    held.endpoint().give_up_hearing(offers);
+                }
                 std::future::pending::<()>().await;
             }
             ListenEnd::Over => {
@@ -305,7 +296,6 @@ async fn listen(
         endpoint.hearing.all_lists_may_have_changed();
     }
     let mut place = Place::default();
-    let _listening = Listening::begin(&endpoint.listening);
     if let Err(error) = endpoint.read_stream(exchange, Some(id), Talk::default(), &mut place).await
     {
         tracing::debug!(%error, "the stream of a subscription broke");

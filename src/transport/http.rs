@@ -215,7 +215,7 @@ impl HttpConnection {
     }
 
     pub(super) fn is_listening(&self) -> bool {
-        self.endpoint.listening.load(Ordering::Relaxed)
+        !self.endpoint.is_deaf()
     }
 
     pub(super) const fn endpoint(&self) -> &Endpoint {

@@ -313,7 +313,7 @@ impl Connection {
         }
     }
 
-    /// Whether what the server says on its own reaches us now.
+    /// Whether what the server says on its own reaches us, as far as is known.
     #[must_use]
     pub fn is_listening(&self) -> bool {
         match self {

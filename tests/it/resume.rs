@@ -104,9 +104,9 @@ async fn streams_of_two_calls_are_told_apart_and_belong_to_their_session() {
     drop(stream);
     let (stream, second) = begin(&one, 2, "second", &steps).await;
     drop(stream);
-    // For another session this names nothing; it gets its own stream, on which nothing is said.
-    let mut other = two.listen(Some(&first)).await.expect_stream();
-    assert_eq!(other.within(Duration::from_millis(600)).await, None);
+    // For another session this names nothing.
+    let refused = two.try_listen(Some(&first)).await;
+    assert_eq!(refused, 410);
     let mut again = one.listen(Some(&second)).await.expect_stream();
     assert_eq!(rest(&mut again).await, [json!(2), json!("second")]);
     let mut again = one.listen(Some(&first)).await.expect_stream();

@@ -271,7 +271,7 @@ async fn end_all(http: &Http, sessions: &[String]) {
 #[tokio::test]
 async fn a_session_costs_little_and_nothing_once_it_ended() {
     // The full number expires; that takes longer than opening it on the slowest machine.
-    let (number, idle) = if full() { (10_000, 45) } else { (1500, 600) };
+    let (number, idle) = if full() { (10_000, 120) } else { (1500, 600) };
     let (router, _up) = running(&format!("limits: {{session_idle: {idle}s}}\n")).await;
     // What the first requests need once: buffers, statements, pages of the database.
     let (warm, _) = crowd(&router.http, 300).await;
@@ -309,9 +309,14 @@ async fn a_session_costs_little_and_nothing_once_it_ended() {
         after / 1024,
         per_session(called_again, before),
     );
-    assert!(per_session(called, before) < 2048, "{before} {opened} {called}");
+    // Page caches of the database fill as rows come, whoever's they are; only the full number
+    // stands out against them.
+    let caches = 4 << 20;
+    let bytes = |each: u64| each * u64::try_from(number).unwrap() + caches;
+    assert!(called - before < bytes(1500), "{before} {opened} {called}");
     // The memory of the first is used for the second.
-    assert!(per_session(called_again, called) < 400, "{before} {called} {after} {called_again}");
+    let growth = called_again.saturating_sub(called);
+    assert!(growth < bytes(100), "{before} {called} {after} {called_again}");
     assert_eq!(router.stop().await.0, 0);
 }
 

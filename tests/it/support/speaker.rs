@@ -124,6 +124,16 @@ impl Speaker {
         .await
     }
 
+    /// The status of a stream that is refused.
+    pub async fn try_listen(&self, last: Option<&str>) -> u16 {
+        let call = self.with_session(&Method::GET).header("accept", "text/event-stream");
+        let call = match last {
+            Some(last) => call.header("last-event-id", last),
+            None => call,
+        };
+        call.send().await.status
+    }
+
     pub async fn end(&self) -> Answer {
         self.with_session(&Method::DELETE).send().await
     }
