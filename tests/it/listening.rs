@@ -6,11 +6,15 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Role, SUBSCRIPTION, Speaker, Stage, Stream, TestApp, on_stage};
+use switchyard::cli::demo_upstream::{Eras, Options};
+
+use crate::support::{
+    Role, SUBSCRIPTION, Speaker, Stage, Stream, TestApp, on_stage, upstream, upstream_at, yaml,
+};
 
 const ROLES: [Role; 3] = [Role::Legacy, Role::Modern, Role::Stdio];
-/// Every second, so that the test does not depend on what is asked for at once.
-const OFTEN: &str = "health_check_interval: 1\n";
+/// So seldom that only what the server says can be the reason to look again.
+const SELDOM: &str = "health_check_interval: 600\n";
 const CHANGED: &str = "notifications/tools/list_changed";
 const UPDATED: &str = "notifications/resources/updated";
 /// Long enough for what would come.
@@ -46,7 +50,7 @@ fn change_tools(stage: &Stage, tools: &[&str]) {
 #[tokio::test]
 async fn clients_of_both_eras_hear_that_the_tools_changed() {
     for role in ROLES {
-        let (app, stage) = on_stage(role, OFTEN, "").await;
+        let (app, stage) = on_stage(role, SELDOM, "").await;
         let old = Speaker::legacy(&app, json!({})).await;
         let new = Speaker::modern(&app, json!({}));
         let mut of_old = old.listen(None).await.expect_stream();
@@ -92,7 +96,7 @@ async fn resources(app: &TestApp) -> Vec<String> {
 #[tokio::test]
 async fn clients_of_both_eras_hear_of_the_resources_they_subscribed_to() {
     for role in ROLES {
-        let (app, stage) = on_stage(role, OFTEN, "").await;
+        let (app, stage) = on_stage(role, SELDOM, "").await;
         let uris = resources(&app).await;
         let old = Speaker::legacy(&app, json!({})).await;
         let new = Speaker::modern(&app, json!({}));
@@ -156,7 +160,7 @@ async fn a_second_stream_takes_the_place_of_the_first_and_the_end_of_the_session
 
 #[tokio::test]
 async fn a_session_of_somebody_else_has_no_stream_for_us() {
-    let (app, stage) = on_stage(Role::Legacy, OFTEN, "").await;
+    let (app, stage) = on_stage(Role::Legacy, SELDOM, "").await;
     let one = app.keyed("one", &["call"]).await;
     let two = app.keyed("two", &["call"]).await;
     let client = Speaker::of_version(&one, "2025-11-25", json!({})).await;
@@ -174,4 +178,43 @@ async fn a_session_of_somebody_else_has_no_stream_for_us() {
     change_tools(&stage, &["play", "more"]);
     next_of(&mut own, CHANGED).await;
     app.stop().await;
+}
+
+/// It has forgotten its sessions and has a tool more; nobody tells the router so.
+#[tokio::test]
+async fn a_server_that_was_restarted_with_other_tools_is_called_and_its_list_told() {
+    for eras in [Eras::Legacy, Eras::Modern] {
+        let before = upstream(Options { eras, ..Options::default() }).await;
+        let address = before.address();
+        let file = format!("{SELDOM}{}", yaml(&[("up", &before)]));
+        let app = TestApp::start(&file).await.ready().await;
+        let old = Speaker::legacy(&app, json!({})).await;
+        let new = Speaker::modern(&app, json!({}));
+        let mut of_old = old.listen(None).await.expect_stream();
+        let tools = json!({ "toolsListChanged": true });
+        let mut of_new = subscribe(&new, &json!(1), tools.clone(), &tools).await;
+        let echo = |client: &Speaker| {
+            let params = json!({ "name": "up__echo", "arguments": { "text": "hi" } });
+            client.request(&json!(2), "tools/call", params)
+        };
+        assert_eq!(echo(&old).send().await.json()["result"]["content"][0]["text"], "hi");
+        before.stop().await;
+        let after =
+            upstream_at(address, Options { eras, extra_tools: 1, ..Options::default() }).await;
+        for client in [&old, &new] {
+            assert_eq!(echo(client).send().await.json()["result"]["content"][0]["text"], "hi");
+        }
+        if eras == Eras::Legacy {
+            // The call met a session that was gone, which says that the server began anew.
+            next_of(&mut of_old, CHANGED).await;
+            next_of(&mut of_new, CHANGED).await;
+            let list = old.request(&json!(3), "tools/list", json!({})).send().await.json();
+            let names = list["result"]["tools"].as_array().unwrap().iter();
+            assert!(names.into_iter().any(|tool| tool["name"] == "up__extra_0"), "{list}");
+            let history = app.http().get("/mcp/tools/up__extra_0/history").await.json();
+            assert_eq!(history["history"][0]["kind"], "added", "{history}");
+        }
+        app.stop().await;
+        after.stop().await;
+    }
 }

@@ -91,8 +91,9 @@ struct Pending {
     modern: bool,
     /// Whether it still waits for a router, and has not left us.
     waiting: Arc<AtomicBool>,
-    /// The client does not want the answer any more; nobody waits for it at the end.
-    abandoned: bool,
+    /// The client does not want the answer any more: it gets none, also no error, and nobody waits
+    /// for it at the end.
+    abandoned: Arc<AtomicBool>,
     cancel: CancellationToken,
 }
 
@@ -188,7 +189,7 @@ impl Bridge {
         };
         // There the end of its connection is the cancellation.
         let here = pending.modern || pending.waiting.load(Ordering::Relaxed);
-        pending.abandoned = true;
+        pending.abandoned.store(true, Ordering::Relaxed);
         if here {
             pending.cancel.cancel();
         }
@@ -204,12 +205,13 @@ impl Bridge {
             self.all.child_token()
         };
         let waiting = Arc::new(AtomicBool::new(false));
+        let abandoned = Arc::new(AtomicBool::new(false));
         if let Some(id) = &message.id {
             let pending = Pending {
                 serial,
                 modern: message.modern.is_some(),
                 waiting: Arc::clone(&waiting),
-                abandoned: false,
+                abandoned: Arc::clone(&abandoned),
                 cancel: cancel.clone(),
             };
             if self.requests.lock().insert(id.clone(), pending).is_some() {
@@ -219,7 +221,7 @@ impl Bridge {
         let (relay, requests) = (Arc::clone(&self.relay), Arc::clone(&self.requests));
         self.tasks.spawn(async move {
             let _place = place;
-            let delivery = relay.deliver(&message, &waiting);
+            let delivery = relay.deliver(&message, &waiting, &abandoned);
             let _cancelled = cancel.run_until_cancelled(delivery).await;
             if let Some(id) = &message.id {
                 let mut requests = requests.lock();
@@ -243,9 +245,13 @@ impl Bridge {
     /// Waits for the answers under way, for a bounded time.
     async fn drain(&self) {
         self.streams.cancel();
-        self.requests.lock().values().filter(|pending| pending.abandoned).for_each(|pending| {
-            pending.cancel.cancel();
-        });
+        self.requests
+            .lock()
+            .values()
+            .filter(|pending| pending.abandoned.load(Ordering::Relaxed))
+            .for_each(|pending| {
+                pending.cancel.cancel();
+            });
         self.tasks.close();
         if timeout(LAST_ANSWERS, self.tasks.wait()).await.is_err() {
             tracing::warn!("{} messages had no answer in time", self.tasks.len());

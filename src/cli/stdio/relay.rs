@@ -69,8 +69,18 @@ impl Relay {
     /// Takes a message to the router and writes all that comes back. A request gets an answer in
     /// any case. `waiting` is true while the message has not left us. Dropping the future closes
     /// the connection, which in the modern era cancels the request.
-    pub(super) async fn deliver(&self, message: &Message, waiting: &AtomicBool) {
+    ///
+    /// What goes wrong with a request that is `abandoned` meanwhile is no answer to it.
+    pub(super) async fn deliver(
+        &self,
+        message: &Message,
+        waiting: &AtomicBool,
+        abandoned: &AtomicBool,
+    ) {
         let Err(trouble) = self.persist(message, waiting).await else { return };
+        if abandoned.load(Ordering::Relaxed) {
+            return;
+        }
         if let Some(id) = &message.id {
             // Fails only when the client is gone, which the reader of stdin notices, too.
             let _ = self.say(trouble.answer(id).into()).await;
