@@ -32,10 +32,17 @@ async fn subscribe(client: &Speaker, id: &Value, wanted: Value, honoured: &Value
     stream
 }
 
+/// The next message, which has this method. News of other lists may come before it: after a start
+/// the lists arrive one after the other.
 async fn next_of(stream: &mut Stream, method: &str) -> Value {
-    let message = stream.next().await.expect("a message");
-    assert_eq!(message["method"], method, "{message}");
-    message
+    loop {
+        let message = stream.next().await.expect("a message");
+        let said = message["method"].as_str().unwrap_or_default();
+        if said == method || !said.ends_with("/list_changed") {
+            assert_eq!(said, method, "{message}");
+            return message;
+        }
+    }
 }
 
 async fn is_quiet(stream: &mut Stream) {
