@@ -124,6 +124,7 @@ impl Offers {
         completions: false,
         logging: false,
         list_changes: false,
+        some_list_changes: false,
     };
 
     /// Reads a `capabilities` object.
@@ -143,6 +144,9 @@ impl Offers {
             subscriptions: says("resources", "subscribe"),
             completions: offers("completions"),
             logging: offers("logging"),
+            some_list_changes: ["tools", "prompts", "resources"]
+                .iter()
+                .any(|list| says(list, "listChanged")),
             list_changes: {
                 let mut listed = ["tools", "prompts", "resources"]
                     .into_iter()

@@ -209,7 +209,7 @@ async fn modern(
                 std::future::pending::<()>().await;
             }
         };
-        if !offers.list_changes && resources.is_empty() {
+        if !offers.some_list_changes && resources.is_empty() {
             changed.await;
             continue;
         }
@@ -258,7 +258,7 @@ pub(super) fn filter(offers: Offers, resources: &BTreeSet<String>) -> String {
         ("promptsListChanged", offers.prompts),
         ("resourcesListChanged", offers.resources),
     ] {
-        if offers.list_changes && offered {
+        if offers.some_list_changes && offered {
             filter.insert(key.to_owned(), true.into());
         }
     }

@@ -204,6 +204,8 @@ pub struct Offers {
     pub logging: bool,
     /// To say when a list changes, for every list that it has.
     pub list_changes: bool,
+    /// To say so for some list at least, which is worth listening to.
+    pub some_list_changes: bool,
 }
 
 /// One open conversation with one upstream, shared by all callers or for one alone.

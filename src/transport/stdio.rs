@@ -411,7 +411,7 @@ impl Shared {
                     std::future::pending::<()>().await;
                 }
             };
-            if !peer.offers.list_changes && resources.is_empty() {
+            if !peer.offers.some_list_changes && resources.is_empty() {
                 changed.await;
                 continue;
             }
