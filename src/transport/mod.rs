@@ -309,9 +309,10 @@ impl Connection {
     ) -> Result<Answer, TransportError> {
         match self {
             Self::Http(connection) => connection.request(request, timeout, relay).await,
-            Self::Stdio(connection) => connection.request(request, timeout, relay).await,
-            Self::Sse(connection) => connection.request(request, timeout, relay).await,
-            Self::Jsonrpc(connection) => connection.request(request, timeout).await,
+            // Boxed, so that requests over HTTP do not carry the room for them.
+            Self::Stdio(connection) => Box::pin(connection.request(request, timeout, relay)).await,
+            Self::Sse(connection) => Box::pin(connection.request(request, timeout, relay)).await,
+            Self::Jsonrpc(connection) => Box::pin(connection.request(request, timeout)).await,
         }
     }
 

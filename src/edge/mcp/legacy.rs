@@ -68,6 +68,7 @@ impl<'a> Sender<'a> {
     }
 }
 
+const NO_ID: &str = "the header Mcp-Session-Id is missing";
 const NO_SESSION: &str = "there is no such session; begin a new one with initialize";
 
 /// Answers a legacy message. `announced` is the version in the header.
@@ -104,9 +105,6 @@ pub(super) async fn post_batch(
     body: &Bytes,
     announced: Option<ProtocolVersion>,
 ) -> Response<Body> {
-    let refuse = |status, message: &str| {
-        rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
-    };
     let sender = match Sender::new(edge, context, headers, body, announced) {
         Ok(sender) => sender,
         Err((_, message)) => return refuse(StatusCode::NOT_FOUND, message),
@@ -365,19 +363,20 @@ async fn initialize(
     response
 }
 
+fn refuse(status: StatusCode, message: &str) -> Response<Body> {
+    rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
+}
+
 /// Opens the stream of a session for what belongs to no request.
 pub(super) fn stream(
     edge: &Arc<Edge>,
     context: &RequestContext,
     headers: &HeaderMap,
 ) -> Response<Body> {
-    let refuse = |status, message: &str| {
-        rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
+    let Some(id) = headers.get(&SESSION_ID).map(HeaderValue::as_bytes) else {
+        return refuse(StatusCode::BAD_REQUEST, NO_ID);
     };
-    let Some(presented) = headers.get(&SESSION_ID) else {
-        return refuse(StatusCode::BAD_REQUEST, "the header Mcp-Session-Id is missing");
-    };
-    let Some(session) = edge.sessions.find(presented.as_bytes(), context) else {
+    let Some(session) = edge.sessions.find(id, context) else {
         return refuse(StatusCode::NOT_FOUND, NO_SESSION);
     };
     let last = headers.get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok());
@@ -394,13 +393,10 @@ pub(super) async fn delete(
     context: &RequestContext,
     headers: &HeaderMap,
 ) -> Response<Body> {
-    let refuse = |status, message: &str| {
-        rpc_error(status, None, RpcErrorCode::InvalidRequest, message, None)
+    let Some(id) = headers.get(&SESSION_ID).map(HeaderValue::as_bytes) else {
+        return refuse(StatusCode::BAD_REQUEST, NO_ID);
     };
-    let Some(presented) = headers.get(&SESSION_ID) else {
-        return refuse(StatusCode::BAD_REQUEST, "the header Mcp-Session-Id is missing");
-    };
-    match edge.sessions.end(presented.as_bytes(), context).await {
+    match edge.sessions.end(id, context).await {
         Ok(true) => super::reply::empty(StatusCode::NO_CONTENT),
         Ok(false) => refuse(StatusCode::NOT_FOUND, NO_SESSION),
         Err(error) => {

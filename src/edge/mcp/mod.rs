@@ -99,9 +99,11 @@ pub(super) async fn post(
             modern::post(edge, context, headers, &body, &incoming, version).await
         }
         (Some(_), Some(version)) if batch => {
-            legacy::post_batch(edge, context, headers, &body, Some(version)).await
+            Box::pin(legacy::post_batch(edge, context, headers, &body, Some(version))).await
         }
-        (None, _) if batch => legacy::post_batch(edge, context, headers, &body, None).await,
+        (None, _) if batch => {
+            Box::pin(legacy::post_batch(edge, context, headers, &body, None)).await
+        }
         (Some(_), Some(version)) => {
             legacy::post(edge, context, headers, &body, &incoming, Some(version)).await
         }
