@@ -3,6 +3,7 @@
 //! Changes when the vocabulary of the product changes. Knows nothing of I/O, clocks, locks or logs:
 //! values in, values out.
 
+mod breaker;
 mod call;
 mod caller;
 mod name;
@@ -16,6 +17,7 @@ mod units;
 mod version;
 mod view;
 
+pub use breaker::{BreakerEvent, BreakerRecord, BreakerRow, BreakerState, TransitionReason};
 pub use call::{CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget};
 pub use caller::{AuthKind, Caller, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};
