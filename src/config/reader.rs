@@ -230,6 +230,7 @@ impl<'a> Reader<'a> {
             ),
             session_idle_timeout: self
                 .span("session_idle_timeout", raw.session_idle_timeout.as_ref()),
+            ..Knobs::default()
         }
     }
 
@@ -243,6 +244,7 @@ impl<'a> Reader<'a> {
             min_per_second: self
                 .check("min_per_second", raw.min_per_second.as_ref(), "from 0 to 1000", fine)
                 .unwrap_or(usual.min_per_second),
+            cap: usual.cap,
         }
     }
 

@@ -28,7 +28,10 @@ pub use server::{
     ServerSpec, SessionMode, ToolFilter, ToolOverride, ToolStatus, TransportKind, TransportSpec,
 };
 pub use session::{Requester, SessionHash, SessionRef, SessionScope};
-pub use settings::{Knobs, RetryBudget, RetryMode, ServerSettings};
+pub use settings::{
+    BreakerProbe, BreakerScope, BreakerSettings, Knobs, RetryBudget, RetryJitter, RetryMode,
+    RetrySettings, RetryTimeouts, ServerSettings,
+};
 pub use time::{Timestamp, Uptime};
 pub use units::{UnitError, format_duration, parse_duration, parse_size};
 pub use version::{Dialect, Era, ProtocolVersion};
