@@ -88,6 +88,8 @@ pub struct AuditEntry {
     pub http_status: u16,
     /// Attempts made.
     pub attempts: u32,
+    /// Attempts.
+    pub attempt_list: Attempts,
     /// Time spent waiting for a free place.
     pub queue: Duration,
     /// Time spent waiting for the server, over all attempts.
@@ -197,5 +199,36 @@ fn redact_client(client: Arc<ClientInfo>, redactor: &Redactor) -> Arc<ClientInfo
         client
     } else {
         Arc::new(ClientInfo { name, version })
+    }
+}
+
+/// One attempt, as the call path hands it over.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct AttemptEntry {
+    pub began: Duration,
+    pub took: Duration,
+    pub outcome: Outcome,
+    pub failure: Option<Failure>,
+    pub error: Option<String>,
+    pub http_status: Option<u16>,
+    pub probe: bool,
+}
+/// The attempts of one call.
+#[derive(Debug, Clone, Default)]
+pub struct Attempts {
+    first: Option<AttemptEntry>,
+    rest: Vec<AttemptEntry>,
+}
+#[allow(missing_docs)]
+impl Attempts {
+    pub fn push(&mut self, a: AttemptEntry) {
+        if self.first.is_none() { self.first = Some(a) } else { self.rest.push(a) }
+    }
+    pub fn len(&self) -> u32 {
+        u32::from(self.first.is_some()) + self.rest.len() as u32
+    }
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 }

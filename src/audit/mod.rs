@@ -10,7 +10,7 @@ mod summary;
 mod writer;
 
 pub use crate::config::Durability;
-pub use entry::{AuditEntry, ToolLabel};
+pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
 pub use query::{AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
 pub use redact::{Redactor, Secrets, Strictness};
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

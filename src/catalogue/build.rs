@@ -135,6 +135,7 @@ fn tool_entry(
         first_seen_at: tool.row.first_seen_at,
         last_seen_at: tool.row.last_seen_at,
         replay: said.and_then(|said| said.replay),
+        breaker: handle.tool_breaker(&tool.row.tool),
         timeout: said.and_then(|said| said.timeout).unwrap_or(handle.settings.timeout),
         levels: (
             levels.arguments.or(handle.spec.audit.arguments).unwrap_or(settings.arguments),

@@ -21,7 +21,7 @@ use crate::model::{
     ToolName, ToolStatus, ToolTarget, ViewName, ViewSpec, nearest,
 };
 use crate::protocol::ToolDefinition;
-use crate::registry::ServerHandle;
+use crate::registry::{ServerBreaker, ServerHandle};
 
 /// One callable tool.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct CatalogueEntry {
     pub last_seen_at: Timestamp,
     /// What the operator says about running it again.
     pub replay: Option<Replay>,
+    /// Its own breaker, beside its server's, where the specification wants one.
+    pub breaker: Option<Arc<ServerBreaker>>,
     /// One attempt's time limit.
     pub timeout: Duration,
     /// What the ledger keeps of its calls.

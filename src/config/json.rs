@@ -170,6 +170,7 @@ fn knobs(spec: &ServerSpec, put: &mut impl FnMut(&str, Value)) {
         ("retry_max_delay", knobs.retry_max_delay),
         ("circuit_breaker_timeout", knobs.circuit_breaker_timeout),
         ("session_idle_timeout", knobs.session_idle_timeout),
+        ("stall_timeout", knobs.stall_timeout),
     ];
     for (key, span) in spans {
         if let Some(span) = span {

@@ -102,6 +102,9 @@ pub(super) struct RawKnobs {
     /// Largest answer. Default: 16 MiB.
     #[schemars(extend("minimum" = 1024))]
     pub(super) max_response_size: Option<Field<Bytes>>,
+    /// Longest silence of an answer over HTTP that has begun. Default: only `timeout` bounds it.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(super) stall_timeout: Option<Field<Duration>>,
     /// With `sessions: isolated`: sessions at the server. Default: 100.
     #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
     pub(super) max_sessions: Option<Field<u32>>,
@@ -191,6 +194,9 @@ pub(super) struct RawServer {
     /// Largest answer.
     #[schemars(extend("minimum" = 1024))]
     pub(super) max_response_size: Option<Field<Bytes>>,
+    /// Longest silence of an answer over HTTP that has begun.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(super) stall_timeout: Option<Field<Duration>>,
     /// With `sessions: isolated`: sessions at the server.
     #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
     pub(super) max_sessions: Option<Field<u32>>,

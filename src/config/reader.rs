@@ -222,6 +222,7 @@ impl<'a> Reader<'a> {
                     |size| size.0 >= 1024,
                 )
                 .map(|size| size.0),
+            stall_timeout: self.span("stall_timeout", raw.stall_timeout.as_ref()),
             max_sessions: self.check(
                 "max_sessions",
                 raw.max_sessions.as_ref(),
@@ -474,6 +475,7 @@ impl RawServer {
             circuit_breaker_timeout: self.circuit_breaker_timeout.clone(),
             max_concurrency: self.max_concurrency.clone(),
             max_response_size: self.max_response_size.clone(),
+            stall_timeout: self.stall_timeout.clone(),
             max_sessions: self.max_sessions.clone(),
             session_idle_timeout: self.session_idle_timeout.clone(),
         }

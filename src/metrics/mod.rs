@@ -6,6 +6,7 @@
 //! Names follow OpenTelemetry's MCP semantic conventions, translated to Prometheus.
 
 mod audit;
+mod breaker;
 mod tool;
 mod view;
 
@@ -22,6 +23,7 @@ use prometheus::{
 use crate::model::{Era, ServerName, ToolStatus};
 
 pub use audit::AuditMetrics;
+pub use breaker::{BreakerMetrics, RetryMetrics};
 pub use tool::{CallLabels, ToolMetrics};
 pub use view::ViewMetrics;
 
@@ -46,6 +48,7 @@ pub struct Metrics {
     registry: Registry,
     /// The ledger's.
     pub audit: AuditMetrics,
+    breakers: breaker::BreakerFamilies,
     operations: HistogramVec,
     attempts: HistogramVec,
     /// Exposed names to servers: one of the two histograms does not say whose tool it is.
@@ -113,6 +116,7 @@ impl Metrics {
         registry.register(Box::new(build_info))?;
         let metrics = Self {
             audit: AuditMetrics::register(&registry)?,
+            breakers: breaker::BreakerFamilies::register(&registry)?,
             operations: histogram(
                 &registry,
                 "mcp_server_operation_duration_seconds",
@@ -246,6 +250,7 @@ impl Metrics {
             inflight: self.upstream_inflight.with_label_values(&[server]),
             queue_depth: self.upstream_queue_depth.with_label_values(&[server]),
             sessions: self.upstream_sessions.with_label_values(&[server]),
+            retries: self.retries(server),
             tools: statuses
                 .map(|status| {
                     (status, self.upstream_tools.with_label_values(&[server, status.as_str()]))
@@ -272,6 +277,7 @@ impl Metrics {
         for kind in CHANGE_KINDS {
             let _ = self.definition_changes.remove_label_values(&[server, kind]);
         }
+        self.breakers.forget(server);
         self.forget_tools(server);
     }
 
@@ -316,6 +322,8 @@ pub struct ServerMetrics {
     pub queue_depth: IntGauge,
     /// Isolated sessions.
     pub sessions: IntGauge,
+    /// Retries.
+    pub retries: RetryMetrics,
     tools: Vec<(ToolStatus, IntGauge)>,
     changes: Vec<(&'static str, IntCounter)>,
 }

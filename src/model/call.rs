@@ -217,8 +217,19 @@ impl Failure {
     }
 }
 
+/// Whose fault an error is, as far as the server's health is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The server's: it is away, or does not answer properly.
+    Server,
+    /// The request's: the server is up and turned it away with a 3xx or 4xx.
+    Request,
+    /// Nobody's: it says nothing of the server.
+    Nobody,
+}
+
 /// What is known of a tool's execution after a failure: `data.outcome` of our own errors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Knowledge {
     /// Nothing was sent.
@@ -232,6 +243,13 @@ pub enum Knowledge {
 }
 
 impl Knowledge {
+    /// What is known after this and another attempt of the same call: if one may have run it, the
+    /// call may have run.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        self.max(other)
+    }
+
     /// The name in answers.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -18,7 +18,9 @@ mod version;
 mod view;
 
 pub use breaker::{BreakerEvent, BreakerRecord, BreakerRow, BreakerState, TransitionReason};
-pub use call::{CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget};
+pub use call::{
+    Blame, CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget,
+};
 pub use caller::{AuthKind, Caller, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};
 pub use nearest::{did_you_mean, nearest};

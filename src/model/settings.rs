@@ -65,6 +65,8 @@ pub struct Knobs {
     pub max_concurrency: Option<u32>,
     /// Largest answer in bytes.
     pub max_response_size: Option<u64>,
+    /// Longest silence of an answer that has begun.
+    pub stall_timeout: Option<Duration>,
     /// Sessions at a server that is isolated.
     pub max_sessions: Option<u32>,
     /// How long such a session may be unused.
@@ -110,6 +112,7 @@ impl Knobs {
             unavailable_is_refusal: self.unavailable_is_refusal.or(defaults.unavailable_is_refusal),
             max_concurrency: self.max_concurrency.or(defaults.max_concurrency),
             max_response_size: self.max_response_size.or(defaults.max_response_size),
+            stall_timeout: self.stall_timeout.or(defaults.stall_timeout),
             max_sessions: self.max_sessions.or(defaults.max_sessions),
             session_idle_timeout: self.session_idle_timeout.or(defaults.session_idle_timeout),
         }
@@ -135,6 +138,8 @@ pub struct ServerSettings {
     pub max_concurrency: u32,
     /// Largest answer in bytes.
     pub max_response_size: u64,
+    /// Longest silence of an answer that has begun; `None`: only `timeout` bounds it.
+    pub stall_timeout: Option<Duration>,
     /// Sessions at a server with [`SessionMode::Isolated`](super::SessionMode::Isolated).
     pub max_sessions: u32,
     /// How long such a session may be unused before it is closed.
@@ -163,6 +168,7 @@ impl ServerSettings {
             unavailable_is_refusal: knobs.unavailable_is_refusal.unwrap_or(false),
             max_concurrency: knobs.max_concurrency.unwrap_or(64),
             max_response_size: knobs.max_response_size.unwrap_or(16 * 1024 * 1024),
+            stall_timeout: knobs.stall_timeout,
             max_sessions: knobs.max_sessions.unwrap_or(100),
             session_idle_timeout: knobs.session_idle_timeout.unwrap_or(Duration::from_secs(600)),
         }
@@ -261,7 +267,10 @@ impl BreakerSettings {
             slow_call_rate: knobs.slow_call_rate.unwrap_or(1.0),
             scope: knobs.breaker_scope.unwrap_or_default(),
             tool_error_resets: knobs.tool_error_resets.unwrap_or(false),
-            count_http_4xx: knobs.count_http_4xx.unwrap_or(false),
+            // The predecessor counted every error that was not the tool's.
+            count_http_4xx: knobs
+                .count_http_4xx
+                .unwrap_or(knobs.retry_mode == Some(RetryMode::Seed)),
             probe: knobs.breaker_probe.unwrap_or_default(),
         }
     }

@@ -267,6 +267,32 @@ impl Breaker {
         }
     }
 
+    /// Counted failures in a row.
+    #[must_use]
+    pub const fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Why it is in its state; `None` where it was never in another.
+    #[must_use]
+    pub const fn reason(&self) -> Option<TransitionReason> {
+        self.reason
+    }
+
+    /// The transition by which [`Self::restore`] made an open breaker of a half-open one, at `now`.
+    #[must_use]
+    pub const fn restored(&self, now: Uptime) -> Transition {
+        Transition {
+            from: BreakerState::HalfOpen,
+            to: BreakerState::Open,
+            reason: TransitionReason::Restored,
+            at: now,
+            failures: self.failures,
+            trips: self.trips,
+            open_for: Some(Duration::ZERO),
+        }
+    }
+
     /// How it stands at `now`.
     #[must_use]
     pub fn status(&self, now: Uptime) -> BreakerStatus {

@@ -1,6 +1,7 @@
 //! From a failure's class to what callers and the ledger are told.
 
-use crate::model::{Failure, Outcome, Replay};
+use super::Verdict;
+use crate::model::{Blame, Failure, Knowledge, Outcome, Replay};
 
 /// How a call that ended in `failure` is recorded.
 #[must_use]
@@ -31,14 +32,24 @@ pub const fn replay_safe(
     }
 }
 
-/// Whether the caller can repeat the call without the risk of a second effect: `retriable` in
-/// error data.
+/// Whether the caller can repeat the call without the risk of a second effect, from what is known of
+/// all its attempts: `retriable` in error data.
 #[must_use]
-pub const fn repeat_is_safe(failure: Failure, replay_safe: bool) -> bool {
-    match failure {
-        Failure::NotSent | Failure::Refused => true,
-        Failure::Ambiguous | Failure::Timeout | Failure::Cancelled => replay_safe,
-        Failure::Answered => false,
+pub const fn repeat_is_safe(known: Knowledge, replay_safe: bool) -> bool {
+    match known {
+        Knowledge::NotSent | Knowledge::Refused => true,
+        Knowledge::Unknown => replay_safe,
+        Knowledge::Executed => false,
+    }
+}
+
+/// What an attempt that failed says to the breaker. `count_http_4xx` makes a failure of what the
+/// server turned away.
+#[must_use]
+pub const fn verdict_of(blame: Blame, count_http_4xx: bool) -> Verdict {
+    match (blame, count_http_4xx) {
+        (Blame::Server, _) | (Blame::Request, true) => Verdict::Failure,
+        (Blame::Request, false) | (Blame::Nobody, _) => Verdict::Neutral,
     }
 }
 
@@ -49,13 +60,15 @@ mod tests {
     #[test]
     fn what_may_have_run_is_repeated_only_when_declared_safe() {
         for failure in [Failure::Ambiguous, Failure::Timeout, Failure::Cancelled] {
-            assert!(!repeat_is_safe(failure, false));
-            assert!(repeat_is_safe(failure, true));
+            assert!(!repeat_is_safe(failure.knowledge(), false));
+            assert!(repeat_is_safe(failure.knowledge(), true));
         }
         for failure in [Failure::NotSent, Failure::Refused] {
-            assert!(repeat_is_safe(failure, false));
+            assert!(repeat_is_safe(failure.knowledge(), false));
         }
-        assert!(!repeat_is_safe(Failure::Answered, true));
+        assert!(!repeat_is_safe(Failure::Answered.knowledge(), true));
+        assert_eq!(Knowledge::Unknown.and(Knowledge::NotSent), Knowledge::Unknown);
+        assert_eq!(Knowledge::NotSent.and(Knowledge::Refused), Knowledge::Refused);
     }
 
     #[test]

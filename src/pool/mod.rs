@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::error::ErrorCode;
-use crate::model::{Dialect, Failure, Timestamp, TransportKind, Uptime, format_duration};
+use crate::model::{Blame, Dialect, Failure, Timestamp, TransportKind, Uptime, format_duration};
 pub use crate::transport::{
     ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink, Offers,
     PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
@@ -110,6 +110,26 @@ impl PoolError {
             Self::Backoff { retry_in, .. } => Some(*retry_in),
             Self::Connect { error } => error.retry_after(),
             Self::Unusable { .. } | Self::Waited { .. } | Self::Closed => None,
+        }
+    }
+
+    /// Whether the same try could go better a moment later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect { error } | Self::Backoff { error, .. } => error.may_pass(),
+            Self::Waited { .. } => true,
+            Self::Unusable { .. } | Self::Closed => false,
+        }
+    }
+
+    /// What the error says of the server's health.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Connect { error } | Self::Backoff { error, .. } => error.blame(),
+            Self::Waited { .. } => Blame::Server,
+            Self::Unusable { .. } | Self::Closed => Blame::Nobody,
         }
     }
 

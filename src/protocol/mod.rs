@@ -33,7 +33,8 @@ pub use names::{
 };
 pub use object::{ObjectError, RawObject};
 pub use outgoing::{
-    OutgoingRequest, PeerIdentity, SERVER_QUESTION, render_notification, server_question,
+    IDEMPOTENCY_KEY, OutgoingRequest, PeerIdentity, SERVER_QUESTION, render_notification,
+    server_question,
 };
 pub use param_headers::{HeaderPresence, ParamHeaderError, ParamHeaderRule, ParamHeaders};
 pub use shape::{ResultFacts, cacheable_result_for, error_for, first_text, result_for};

@@ -48,7 +48,13 @@ pub struct OutgoingRequest<'a> {
     pub progress: bool,
     /// The log messages to ask a modern upstream for.
     pub log_level: Option<LogLevel>,
+    /// Tells a server that two requests are attempts at one call: `_meta` has it under
+    /// [`IDEMPOTENCY_KEY`].
+    pub idempotency_key: Option<&'a str>,
 }
+
+/// The key in `_meta` of a call that is the same for all attempts at it.
+pub const IDEMPOTENCY_KEY: &str = "dev.switchyard/idempotencyKey";
 
 impl<'a> OutgoingRequest<'a> {
     /// A request of our own without parameters.
@@ -66,6 +72,7 @@ impl<'a> OutgoingRequest<'a> {
             headers: &[],
             progress: false,
             log_level: None,
+            idempotency_key: None,
         }
     }
 
@@ -73,7 +80,7 @@ impl<'a> OutgoingRequest<'a> {
     ///
     /// Dropped from the caller's `_meta`: the specification's own keys, which describe the caller
     /// to us and not us to the upstream, and `progressToken`, which is only unique within one
-    /// client while this connection is shared by many. Where progress is wanted, `id` stands in
+    /// client while this connection is shared by many, and our own key. Where progress is wanted, `id` stands in
     /// its place.
     #[must_use]
     pub fn render(&self, id: u64, version: ProtocolVersion) -> Vec<u8> {
@@ -143,9 +150,12 @@ impl<'a> OutgoingRequest<'a> {
         version: ProtocolVersion,
     ) {
         let callers = meta.and_then(|raw| RawObject::parse(raw.get()).ok()).unwrap_or_default();
-        let kept = |key: &str| !key.starts_with(names::RESERVED) && key != "progressToken";
+        let kept = |key: &str| {
+            !key.starts_with(names::RESERVED) && key != "progressToken" && key != IDEMPOTENCY_KEY
+        };
         let modern = version.era() == Era::Modern;
-        if !modern && !self.progress && !callers.iter().any(|(key, _)| kept(key)) {
+        let keyed = self.idempotency_key.is_some();
+        if !modern && !self.progress && !keyed && !callers.iter().any(|(key, _)| kept(key)) {
             return;
         }
         separate_params.before(out);
@@ -179,6 +189,13 @@ impl<'a> OutgoingRequest<'a> {
             separate.before(out);
             out.extend_from_slice(br#""progressToken":"#);
             push_number(out, id);
+        }
+        if let Some(key) = self.idempotency_key {
+            separate.before(out);
+            for part in ["\"", IDEMPOTENCY_KEY, "\":"] {
+                out.extend_from_slice(part.as_bytes());
+            }
+            push_string(out, key);
         }
         for (key, value) in callers.iter().filter(|(key, _)| kept(key)) {
             separate.before(out);
@@ -292,6 +309,21 @@ mod tests {
         assert!(modern.contains(r#""io.modelcontextprotocol/protocolVersion":"2026-07-28""#));
         assert!(modern.contains(r#""trace":"t""#));
         assert!(!modern.contains("progressToken"));
+    }
+
+    #[test]
+    fn attempts_at_one_call_have_one_key() {
+        let params = r#"{"_meta":{"dev.switchyard/idempotencyKey":"the caller's","a":1}}"#;
+        let object = RawObject::parse(params).unwrap();
+        let request = OutgoingRequest {
+            params: Some(&object),
+            idempotency_key: Some("0193"),
+            ..OutgoingRequest::new("tools/call")
+        };
+        assert_eq!(
+            text(request.render(7, ProtocolVersion::V2025_11_25)),
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"_meta":{"dev.switchyard/idempotencyKey":"0193","a":1}}}"#
+        );
     }
 
     #[test]

@@ -2,15 +2,20 @@
 //!
 //! Source: WHATWG HTML, section 9.2 "Server-sent events".
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
+
+/// A line buffer that grew beyond this is not kept for the lines that follow: they would hold all of
+/// it for as long as one of them is held.
+const KEPT: usize = 64 * 1024;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SseEvent {
     /// `event:`, or `message`.
-    pub event: String,
+    pub event: Cow<'static, str>,
     /// The `data:` lines, joined by line feeds.
     pub data: Bytes,
     /// `id:`, when the event has one.
@@ -67,25 +72,40 @@ impl SseParser {
     /// # Errors
     /// [`SseError::TooLarge`]; the parser must not be used after it.
     pub fn feed(&mut self, mut chunk: &[u8], events: &mut Vec<SseEvent>) -> Result<(), SseError> {
+        while let Some(event) = self.next_event(&mut chunk)? {
+            events.push(event);
+        }
+        Ok(())
+    }
+
+    /// Takes bytes from the front of `chunk` and gives the event they complete; `None` when all are
+    /// taken. Whoever asks for one event after the other holds one, however many came together.
+    ///
+    /// # Errors
+    /// [`SseError::TooLarge`]; the parser must not be used after it.
+    pub fn next_event(&mut self, chunk: &mut &[u8]) -> Result<Option<SseEvent>, SseError> {
         while !chunk.is_empty() {
             if self.after_cr {
                 self.after_cr = false;
                 if let Some(rest) = chunk.strip_prefix(b"\n") {
-                    chunk = rest;
+                    *chunk = rest;
                     continue;
                 }
             }
             let Some(end) = memchr::memchr2(b'\n', b'\r', chunk) else {
-                self.push_to_line(chunk)?;
+                let rest = std::mem::take(chunk);
+                self.push_to_line(rest)?;
                 break;
             };
             let (line, rest) = chunk.split_at_checked(end).unwrap_or((chunk, &[]));
             self.push_to_line(line)?;
             self.after_cr = rest.first() == Some(&b'\r');
-            chunk = rest.get(1..).unwrap_or_default();
-            self.end_line(events)?;
+            *chunk = rest.get(1..).unwrap_or_default();
+            if let Some(event) = self.end_line()? {
+                return Ok(Some(event));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The last `id:` of an ended event, also of one without data.
@@ -108,66 +128,78 @@ impl SseParser {
         Ok(())
     }
 
-    fn end_line(&mut self, events: &mut Vec<SseEvent>) -> Result<(), SseError> {
-        let line = self.line.split().freeze();
-        let mut line: &[u8] = &line;
+    fn end_line(&mut self) -> Result<Option<SseEvent>, SseError> {
+        let mut line = self.line.split();
         if self.at_start {
             self.at_start = false;
-            line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+            if line.starts_with(b"\xef\xbb\xbf") {
+                line.advance(3);
+            }
         }
         if line.is_empty() {
-            self.dispatch(events);
-            return Ok(());
+            return Ok(self.dispatch());
         }
-        let (field, value) = match memchr::memchr(b':', line) {
-            Some(0) => return Ok(()),
+        // A comment.
+        if line.first() == Some(&b':') {
+            return Ok(None);
+        }
+        let (field, value) = match memchr::memchr(b':', &line) {
             Some(at) => {
-                let (field, value) = line.split_at_checked(at).unwrap_or((line, b""));
-                let value = value.strip_prefix(b":").unwrap_or(value);
-                (field, value.strip_prefix(b" ").unwrap_or(value))
+                let field = line.split_to(at);
+                line.advance(1);
+                if line.first() == Some(&b' ') {
+                    line.advance(1);
+                }
+                (field, line)
             }
-            None => (line, &b""[..]),
+            None => (line, BytesMut::new()),
         };
-        match field {
+        match &*field {
             b"data" => {
                 if self.data.len().saturating_add(value.len()) > self.limit {
                     return Err(SseError::TooLarge { limit: self.limit });
                 }
                 if self.has_data {
                     self.data.extend_from_slice(b"\n");
+                    self.data.extend_from_slice(&value);
+                } else {
+                    // Most events have one line, which can be large: it is not copied.
+                    self.data = value;
                 }
-                self.data.extend_from_slice(value);
                 self.has_data = true;
             }
-            b"event" => self.event = String::from_utf8_lossy(value).into_owned(),
-            b"id" if !value.contains(&0) => {
-                self.id = Some(String::from_utf8_lossy(value).into_owned());
-            }
+            b"event" => self.event = text(&value),
+            b"id" if !value.contains(&0) => self.id = Some(text(&value)),
             b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
                 // One beyond any clock says nothing, and leaves the one before in force.
-                let millis = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                let millis = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
                 self.retry = millis.map(Duration::from_millis).or(self.retry);
             }
             _ => {}
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn dispatch(&mut self, events: &mut Vec<SseEvent>) {
+    fn dispatch(&mut self) -> Option<SseEvent> {
         let event = std::mem::take(&mut self.event);
         let id = self.id.take();
         if id.is_some() {
             self.last_id.clone_from(&id);
         }
         if !std::mem::take(&mut self.has_data) {
-            return;
+            return None;
         }
-        events.push(SseEvent {
-            event: if event.is_empty() { "message".to_owned() } else { event },
-            data: self.data.split().freeze(),
-            id,
-        });
+        let data = std::mem::take(&mut self.data).freeze();
+        if data.len() > KEPT {
+            self.line = BytesMut::new();
+        }
+        let event = if event.is_empty() { Cow::Borrowed("message") } else { Cow::Owned(event) };
+        Some(SseEvent { event, data, id })
     }
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
 }
 
 #[cfg(test)]
@@ -192,7 +224,7 @@ mod tests {
     fn data(stream: &str) -> Vec<(String, String)> {
         parse(stream.as_bytes(), &[])
             .into_iter()
-            .map(|e| (e.event, String::from_utf8(e.data.to_vec()).unwrap()))
+            .map(|e| (e.event.into_owned(), String::from_utf8(e.data.to_vec()).unwrap()))
             .collect()
     }
 
@@ -223,6 +255,27 @@ mod tests {
         let line = format!("data: {}\n", "y".repeat(40));
         assert!(parser.feed(line.as_bytes(), &mut events).is_ok());
         assert!(parser.feed(line.as_bytes(), &mut events).is_err());
+    }
+
+    #[test]
+    fn a_large_event_is_held_once_and_lets_go_of_its_buffer() {
+        let mut parser = SseParser::new(1 << 20);
+        let mut events = Vec::new();
+        let large = format!("data: {}\n\ndata: x\n\n", "y".repeat(KEPT + 1));
+        parser.feed(large.as_bytes(), &mut events).unwrap();
+        assert_eq!(events[0].data.len(), KEPT + 1);
+        assert!(parser.data.capacity() == 0 && parser.line.capacity() < KEPT);
+    }
+
+    #[test]
+    fn events_come_one_by_one() {
+        let mut parser = SseParser::new(64);
+        let mut chunk: &[u8] = b"data: 1\n\n: c\n\ndata: 2\n\ndata: 3";
+        let mut next = || parser.next_event(&mut chunk).unwrap().map(|event| event.data);
+        assert_eq!(next(), Some(Bytes::from_static(b"1")));
+        assert_eq!(next(), Some(Bytes::from_static(b"2")));
+        assert_eq!((next(), next()), (None, None));
+        assert!(chunk.is_empty());
     }
 
     proptest! {
@@ -324,6 +377,7 @@ mod tests {
                 // Every data line left a line feed.
                 if let Some((_, data)) = data.split_last() {
                     let event = if event.is_empty() { "message".to_owned() } else { event };
+                    let event = Cow::Owned(event);
                     read.events.push(SseEvent { event, data: Bytes::copy_from_slice(data), id });
                 }
                 continue;

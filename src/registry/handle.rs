@@ -8,6 +8,8 @@ use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
+use super::breaker::ServerBreaker;
+use super::breakers::Breakers;
 use super::error::LeaseError;
 use super::isolation::{IsolatedSessions, Opening, SessionLease, is_stateless};
 use super::latency::LatencyWindow;
@@ -17,8 +19,9 @@ use crate::clock;
 use crate::config::{Environment, expand, secrets_of, shown_address};
 use crate::metrics::ServerMetrics;
 use crate::model::{
-    Dialect, Era, Requester, Secret, ServerName, ServerSettings, ServerSource, ServerSpec,
-    SessionHash, SessionMode, Timestamp, TransportKind, TransportSpec, Uptime,
+    BreakerScope, Dialect, Era, Requester, Secret, ServerName, ServerSettings, ServerSource,
+    ServerSpec, SessionHash, SessionMode, Timestamp, ToolName, TransportKind, TransportSpec,
+    Uptime,
 };
 use crate::pool::{
     ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState, Target,
@@ -54,6 +57,9 @@ pub struct ServerHandle {
     pub metrics: ServerMetrics,
     /// Calls at it and waiting for it.
     pub limiter: Limiter,
+    /// Whether attempts may be made. Outlives the handle: a change of numbers forgets no failure.
+    pub breaker: Arc<ServerBreaker>,
+    breakers: Arc<Breakers>,
     /// The connection that all share; also an isolated server is asked for its tools over it.
     pool: Result<ConnectionPool, String>,
     isolated: Option<IsolatedSessions>,
@@ -112,6 +118,7 @@ pub(super) struct Means<'a> {
     pub(super) client: &'a HttpClient,
     pub(super) tasks: &'a TaskTracker,
     pub(super) notices: &'a Notices,
+    pub(super) breakers: &'a Arc<Breakers>,
 }
 
 impl ServerHandle {
@@ -164,6 +171,8 @@ impl ServerHandle {
             name: row.name.clone(),
             spec: row.spec.clone(),
             limiter: Limiter::new(settings.max_concurrency),
+            breaker: means.breakers.of(&row.name, None, &settings),
+            breakers: Arc::clone(means.breakers),
             settings,
             source: row.source,
             enabled: row.is_enabled(),
@@ -218,6 +227,24 @@ impl ServerHandle {
             None => Ok(SessionLease::shared(self.lease().await?)),
             // Boxed, so that calls to shared servers do not carry the room for it.
             Some(isolated) => Box::pin(isolated.lease(requester, self.lease())).await,
+        }
+    }
+
+    /// The breaker of one tool, where the specification wants tools to have their own.
+    #[must_use]
+    pub fn tool_breaker(&self, tool: &ToolName) -> Option<Arc<ServerBreaker>> {
+        match self.settings.breaker.scope {
+            BreakerScope::Server => None,
+            BreakerScope::Tool => Some(self.breakers.of(&self.name, Some(tool), &self.settings)),
+        }
+    }
+
+    /// The next lease tries to connect, whatever came of the last try and however long ago it was.
+    pub fn try_at_once(&self) {
+        if let Ok(pool) = &self.pool
+            && pool.current().is_none()
+        {
+            pool.reset();
         }
     }
 
@@ -489,6 +516,7 @@ pub fn connect_options(
         server: name.clone(),
         connect_timeout,
         max_response_size: settings.max_response_size,
+        stall_timeout: settings.stall_timeout,
         known_dialect,
         hearing: Hearing::default(),
         probe_timeout: PROBE_TIMEOUT,

@@ -33,6 +33,11 @@ impl Limiter {
         Self { places: Semaphore::new(places), waiting: AtomicU32::new(0) }
     }
 
+    /// Takes a place if one is free.
+    pub fn try_enter(&self) -> Option<Place<'_>> {
+        self.places.try_acquire().ok().map(Place)
+    }
+
     /// Takes a place; waits at most a second, at most `left`. `on_wait` is told +1 and -1 around
     /// a wait. Dropping the future leaves the queue.
     ///

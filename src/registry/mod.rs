@@ -3,6 +3,8 @@
 //! Changes when the rules of registration change. The database is the registry; this module keeps
 //! what calls need of it in memory and swaps it whole. Knows nothing of tools.
 
+mod breaker;
+mod breakers;
 mod error;
 mod handle;
 mod isolation;
@@ -29,6 +31,8 @@ use crate::pool::HttpClient;
 use crate::protocol::LogLevel;
 use crate::store::{ServerRow, ServerUpsert, Store};
 
+pub use breaker::{BreakerView, Order, Permit, ServerBreaker};
+pub use breakers::Breakers;
 pub use error::{LeaseError, RegistryError};
 pub use handle::{ServerHandle, ServerState, ServerStatus, connect_options, target};
 pub use isolation::SessionLease;
@@ -53,6 +57,7 @@ pub struct Registry {
     tasks: TaskTracker,
     environment: Environment,
     notices: Notices,
+    breakers: Arc<Breakers>,
     defaults: ArcSwap<Knobs>,
     /// The file whose servers cannot be changed over the API.
     config_path: ArcSwap<String>,
@@ -83,8 +88,10 @@ impl Registry {
         keeper: SecretKeeper,
         config: &Config,
     ) -> Result<Self, RegistryError> {
+        let breakers = Arc::new(Breakers::load(store.clone(), Arc::clone(&metrics)).await?);
         let registry = Self {
             keeper,
+            breakers,
             store,
             metrics,
             client: HttpClient::new(),
@@ -119,6 +126,12 @@ impl Registry {
         self.changed.subscribe()
     }
 
+    /// The breakers of all servers.
+    #[must_use]
+    pub const fn breakers(&self) -> &Arc<Breakers> {
+        &self.breakers
+    }
+
     /// The database behind the registry.
     #[must_use]
     pub const fn store(&self) -> &Store {
@@ -151,6 +164,15 @@ impl Registry {
         }
         if !gone.is_empty() {
             self.store.retire_servers(&gone, now).await?;
+        }
+        for row in &rows {
+            // What was changed in the file while no router ran.
+            let changed = config.servers.get(&row.name).is_some_and(|spec| {
+                spec.transport != row.spec.transport || (spec.enabled && !row.is_enabled())
+            });
+            if changed && self.server(row.name.as_str()).is_none() {
+                self.breakers.changed(&row.name);
+            }
         }
         let upserts: Vec<ServerUpsert> = config
             .servers
@@ -221,6 +243,7 @@ impl Registry {
             let _changing = self.changing.lock().await;
             let gone = self.expect_from_api(name)?;
             self.store.delete_server(name).await?;
+            self.breakers.forget(name);
             self.metrics.forget_server(name);
             self.reload().await?;
             gone
@@ -342,7 +365,17 @@ impl Registry {
             let kept = old.get(&row.name).filter(|handle| handle.fits(&row, &settings));
             let handle = match kept {
                 Some(handle) => Arc::clone(handle),
-                None => Arc::new(self.make_handle(&row, settings, old.get(&row.name))),
+                None => {
+                    let predecessor = old.get(&row.name);
+                    let is_another = predecessor.is_some_and(|old| {
+                        old.spec.transport != row.spec.transport
+                            || (row.is_enabled() && !old.enabled)
+                    });
+                    if is_another {
+                        self.breakers.changed(&row.name);
+                    }
+                    Arc::new(self.make_handle(&row, settings, predecessor))
+                }
             };
             servers.insert(row.name, handle);
         }
@@ -370,6 +403,7 @@ impl Registry {
             client: &self.client,
             tasks: &self.tasks,
             notices: &self.notices,
+            breakers: &self.breakers,
         };
         let metrics = self.metrics.server(&row.name);
         ServerHandle::new(row, settings, &means, metrics, predecessor.map(Arc::as_ref))

@@ -1,7 +1,6 @@
-//! Whether a call may go to its server now.
+//! Whether a call may go to its server now: the server is enabled and has a free place.
 //!
-//! The breaker's permit will be taken here too: it is asked after the waiting room, so that a
-//! call that waited does not hold a permit.
+//! The breaker's permit is taken later, for each attempt: a call that waits here must not hold one.
 
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
@@ -9,24 +8,28 @@ use crate::policy::Deadline;
 use crate::registry::Place;
 
 use super::RouteError;
-use super::record::CallRecord;
 
-/// Takes a place at the server; waits for one within the deadline.
+/// Takes a place at the server; waits for one within the deadline, but not in front of a breaker
+/// that is open.
 ///
 /// # Errors
-/// [`RouteError::ServerDisabled`] or [`RouteError::Overloaded`].
-pub(super) async fn admit<'a>(
-    entry: &'a CatalogueEntry,
+/// [`RouteError::ServerDisabled`], [`RouteError::BreakerOpen`] or [`RouteError::Overloaded`].
+pub(super) async fn admit(
+    entry: &CatalogueEntry,
     deadline: Deadline,
-    record: &mut CallRecord,
-) -> Result<Place<'a>, RouteError> {
+) -> Result<Place<'_>, RouteError> {
     let server = &entry.server;
     if !server.enabled {
         return Err(RouteError::ServerDisabled { server: server.name.clone() });
     }
+    if let Some(place) = server.limiter.try_enter() {
+        return Ok(place);
+    }
+    if let Some(rejection) = server.breaker.refuses() {
+        return Err(RouteError::breaker(&server.breaker, rejection));
+    }
     let left = deadline.left(clock::uptime());
     let place = server.limiter.enter(left, |change| server.metrics.queue_depth.add(change)).await;
-    record.queued_until(clock::uptime());
     place.ok().ok_or_else(|| RouteError::Overloaded {
         server: server.name.clone(),
         limit: server.settings.max_concurrency,

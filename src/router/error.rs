@@ -5,10 +5,13 @@ use std::time::Duration;
 use crate::audit::AuditUnavailable;
 use crate::catalogue::NotFound;
 use crate::error::ErrorCode;
-use crate::model::{Failure, Knowledge, Outcome, ServerName, did_you_mean};
-use crate::policy;
+use crate::model::{
+    Blame, Failure, Knowledge, Outcome, ServerName, ToolName, did_you_mean, format_duration,
+};
+use crate::policy::{self, Rejection};
 use crate::pool::{PoolError, TransportError};
 use crate::protocol::RpcErrorCode;
+use crate::registry::ServerBreaker;
 
 /// The `reason` in error data: stable words for programs.
 pub type Reason = &'static str;
@@ -77,6 +80,19 @@ pub enum RouteError {
         /// What was wrong at the last try.
         problem: String,
     },
+    /// The circuit breaker lets no attempt through.
+    #[error("{}", breaker_text(server, tool.as_ref(), *rejection, note.as_deref()))]
+    BreakerOpen {
+        /// The server.
+        server: ServerName,
+        /// The tool, where it is the tool's own breaker.
+        tool: Option<ToolName>,
+        /// Why, and when to ask again.
+        rejection: Rejection,
+        /// What the operator who opened it gave as the reason. What made it open by itself is not
+        /// told: it may quote what the server sent to another caller.
+        note: Option<String>,
+    },
     /// Too many calls at the server.
     #[error(
         "the server `{server}` has {limit} calls in flight and no place came free (max_concurrency)"
@@ -112,7 +128,7 @@ pub enum RouteError {
     #[error("the tool ran, but the call could not be recorded; do not repeat it blindly")]
     NotRecorded,
     /// The upstream could not be reached or did not answer properly.
-    #[error("{subject} server `{server}`: {problem}{}", advice(source.failure(), *repeat_is_safe))]
+    #[error("{subject} server `{server}`: {problem}{}", advice(*known, *repeat_is_safe))]
     Upstream {
         /// The server.
         server: ServerName,
@@ -124,6 +140,12 @@ pub enum RouteError {
         timeout: Duration,
         /// What happened, without the server's secrets.
         problem: String,
+        /// What is known of the last attempt.
+        failure: Failure,
+        /// What is known of the call, after all its attempts.
+        known: Knowledge,
+        /// When a repeat makes sense at the earliest.
+        retry_after: Option<Duration>,
         /// What happened, for its class; its own text is not for showing.
         source: UpstreamError,
     },
@@ -138,6 +160,10 @@ pub enum UpstreamError {
     /// There was one, and the request failed.
     #[error(transparent)]
     Request(#[from] TransportError),
+    /// There was one, and the server gave no sign of life over it when it was asked for one before
+    /// the call.
+    #[error("the server gave no sign of life: {0}")]
+    NoLife(#[source] TransportError),
 }
 
 impl UpstreamError {
@@ -149,6 +175,17 @@ impl UpstreamError {
             // nothing was sent; that is what counts.
             Self::Connect(error) => error.failure(),
             Self::Request(error) => error.failure(),
+            Self::NoLife(_) => Failure::NotSent,
+        }
+    }
+
+    /// The same, where the operator says whether a 503 means that the call was not run.
+    pub(super) fn failure_at(&self, unavailable_is_refusal: bool) -> Failure {
+        match self.failure() {
+            Failure::Ambiguous if unavailable_is_refusal && self.http_status() == Some(503) => {
+                Failure::Refused
+            }
+            failure => failure,
         }
     }
 
@@ -157,16 +194,79 @@ impl UpstreamError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Connect(error) => error.code(),
-            Self::Request(error) => error.code(),
+            Self::Request(error) | Self::NoLife(error) => error.code(),
         }
     }
 
-    fn retry_after(&self) -> Option<Duration> {
+    pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Connect(error) => error.retry_after(),
-            Self::Request(error) => error.retry_after(),
+            Self::Request(error) | Self::NoLife(error) => error.retry_after(),
         }
     }
+
+    /// Whether the same attempt could go better a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.may_pass(),
+            Self::Request(error) | Self::NoLife(error) => error.may_pass(),
+        }
+    }
+
+    /// What it says of the server's health.
+    pub(super) fn blame(&self) -> Blame {
+        match self {
+            Self::Connect(error) => error.blame(),
+            Self::Request(error) | Self::NoLife(error) => error.blame(),
+        }
+    }
+
+    /// The HTTP status of the upstream, when that is what went wrong.
+    pub(super) fn http_status(&self) -> Option<u16> {
+        match self {
+            Self::Connect(error) => error.http_status(),
+            Self::Request(error) | Self::NoLife(error) => error.http_status(),
+        }
+    }
+
+    /// Whether our own time ran out before there was a connection.
+    pub(super) const fn is_own_patience(&self) -> bool {
+        matches!(self, Self::Connect(PoolError::Waited { .. }))
+    }
+
+    /// Whether it repeats what an earlier try found, without a try of its own.
+    pub(super) const fn is_second_hand(&self) -> bool {
+        matches!(self, Self::Connect(PoolError::Backoff { .. }))
+    }
+}
+
+fn breaker_text(
+    server: &ServerName,
+    tool: Option<&ToolName>,
+    rejection: Rejection,
+    note: Option<&str>,
+) -> String {
+    let of = tool.map(|tool| format!("tool `{tool}` of ")).unwrap_or_default();
+    let because = note.map(|note| format!(" ({note})")).unwrap_or_default();
+    match rejection {
+        Rejection::Open { retry_after: Some(wait) } => format!(
+            "the circuit breaker of {of}server `{server}` is open for another {}{because}; nothing was sent",
+            rounded(wait)
+        ),
+        Rejection::Open { retry_after: None } => format!(
+            "the circuit breaker of {of}server `{server}` is held open by an operator{because}; nothing was sent"
+        ),
+        Rejection::Probing { .. } => format!(
+            "the circuit breaker of {of}server `{server}` is trying the server with another call{because}; nothing was sent"
+        ),
+    }
+}
+
+/// Fit for a sentence: whole seconds where it is more than one.
+fn rounded(wait: Duration) -> String {
+    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+    let shown = if millis > 1000 { millis.div_ceil(1000).saturating_mul(1000) } else { millis };
+    format_duration(Duration::from_millis(shown))
 }
 
 fn list(servers: &[ServerName]) -> String {
@@ -174,8 +274,8 @@ fn list(servers: &[ServerName]) -> String {
 }
 
 /// What an agent should know before it repeats.
-fn advice(failure: Failure, repeat_is_safe: bool) -> &'static str {
-    match failure.knowledge() {
+fn advice(known: Knowledge, repeat_is_safe: bool) -> &'static str {
+    match known {
         Knowledge::Unknown if !repeat_is_safe => "; the tool may have run, check before repeating",
         Knowledge::NotSent => "; nothing was sent",
         Knowledge::Unknown | Knowledge::Refused | Knowledge::Executed => "",
@@ -183,6 +283,28 @@ fn advice(failure: Failure, repeat_is_safe: bool) -> &'static str {
 }
 
 impl RouteError {
+    pub(super) fn breaker(breaker: &ServerBreaker, rejection: Rejection) -> Self {
+        let view = breaker.view();
+        let note = view.forced.and_then(|order| order.note);
+        Self::BreakerOpen { server: view.server, tool: view.tool, rejection, note }
+    }
+
+    /// This error of an attempt, with what is known of the call after an earlier one.
+    pub(super) fn after(mut self, earlier: &Self, replay_safe: bool) -> Self {
+        if let Self::Upstream { known, repeat_is_safe, .. } = &mut self {
+            *known = known.and(earlier.knowledge());
+            *repeat_is_safe = policy::repeat_is_safe(*known, replay_safe);
+        }
+        self
+    }
+
+    /// A repeat makes no sense earlier than this.
+    pub(super) fn wait_at_least(&mut self, wait: Option<Duration>) {
+        if let Self::Upstream { retry_after, .. } = self {
+            *retry_after = wait.max(*retry_after);
+        }
+    }
+
     pub(super) fn not_found(tool: &str, why: NotFound) -> Self {
         let tool = tool.chars().take(128).collect();
         match why {
@@ -204,6 +326,7 @@ impl RouteError {
             Self::ServerNotFound { .. } => ErrorCode::ServerNotFound,
             Self::ServerDisabled { .. } => ErrorCode::ServerDisabled,
             Self::ServerUnavailable { .. } => ErrorCode::Connection,
+            Self::BreakerOpen { .. } => ErrorCode::CircuitOpen,
             Self::Overloaded { .. } | Self::SessionsFull { .. } => ErrorCode::Overloaded,
             Self::SessionEnded { .. } => ErrorCode::Cancelled,
             Self::AuditUnavailable(_) => ErrorCode::AuditUnavailable,
@@ -228,7 +351,7 @@ impl RouteError {
             Self::Upstream { source: UpstreamError::Connect(PoolError::Waited { .. }), .. } => {
                 Outcome::Timeout
             }
-            Self::Upstream { source, .. } => policy::outcome_of(source.failure()),
+            Self::Upstream { failure, .. } => policy::outcome_of(*failure),
             Self::NotRecorded => Outcome::Ok,
             Self::SessionEnded { .. } => Outcome::Cancelled,
             Self::ServerUnavailable { .. } => Outcome::Unavailable,
@@ -238,6 +361,7 @@ impl RouteError {
             | Self::ToolHeld { .. }
             | Self::ServerNotFound { .. }
             | Self::ServerDisabled { .. }
+            | Self::BreakerOpen { .. }
             | Self::Overloaded { .. }
             | Self::SessionsFull { .. }
             | Self::AuditUnavailable(_) => Outcome::Refused,
@@ -248,7 +372,7 @@ impl RouteError {
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
         match self {
-            Self::Upstream { source, .. } => Some(source.failure()),
+            Self::Upstream { failure, .. } => Some(*failure),
             _ => None,
         }
     }
@@ -258,7 +382,8 @@ impl RouteError {
     pub fn knowledge(&self) -> Knowledge {
         match self {
             Self::NotRecorded => Knowledge::Executed,
-            _ => self.failure().map_or(Knowledge::NotSent, Failure::knowledge),
+            Self::Upstream { known, .. } => *known,
+            _ => Knowledge::NotSent,
         }
     }
 
@@ -273,12 +398,14 @@ impl RouteError {
             Self::ServerNotFound { .. } => "server_not_found",
             Self::ServerDisabled { .. } => "server_disabled",
             Self::ServerUnavailable { .. } => "server_unavailable",
+            Self::BreakerOpen { rejection: Rejection::Open { .. }, .. } => "breaker_open",
+            Self::BreakerOpen { rejection: Rejection::Probing { .. }, .. } => "breaker_probing",
             Self::Overloaded { .. } => "overloaded",
             Self::SessionsFull { .. } => "sessions_full",
             Self::SessionEnded { .. } => "session_ended",
             Self::AuditUnavailable(_) => "audit_unavailable",
             Self::NotRecorded => "not_recorded",
-            Self::Upstream { source, .. } => source.failure().as_str(),
+            Self::Upstream { failure, .. } => failure.as_str(),
         }
     }
 
@@ -287,7 +414,8 @@ impl RouteError {
     pub fn retriable(&self) -> bool {
         match self {
             Self::Upstream { repeat_is_safe, .. } => *repeat_is_safe,
-            Self::Overloaded { .. }
+            Self::BreakerOpen { .. }
+            | Self::Overloaded { .. }
             | Self::SessionsFull { .. }
             | Self::AuditUnavailable(_)
             | Self::ServerUnavailable { .. } => true,
@@ -306,7 +434,8 @@ impl RouteError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Upstream { source, .. } => source.retry_after(),
+            Self::Upstream { retry_after, .. } => *retry_after,
+            Self::BreakerOpen { rejection, .. } => rejection.retry_after(),
             Self::Overloaded { .. }
             | Self::SessionsFull { .. }
             | Self::AuditUnavailable(_)
@@ -332,6 +461,7 @@ impl RouteError {
             Self::ToolHeld { server, .. }
             | Self::ServerDisabled { server }
             | Self::ServerUnavailable { server, .. }
+            | Self::BreakerOpen { server, .. }
             | Self::Overloaded { server, .. }
             | Self::SessionsFull { server, .. }
             | Self::SessionEnded { server }

@@ -11,12 +11,12 @@ use super::error::UpstreamError;
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
 use crate::model::{CallId, Caller, Outcome, ProtocolVersion, Requester, SessionRef};
-use crate::policy::{self, Deadline};
+use crate::policy::{self, Deadline, Verdict};
 use crate::pool::{PoolError, Relay};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
-use crate::registry::{LeaseError, ServerHandle};
+use crate::registry::{LeaseError, Permit, ServerHandle};
 
-use super::attempt::note_unreachable;
+use super::attempt::{LEASE_MARGIN, note_unreachable};
 
 /// A request and where it goes.
 #[derive(Debug, Clone)]
@@ -83,6 +83,14 @@ impl Router {
         let server = &forward.server;
         let began = clock::uptime();
         let limit = deadline.attempt(began, server.settings.timeout);
+        let lease = server.settings.breaker.lease.unwrap_or(limit + LEASE_MARGIN);
+        let permit = server
+            .breaker
+            .acquire(began, lease)
+            .map_err(|rejection| RouteError::breaker(&server.breaker, rejection))?;
+        if permit.is_probe() {
+            server.try_at_once();
+        }
         let session = forward.session.as_deref();
         let requester = Requester { id: forward.id, caller: &forward.caller, session };
         let leased = tokio::time::timeout(limit, server.lease_for(&requester)).await;
@@ -90,7 +98,7 @@ impl Router {
             Ok(lease) => lease,
             Err(LeaseError::Pool(error)) => {
                 note_unreachable(server, error.failure(), &error);
-                return Err(fail(forward, error.into(), limit));
+                return Err(fail(forward, permit, error.into(), limit));
             }
             Err(LeaseError::SessionsFull { limit }) => {
                 return Err(RouteError::SessionsFull { server: server.name.clone(), limit });
@@ -120,8 +128,8 @@ impl Router {
         let left = deadline.attempt(clock::uptime(), server.settings.timeout);
         match lease.request(&request, left, relay).await {
             Ok(answer) => {
-                let now = clock::timestamp();
-                server.answered(clock::uptime().since(began), now);
+                let now = clock::uptime();
+                server.answered(now.since(began), clock::timestamp());
                 let facts = match answer.kind {
                     AnswerKind::Result => ResultFacts::of(&answer.value),
                     AnswerKind::Error => ResultFacts::default(),
@@ -130,6 +138,11 @@ impl Router {
                     AnswerKind::Result => Outcome::Ok,
                     AnswerKind::Error => Outcome::RpcError,
                 };
+                let verdict = match outcome {
+                    Outcome::Ok => Verdict::Success,
+                    _ => Verdict::Answered,
+                };
+                permit.report(verdict, now, None);
                 Ok(UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome })
             }
             Err(error) => {
@@ -140,22 +153,36 @@ impl Router {
                 if !lease.has_ended() {
                     note_unreachable(server, error.failure(), &error);
                 }
-                Err(fail(forward, error.into(), left))
+                Err(fail(forward, permit, error.into(), left))
             }
         }
     }
 }
 
-fn fail(forward: &Forward, error: UpstreamError, timeout: std::time::Duration) -> RouteError {
-    let failure = error.failure();
+fn fail(
+    forward: &Forward,
+    permit: Permit<'_>,
+    error: UpstreamError,
+    timeout: std::time::Duration,
+) -> RouteError {
     let server = &forward.server;
+    let failure = error.failure_at(server.settings.unavailable_is_refusal);
+    let problem = server.scrub(&error.to_string());
+    let verdict = match permit.is_probe() && error.is_second_hand() {
+        true => Verdict::Neutral,
+        false => policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx),
+    };
+    permit.report(verdict, clock::uptime(), Some(&problem));
     RouteError::Upstream {
         server: server.name.clone(),
         subject: format!("{} at", forward.method),
         // Nothing of this kind changes anything.
-        repeat_is_safe: policy::repeat_is_safe(failure, true),
+        repeat_is_safe: policy::repeat_is_safe(failure.knowledge(), true),
         timeout,
-        problem: server.scrub(&error.to_string()),
+        problem,
+        failure,
+        known: failure.knowledge(),
+        retry_after: error.retry_after(),
         source: error,
     }
 }

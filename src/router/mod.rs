@@ -3,10 +3,11 @@
 //! Changes when what happens to a call changes. Knows nothing of HTTP or sessions: it takes a
 //! [`ToolCall`] and gives a [`CallAnswer`].
 //!
-//! The order is resolve → admit → attempt → answer. Whatever becomes of the call, also when its
+//! The order is resolve → admit → attempt (→ again) → answer. Whatever becomes of the call, also when its
 //! future is dropped, makes one ledger entry and one observation.
 
 mod admit;
+mod again;
 mod answer;
 mod attempt;
 mod error;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::audit::AuditWriter;
-use crate::catalogue::{CatalogueEntry, CatalogueHandle, Discovery};
+use crate::catalogue::{CatalogueHandle, Discovery};
 use crate::clock;
 use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
 use crate::model::{ToolCall, ViewName};
@@ -85,41 +86,20 @@ impl Router {
         let server = Arc::clone(&entry.server);
         let total = record.call.deadline.unwrap_or(server.settings.call_deadline);
         let deadline = Deadline::new(record.started, total);
-        let _place = admit::admit(&entry, deadline, record).await?;
-        match attempt::attempt(&entry, deadline, record).await {
-            Err(refused) if refused.headers_do_not_fit() => {
-                Box::pin(self.with_new_definition(&entry, refused, deadline, record)).await
+        server.breaker.call_begins();
+        let first = {
+            let place = admit::admit(&entry, deadline).await;
+            record.queued_until(clock::uptime());
+            let _place = place?;
+            attempt::attempt(&entry, deadline, record).await
+        };
+        match first {
+            // Boxed: most calls have one attempt, and do not carry the room for others.
+            Err(error @ RouteError::Upstream { .. }) => {
+                Box::pin(self.again(entry, error, deadline, record)).await
             }
             settled => settled,
         }
-    }
-
-    /// The server refused the call because its headers do not fit, and did not run it: the
-    /// definition they were made from is old. Once more with the one the server lists now
-    /// (specification 2026-07-28, basic/transports/streamable-http).
-    async fn with_new_definition(
-        &self,
-        old: &CatalogueEntry,
-        refused: RouteError,
-        deadline: Deadline,
-        record: &mut record::CallRecord,
-    ) -> Result<UpstreamAnswer, RouteError> {
-        let newer = |router: &Self, record: &record::CallRecord| {
-            router.lookup(&record.call.target, record.call.view.as_ref()).ok().filter(|new| {
-                new.server.name == old.server.name
-                    && new.tool == old.tool
-                    && new.definition.hash != old.definition.hash
-            })
-        };
-        let mut new = newer(self, record);
-        if new.is_none() {
-            let asking = self.discovery.discover(&old.server);
-            let _ = tokio::time::timeout(deadline.left(clock::uptime()), asking).await;
-            new = newer(self, record);
-        }
-        let Some(new) = new else { return Err(refused) };
-        record.routed(&new);
-        attempt::attempt(&new, deadline, record).await
     }
 
     /// Puts a refusal on record that happened before there was a call to route: no key, no

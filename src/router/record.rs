@@ -5,17 +5,41 @@ use std::time::Duration;
 
 use super::answer::code_of;
 use super::{CallAnswer, RouteError, UpstreamAnswer};
-use crate::audit::{AuditEntry, AuditSlot, Durability, ToolLabel};
+use crate::audit::{AttemptEntry, Attempts, AuditEntry, AuditSlot, Durability, ToolLabel};
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Outcome, ProtocolVersion, ResultsLevel,
-    Timestamp, ToolCall, Uptime, ViewName,
+    ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Failure, Outcome, ProtocolVersion,
+    ResultsLevel, Timestamp, ToolCall, Uptime, ViewName,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
+
+#[derive(Debug)]
+struct OpenAttempt {
+    began: Uptime,
+    probe: bool,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) struct AttemptEnd {
+    pub(super) outcome: Outcome,
+    pub(super) failure: Option<Failure>,
+    /// Without the server's secrets.
+    pub(super) error: Option<String>,
+    pub(super) http_status: Option<u16>,
+}
+
+impl AttemptEnd {
+    /// The server answered.
+    pub(super) fn answered(outcome: Outcome) -> Self {
+        let failure = (outcome != Outcome::Ok).then_some(Failure::Answered);
+        Self { outcome, failure, error: None, http_status: None }
+    }
+}
 
 /// A call under way. Dropped without [`CallRecord::finish`], it is recorded as cancelled.
 #[derive(Debug)]
@@ -29,9 +53,9 @@ pub(super) struct CallRecord {
     other: Arc<ToolMetrics>,
     view: Option<Arc<ViewMetrics>>,
     queued: Duration,
-    attempts: u32,
-    attempt_began: Uptime,
-    attempt_open: bool,
+    attempts: Attempts,
+    /// The attempt under way.
+    open: Option<OpenAttempt>,
     upstream: Duration,
     upstream_version: Option<ProtocolVersion>,
 }
@@ -55,9 +79,8 @@ impl CallRecord {
             other,
             view,
             queued: Duration::ZERO,
-            attempts: 0,
-            attempt_began: started,
-            attempt_open: false,
+            attempts: Attempts::default(),
+            open: None,
             upstream: Duration::ZERO,
             upstream_version: None,
         }
@@ -71,28 +94,30 @@ impl CallRecord {
         self.queued = now.since(self.started);
     }
 
-    pub(super) fn attempt_begins(&mut self, now: Uptime) {
-        self.attempts += 1;
-        self.attempt_began = now;
-        self.attempt_open = true;
+    /// Attempts made so far, with the one under way.
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts.len().saturating_add(u32::from(self.open.is_some()))
+    }
+
+    pub(super) fn attempt_begins(&mut self, began: Uptime, probe: bool) {
+        self.open = Some(OpenAttempt { began, probe });
     }
 
     /// The attempt that began found that there is nothing to attempt.
     pub(super) fn attempt_withdrawn(&mut self) {
-        self.attempts = self.attempts.saturating_sub(1);
-        self.attempt_open = false;
+        self.open = None;
     }
 
     pub(super) fn sending(&mut self, version: ProtocolVersion) {
         self.upstream_version = Some(version);
     }
 
-    pub(super) fn attempt_ends(&mut self, now: Uptime, outcome: Outcome) {
-        self.attempt_open = false;
-        let took = now.since(self.attempt_began);
+    pub(super) fn attempt_ends(&mut self, now: Uptime, end: AttemptEnd) {
+        let Some(OpenAttempt { began, probe }) = self.open.take() else { return };
+        let took = now.since(began);
         self.upstream += took;
         if let Some(entry) = &self.entry {
-            let error = (outcome != Outcome::Ok).then(|| outcome.as_str());
+            let error = (end.outcome != Outcome::Ok).then(|| end.outcome.as_str());
             entry.metrics.observe_attempt(
                 self.upstream_version,
                 entry.server.spec.transport.kind(),
@@ -100,6 +125,15 @@ impl CallRecord {
                 took,
             );
         }
+        self.attempts.push(AttemptEntry {
+            began: began.since(self.started),
+            took,
+            outcome: end.outcome,
+            failure: end.failure,
+            error: end.error,
+            http_status: end.http_status,
+            probe,
+        });
     }
 
     /// Writes the entry and the observation; in strict durability waits until it is on disk.
@@ -110,6 +144,7 @@ impl CallRecord {
     ) -> CallAnswer {
         let now = clock::uptime();
         let total = now.since(self.started);
+        let attempts = self.attempts.len();
         let mut entry = self.entry_base(total);
         match &result {
             Ok(answer) => {
@@ -149,7 +184,7 @@ impl CallRecord {
             id: self.call.id,
             tool: std::mem::take(&mut self.call.target.tool),
             server: entry.server.clone(),
-            attempts: self.attempts,
+            attempts,
             total,
             result,
         };
@@ -212,7 +247,8 @@ impl CallRecord {
             error: None,
             failure: None,
             http_status: 0,
-            attempts: self.attempts,
+            attempts: self.attempts.len(),
+            attempt_list: std::mem::take(&mut self.attempts),
             queue: self.queued,
             upstream: self.upstream,
             total,
@@ -230,9 +266,15 @@ impl Drop for CallRecord {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
         let now = clock::uptime();
-        if self.attempt_open {
-            self.attempt_ends(now, Outcome::Cancelled);
-        }
+        self.attempt_ends(
+            now,
+            AttemptEnd {
+                outcome: Outcome::Cancelled,
+                failure: Some(Failure::Cancelled),
+                error: None,
+                http_status: None,
+            },
+        );
         let total = now.since(self.started);
         let mut entry = self.entry_base(total);
         entry.error_code = Some(ErrorCode::Cancelled);
@@ -292,6 +334,7 @@ pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&Vi
         failure: None,
         http_status: refusal.http_status,
         attempts: 0,
+        attempt_list: Attempts::default(),
         queue: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::ZERO,

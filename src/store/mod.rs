@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::model::{CallId, ServerName, ServerSource, ServerSpec, Timestamp, ToolName};
+use crate::model::{
+    BreakerEvent, BreakerRow, CallId, ServerName, ServerSource, ServerSpec, Timestamp, ToolName,
+};
 
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
@@ -166,7 +168,7 @@ impl Store {
         forward!(self, retire_servers(names, now))
     }
 
-    /// Removes a server and its tools; the history of its tools stays. `false` when there is no
+    /// Removes a server, its tools and its breakers; the history of both stays. `false` when there is no
     /// such server.
     ///
     /// # Errors
@@ -258,6 +260,42 @@ impl Store {
         list: &[(&str, &Bytes)],
     ) -> Result<(), StoreError> {
         forward!(self, replace_offers(server, kind, list))
+    }
+
+    /// Every stored breaker, by server and tool.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn breakers(&self) -> Result<Vec<BreakerRow>, StoreError> {
+        forward!(self, breakers())
+    }
+
+    /// In one commit: stores how breakers stand, in place of how they stood, and adds to the
+    /// history in this order; the events' `id` is given here. Either may be empty. The row of a
+    /// server that is gone is left out, its events are not. The newest 10,000 events of each server
+    /// are kept, and up to 255 beyond.
+    ///
+    /// # Errors
+    /// What any statement can give; then nothing is stored.
+    pub async fn save_breakers(
+        &self,
+        rows: &[BreakerRow],
+        events: &[BreakerEvent],
+    ) -> Result<(), StoreError> {
+        forward!(self, save_breakers(rows, events))
+    }
+
+    /// The history of one server's breakers or of all, newest first, before the event `before_id`.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn breaker_events(
+        &self,
+        server: Option<&ServerName>,
+        limit: u32,
+        before_id: Option<i64>,
+    ) -> Result<Vec<BreakerEvent>, StoreError> {
+        forward!(self, breaker_events(server, limit, before_id))
     }
 
     /// Every key, also revoked and expired ones, oldest first.

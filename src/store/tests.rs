@@ -1,3 +1,5 @@
+mod breakers;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -16,10 +16,9 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::endpoint::{answer_server, reply_of_client, server_request};
 use super::error::{Sent, TransportError, sample};
 use super::notice::Notice;
-use super::relay::Relay;
+use super::relay::{Relay, answer_server, reply_of_client, server_request};
 use super::{ConnectOptions, Hearing, hear};
 use crate::model::{ProtocolVersion, ServerName};
 use crate::protocol::{Answer, OutgoingRequest, RawObject, render_notification};
@@ -156,13 +155,15 @@ impl Channel {
         !self.stop.is_cancelled() && !self.ended.is_cancelled()
     }
 
-    /// Hands an answer to whoever waits for it; a late one, or one to nothing, goes nowhere.
-    pub(super) fn take_answer(&self, id: u64, message: &Bytes) {
-        let Some(waiting) = self.waiting.lock().requests.remove(&id) else { return };
+    /// Hands an answer to whoever waits for it, and says whether somebody did; a late one, or one to
+    /// nothing, goes nowhere.
+    pub(super) fn take_answer(&self, id: u64, message: &Bytes) -> bool {
+        let Some(waiting) = self.waiting.lock().requests.remove(&id) else { return false };
         let answer = Answer::parse(message, id)
             .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(message) });
         // The receiver may have just gone.
         drop(waiting.reply.send(answer));
+        true
     }
 
     /// Progress names its request; everything else on one stream for all names none, and can only

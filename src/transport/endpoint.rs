@@ -1,7 +1,7 @@
 //! [`Endpoint`]: POST a message to one address and read what comes back.
 //!
-//! Changes when HTTP statuses, content types or event streams are read differently. Knows nothing
-//! of sessions or eras beyond telling that a session is gone.
+//! Changes when HTTP statuses or content types are read differently. Knows nothing of sessions or
+//! eras beyond telling that a session is gone; event streams are `events.rs`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,38 +12,22 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::Full;
-use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
 use super::error::{TransportError, sample};
-use super::notice::Notice;
-use super::relay::{Relay, ServerRequest};
+use super::relay::Relay;
 use super::socket::{Exchange, HttpClient, SocketPool};
 use super::{ConnectOptions, Hearing, Offers, handshake};
 use crate::clock;
 use crate::model::Timestamp;
-use crate::protocol::{
-    Answer, AnswerKind, MessageKind, RawObject, SseParser, error_response, message_kind,
-    result_response,
-};
+use crate::protocol::{Answer, AnswerKind, MessageKind, message_kind};
 
 pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 pub(super) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 /// Bound of messages of ours that nobody waits for.
 const SIDE_MESSAGE: Duration = Duration::from_secs(5);
-/// How many requests of the server are being answered at a time.
-const SERVER_REQUESTS: u32 = 64;
-/// How often the stream of one answer is taken up again.
-const RESUMPTIONS: u32 = 32;
-/// How long to wait before a stream is opened again, where the server does not say.
-pub(super) const RETRY: Duration = Duration::from_secs(1);
-/// The longest wait that a server may ask for.
-pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// How long a client may take to answer a request of a server; people may have to decide.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(600);
-pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// One address and what every request to it carries.
 #[derive(Clone)]
@@ -52,29 +36,16 @@ pub(super) struct Endpoint {
     /// Path and query: what a request line has.
     path: Uri,
     pub(super) headers: HeaderMap,
-    limit: u64,
+    /// Largest answer, in bytes.
+    pub(super) limit: u64,
+    /// The longest silence of an answer that has begun.
+    pub(super) stall: Option<Duration>,
     server: crate::model::ServerName,
     pub(super) hearing: Hearing,
     /// Requests of the server that are being answered.
-    answering: Arc<AtomicU32>,
+    pub(super) answering: Arc<AtomicU32>,
     /// Whether the server has no way to say anything on its own.
     deaf: Arc<AtomicBool>,
-}
-
-/// The right to answer a request of the server; a server that asks without end gets no more.
-struct Turn(Arc<AtomicU32>);
-
-impl Turn {
-    fn take(count: &Arc<AtomicU32>) -> Option<Self> {
-        let turn = Self(Arc::clone(count));
-        (count.fetch_add(1, Ordering::Relaxed) < SERVER_REQUESTS).then_some(turn)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// In what a request is sent: what its answer's stream may say, and to whom.
@@ -84,25 +55,6 @@ pub(super) struct Talk<'a> {
     pub(super) session: Option<&'a HeaderMap>,
     /// The caller behind the request.
     pub(super) relay: Option<&'a Arc<Relay>>,
-}
-
-/// How far a stream came.
-#[derive(Debug, Default)]
-pub(super) struct Place {
-    /// The id of the last event that had one.
-    pub(super) last_id: Option<String>,
-    /// How long the server wants us to wait before we come back.
-    pub(super) retry: Option<Duration>,
-}
-
-/// How a stream ended.
-pub(super) enum StreamEnd {
-    /// With the answer.
-    Answer(Answer),
-    /// Without.
-    Over,
-    /// Without, and with something that should have been one.
-    Garbage(TransportError),
 }
 
 /// What came back to a request.
@@ -164,6 +116,7 @@ impl Endpoint {
             path,
             headers: base_headers(host_header, headers),
             limit: options.max_response_size,
+            stall: options.stall_timeout,
             server: options.server.clone(),
             hearing: options.hearing.clone(),
             answering: Arc::default(),
@@ -238,7 +191,7 @@ impl Endpoint {
         self.spawn(async move { endpoint.tell(Method::POST, headers, body).await });
     }
 
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.sockets.tasks().spawn_on(work, &runtime);
         }
@@ -257,7 +210,7 @@ impl Endpoint {
         }
         match Content::of(exchange.headers()) {
             Content::Json => {
-                let body = exchange.collect(self.limit).await?;
+                let body = exchange.collect(self.limit, self.stall).await?;
                 exchange.finish().await;
                 parse(&body, id).map(Reply::Answer)
             }
@@ -287,7 +240,7 @@ impl Endpoint {
         if !matches!(Content::of(exchange.headers()), Content::Json) {
             return Err(self.refused(exchange).await);
         }
-        let body = exchange.collect(self.limit).await?;
+        let body = exchange.collect(self.limit, self.stall).await?;
         exchange.finish().await;
         Ok(Body::Whole(body))
     }
@@ -329,133 +282,6 @@ impl Endpoint {
         }
     }
 
-    /// Reads a stream up to the answer to `id`. A legacy stream that ends before it, and had said
-    /// where it was, is taken up again there (specification 2025-11-25, basic/transports,
-    /// "Resumability and Redelivery").
-    async fn read_events(
-        &self,
-        exchange: Exchange,
-        id: u64,
-        talk: Talk<'_>,
-    ) -> Result<Answer, TransportError> {
-        let mut place = Place::default();
-        let mut exchange = exchange;
-        for resumed in 0..=RESUMPTIONS {
-            let ended = match self.read_stream(exchange, Some(id), talk, &mut place).await {
-                Ok(StreamEnd::Answer(answer)) => return Ok(answer),
-                Ok(StreamEnd::Over) => TransportError::StreamEnded,
-                Ok(StreamEnd::Garbage(error)) => return Err(error),
-                Err(error) => error,
-            };
-            let (Some(session), Some(last), true) =
-                (talk.session, &place.last_id, resumed < RESUMPTIONS)
-            else {
-                return Err(ended);
-            };
-            let Ok(last) = HeaderValue::from_str(last) else { return Err(ended) };
-            tokio::time::sleep(place.retry.unwrap_or(RETRY)).await;
-            let mut headers = session.clone();
-            headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
-            headers.insert(LAST_EVENT_ID, last);
-            exchange = match self.get(headers).await {
-                Ok(exchange) if is_event_stream(&exchange) => exchange,
-                _ => return Err(ended),
-            };
-        }
-        Err(TransportError::StreamEnded)
-    }
-
-    /// Reads a stream to its end or up to the answer to `id`; what else it says goes to whom it
-    /// concerns. Notes in `place` how far it came.
-    pub(super) async fn read_stream(
-        &self,
-        mut exchange: Exchange,
-        id: Option<u64>,
-        talk: Talk<'_>,
-        place: &mut Place,
-    ) -> Result<StreamEnd, TransportError> {
-        let mut parser = SseParser::new(usize::try_from(self.limit).unwrap_or(usize::MAX));
-        let mut events = Vec::new();
-        let mut garbage = None;
-        while let Some(bytes) = exchange.frame().await.transpose()? {
-            parser.feed(&bytes, &mut events).map_err(|error| match error {
-                crate::protocol::SseError::TooLarge { .. } => {
-                    TransportError::ResponseTooLarge { limit: self.limit }
-                }
-            })?;
-            place.retry = parser.retry().map(|retry| retry.min(LONGEST_RETRY)).or(place.retry);
-            if let Some(id) = parser.last_id().filter(|id| place.last_id.as_deref() != Some(*id)) {
-                place.last_id = Some(id.to_owned());
-            }
-            for event in events.drain(..) {
-                if event.event != "message" || event.data.is_empty() {
-                    continue;
-                }
-                match (message_kind(&event.data), id) {
-                    (Ok(MessageKind::Answer(found)), Some(id)) if found == id => {
-                        exchange.finish().await;
-                        return parse(&event.data, id).map(StreamEnd::Answer);
-                    }
-                    (Ok(MessageKind::Request { id, method }), _) => {
-                        self.take_request(id, method, &event.data, talk);
-                    }
-                    (Ok(MessageKind::Notification { method }), _) => {
-                        self.take_notification(&method, &event.data, id, talk.relay).await;
-                    }
-                    (Ok(MessageKind::Answer(_)), _) | (Err(_), None) => {}
-                    // An error to a request that the server could not read has the id null.
-                    (Err(_), Some(id)) => match parse(&event.data, id) {
-                        Ok(answer) => return Ok(StreamEnd::Answer(answer)),
-                        Err(error) => garbage = Some(error),
-                    },
-                }
-            }
-        }
-        Ok(garbage.map_or(StreamEnd::Over, StreamEnd::Garbage))
-    }
-
-    async fn take_notification(
-        &self,
-        method: &str,
-        message: &Bytes,
-        id: Option<u64>,
-        relay: Option<&Arc<Relay>>,
-    ) {
-        match (Notice::of(method, message), relay.zip(id)) {
-            (Notice::Notification { .. }, Some((relay, id))) => {
-                relay.notify(method, message, id);
-                relay.room().await;
-            }
-            (notice, _) => self.hearing.notices.take(notice),
-        }
-    }
-
-    /// A request of the server: for the caller, for whoever owns the connection, or refused.
-    fn take_request(&self, id: String, method: String, message: &Bytes, talk: Talk<'_>) {
-        let Some(session) = talk.session else { return };
-        let Some(turn) = Turn::take(&self.answering) else { return };
-        if method == "ping" || !self.hearing.exclusive {
-            let (endpoint, session) = (self.clone(), session.clone());
-            let body = answer_server(&id, &method);
-            self.spawn(async move {
-                let _turn = turn;
-                endpoint.tell(Method::POST, session, body).await;
-            });
-            return;
-        }
-        let (request, reply) = server_request(method, message);
-        match talk.relay {
-            Some(relay) => drop(relay.request(request)),
-            None => self.hearing.notices.take(Notice::Request(request)),
-        }
-        let (endpoint, session) = (self.clone(), session.clone());
-        self.spawn(async move {
-            let _turn = turn;
-            let body = reply_of_client(&id, reply).await;
-            endpoint.tell(Method::POST, session, body).await;
-        });
-    }
-
     async fn read_refusal(
         &self,
         mut exchange: Exchange,
@@ -485,7 +311,7 @@ impl Endpoint {
         let mut answer = None;
         let body = match Content::of(exchange.headers()) {
             Content::Json => {
-                let body = exchange.collect(self.limit).await?;
+                let body = exchange.collect(self.limit, self.stall).await?;
                 exchange.finish().await;
                 if message_kind(&body) == Ok(MessageKind::Answer(id)) {
                     answer = Answer::parse(&body, id).ok();
@@ -533,55 +359,18 @@ fn names_a_lost_session(body: &str) -> bool {
     SAID.iter().any(|said| body.contains(said))
 }
 
+/// A body that would have to be inflated is not read: nobody knows how large it becomes.
 fn check_encoding(exchange: &Exchange) -> Result<(), TransportError> {
-    match exchange.headers().get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding.as_bytes() != b"identity" => {
-            Err(TransportError::Encoding { encoding: sample(encoding.as_bytes()) })
-        }
-        _ => Ok(()),
+    let mut encodings = exchange.headers().get_all(header::CONTENT_ENCODING).iter();
+    match encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        Some(encoding) => Err(TransportError::Encoding { encoding: sample(encoding.as_bytes()) }),
+        None => Ok(()),
     }
 }
 
-fn parse(message: &Bytes, id: u64) -> Result<Answer, TransportError> {
+pub(super) fn parse(message: &Bytes, id: u64) -> Result<Answer, TransportError> {
     Answer::parse(message, id)
         .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(message) })
-}
-
-/// The answer to a request of the server: we are alive, and offer nothing.
-pub(super) fn answer_server(id: &str, method: &str) -> Vec<u8> {
-    if method == "ping" {
-        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#).into_bytes()
-    } else {
-        format!(
-            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"the client does not offer this method"}}}}"#
-        )
-        .into_bytes()
-    }
-}
-
-/// A request of the server on its way to a client, and where its answer will come.
-pub(super) fn server_request(
-    method: String,
-    message: &Bytes,
-) -> (ServerRequest, oneshot::Receiver<Answer>) {
-    let params = std::str::from_utf8(message)
-        .ok()
-        .and_then(|text| RawObject::parse(text).ok()?.get("params"))
-        .map(|params| message.slice_ref(params.get().as_bytes()));
-    let (reply, answer) = oneshot::channel();
-    (ServerRequest { method, params, reply }, answer)
-}
-
-/// The message that answers the server's request `id`, once the client has answered.
-pub(super) async fn reply_of_client(id: &str, reply: oneshot::Receiver<Answer>) -> Vec<u8> {
-    match tokio::time::timeout(CLIENT_PATIENCE, reply).await {
-        Ok(Ok(Answer { kind: AnswerKind::Result, value })) => result_response(id, "result", &value),
-        Ok(Ok(Answer { kind: AnswerKind::Error, value })) => result_response(id, "error", &value),
-        Ok(Err(_gone)) => answer_server(id, ""),
-        Err(_elapsed) => {
-            error_response(Some(id), -32603, "the client did not answer in time", None)
-        }
-    }
 }
 
 /// A protocol refusal is told apart from an answer of the tool: it can be repeated.

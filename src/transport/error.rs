@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::ErrorCode;
-use crate::model::{Failure, format_duration};
+use crate::model::{Blame, Failure, format_duration};
 use crate::protocol::{AnswerError, SseError};
 
 /// An error of a library below us.
@@ -218,6 +218,23 @@ pub enum TransportError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The stream of one answer brought too much beside it.
+    #[error("the server sent more than {events} events or {bytes} bytes and no answer")]
+    StreamTooLong {
+        /// How many events may come.
+        events: u64,
+        /// How many bytes may come.
+        bytes: u64,
+    },
+    /// An answer had begun and did not go on.
+    #[error(
+        "the answer began and then nothing came for {} (stall_timeout)",
+        format_duration(*.silence)
+    )]
+    Stalled {
+        /// The longest silence that is allowed.
+        silence: Duration,
+    },
     /// The server answered `initialize` with an error.
     #[error("the server refused the handshake: {message}")]
     HandshakeRefused {
@@ -339,8 +356,9 @@ impl TransportError {
             | Self::StreamLost { sent: Sent::Yes }
             | Self::EventStream(_)
             | Self::ResponseTooLarge { .. }
+            | Self::StreamTooLong { .. }
             | Self::ChildExited { sent: Sent::Yes, .. } => Failure::Ambiguous,
-            Self::Timeout { .. } => Failure::Timeout,
+            Self::Timeout { .. } | Self::Stalled { .. } => Failure::Timeout,
         }
     }
 
@@ -379,8 +397,10 @@ impl TransportError {
             | Self::HandshakeRefused { .. }
             | Self::Version { .. } => ErrorCode::Protocol,
             Self::Full { .. } => ErrorCode::Overloaded,
-            Self::ResponseTooLarge { .. } => ErrorCode::ResponseTooLarge,
-            Self::Timeout { .. } => ErrorCode::Timeout,
+            Self::ResponseTooLarge { .. } | Self::StreamTooLong { .. } => {
+                ErrorCode::ResponseTooLarge
+            }
+            Self::Timeout { .. } | Self::Stalled { .. } => ErrorCode::Timeout,
         }
     }
 
@@ -396,6 +416,90 @@ impl TransportError {
             Self::SessionLost { source } => source.http_status(),
             Self::NotMcp { source, .. } => source.http_status(),
             _ => None,
+        }
+    }
+
+    /// Whether the same request could go better a moment later. `false` for what only a change of a
+    /// configuration, or of the server, mends.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NotSent { .. }
+            | Self::Broken { .. }
+            | Self::Timeout { .. }
+            | Self::NotRead { .. }
+            | Self::Throttled { .. }
+            | Self::ServerFault { .. }
+            | Self::NotAnAnswer { .. }
+            | Self::ContentType { .. }
+            | Self::StreamEnded
+            | Self::Stalled { .. }
+            | Self::StreamLost { .. }
+            | Self::NoEndpoint { .. }
+            | Self::Full { .. }
+            | Self::EventStream(_)
+            | Self::Spawn { .. }
+            | Self::ChildExited { .. }
+            | Self::NoHandshake { .. } => true,
+            Self::SessionLost { source } => source.may_pass(),
+            Self::NotMcp { source, .. } => source.may_pass(),
+            Self::Address { .. }
+            | Self::Unauthorized { .. }
+            | Self::Redirect { .. }
+            | Self::Rejected { .. }
+            | Self::RefusedByProtocol { .. }
+            | Self::Encoding { .. }
+            | Self::ForeignEndpoint { .. }
+            | Self::ResponseTooLarge { .. }
+            | Self::StreamTooLong { .. }
+            | Self::HandshakeRefused { .. }
+            | Self::Version { .. }
+            | Self::CommandNotFound { .. }
+            | Self::NoSuchFolder { .. }
+            | Self::Closed => false,
+        }
+    }
+
+    /// What the error says of the server's health.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        match self {
+            // We did it, or did not even try.
+            Self::Closed | Self::Full { .. } | Self::Address { .. } => Blame::Nobody,
+            Self::Unauthorized { .. }
+            | Self::Throttled { .. }
+            | Self::Redirect { .. }
+            | Self::Rejected { .. } => Blame::Request,
+            Self::RefusedByProtocol { .. } => Blame::Nobody,
+            Self::SessionLost { source } => source.blame(),
+            Self::NotMcp { source, .. } => source.blame(),
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NotSent { .. }
+            | Self::Broken { .. }
+            | Self::Timeout { .. }
+            | Self::NotRead { .. }
+            | Self::ServerFault { .. }
+            | Self::NotAnAnswer { .. }
+            | Self::ContentType { .. }
+            | Self::Encoding { .. }
+            | Self::StreamEnded
+            | Self::Stalled { .. }
+            | Self::StreamTooLong { .. }
+            | Self::StreamLost { .. }
+            | Self::NoEndpoint { .. }
+            | Self::ForeignEndpoint { .. }
+            | Self::EventStream(_)
+            | Self::ResponseTooLarge { .. }
+            | Self::HandshakeRefused { .. }
+            | Self::Version { .. }
+            | Self::CommandNotFound { .. }
+            | Self::NoSuchFolder { .. }
+            | Self::Spawn { .. }
+            | Self::ChildExited { .. }
+            | Self::NoHandshake { .. } => Blame::Server,
         }
     }
 

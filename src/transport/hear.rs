@@ -13,9 +13,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Offers;
-use super::endpoint::{
-    Endpoint, LAST_EVENT_ID, LONGEST_RETRY, Place, RETRY, SESSION_ID, Talk, is_event_stream,
-};
+use super::endpoint::{Endpoint, SESSION_ID, Talk, is_event_stream};
+use super::events::{LAST_EVENT_ID, LONGEST_RETRY, Place, RETRY, Stream};
 use super::http::{HttpConnection, Session, name_request};
 use crate::clock;
 use crate::model::Era;
@@ -150,7 +149,8 @@ async fn get(endpoint: &Endpoint, session: &Session, place: &mut Place, again: b
         endpoint.hearing.all_lists_may_have_changed();
     }
     let talk = Talk { session: Some(&session.headers), relay: None };
-    if let Err(error) = endpoint.read_stream(exchange, None, talk, place).await {
+    if let Err(error) = endpoint.read_stream(exchange, Stream::Own { id: None }, talk, place).await
+    {
         tracing::debug!(%error, "the stream of a server's own messages broke");
     }
     GetEnd::Over
@@ -296,8 +296,8 @@ async fn listen(
         endpoint.hearing.all_lists_may_have_changed();
     }
     let mut place = Place::default();
-    if let Err(error) = endpoint.read_stream(exchange, Some(id), Talk::default(), &mut place).await
-    {
+    let stream = Stream::Own { id: Some(id) };
+    if let Err(error) = endpoint.read_stream(exchange, stream, Talk::default(), &mut place).await {
         tracing::debug!(%error, "the stream of a subscription broke");
     }
     ListenEnd::Over

@@ -131,7 +131,8 @@ impl JsonrpcConnection {
     async fn call(&self, request: &OutgoingRequest<'_>) -> Result<Answer, TransportError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         // Nothing can be said before the answer.
-        let body = OutgoingRequest { progress: false, ..*request }.render(id, VERSION);
+        let body = OutgoingRequest { progress: false, idempotency_key: None, ..*request }
+            .render(id, VERSION);
         let exchange = self.calls.post(self.headers.clone(), body).await?;
         let answer = match self.calls.read_json(exchange, id).await? {
             Body::Answer(answer) => answer,

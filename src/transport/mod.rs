@@ -8,12 +8,14 @@ mod child;
 mod detect;
 mod endpoint;
 mod error;
+mod events;
 mod handshake;
 mod hear;
 mod http;
 mod jsonrpc;
 mod lines;
 mod notice;
+mod pace;
 mod relay;
 mod socket;
 mod sse;
@@ -128,6 +130,8 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// Bound of one answer, of one event and of one line, in bytes.
     pub max_response_size: u64,
+    /// Longest silence of an answer over HTTP that has begun.
+    pub stall_timeout: Option<Duration>,
     /// What the server was found to speak last time; it is tried first, where there is a choice.
     pub known_dialect: Option<Dialect>,
     /// Who hears what the server says on its own.

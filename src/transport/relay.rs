@@ -9,12 +9,16 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::protocol::{Answer, ClientAbilities, LogLevel, RawObject, log_level};
+use crate::protocol::{
+    Answer, AnswerKind, ClientAbilities, LogLevel, RawObject, error_response, log_level,
+    result_response,
+};
 
 /// Messages that wait for a slow caller. A transport that reads for one caller alone waits beyond
 /// that; one that reads for many drops the oldest notification.
@@ -24,6 +28,8 @@ const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Messages that wait for a client which only listens. Whoever falls behind further cannot be told
 /// everything: its stream ends, and it comes back and looks for itself.
 const LISTENER_QUEUE: usize = 1024;
+/// How long a client may take to answer a request of a server; people may have to decide.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the caller wants to hear.
 #[derive(Debug, Clone, Default)]
@@ -275,6 +281,43 @@ impl Relay {
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Relay").field("wishes", &self.wishes).finish_non_exhaustive()
+    }
+}
+
+/// The answer to a request of the server: we are alive, and offer nothing.
+pub(super) fn answer_server(id: &str, method: &str) -> Vec<u8> {
+    if method == "ping" {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#).into_bytes()
+    } else {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"the client does not offer this method"}}}}"#
+        )
+        .into_bytes()
+    }
+}
+
+/// A request of the server on its way to a client, and where its answer will come.
+pub(super) fn server_request(
+    method: String,
+    message: &Bytes,
+) -> (ServerRequest, oneshot::Receiver<Answer>) {
+    let params = std::str::from_utf8(message)
+        .ok()
+        .and_then(|text| RawObject::parse(text).ok()?.get("params"))
+        .map(|params| message.slice_ref(params.get().as_bytes()));
+    let (reply, answer) = oneshot::channel();
+    (ServerRequest { method, params, reply }, answer)
+}
+
+/// The message that answers the server's request `id`, once the client has answered.
+pub(super) async fn reply_of_client(id: &str, reply: oneshot::Receiver<Answer>) -> Vec<u8> {
+    match tokio::time::timeout(CLIENT_PATIENCE, reply).await {
+        Ok(Ok(Answer { kind: AnswerKind::Result, value })) => result_response(id, "result", &value),
+        Ok(Ok(Answer { kind: AnswerKind::Error, value })) => result_response(id, "error", &value),
+        Ok(Err(_gone)) => answer_server(id, ""),
+        Err(_elapsed) => {
+            error_response(Some(id), -32603, "the client did not answer in time", None)
+        }
     }
 }
 

@@ -41,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(4);
 /// How long the rest of an answer may take, after what we wanted of it came, before its connection
 /// is given up.
 const DRAIN: Duration = Duration::from_millis(250);
+/// How much of it is read; a new connection costs less than more.
+const DRAINED: usize = 256 * 1024;
 
 /// After this long without a byte the kernel asks whether the peer is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -490,27 +492,45 @@ impl Exchange {
         frame.map(|frame| frame.map_err(|error| self.pool.broken(error)))
     }
 
+    /// The same, with a silence of at most `stall`.
+    pub(super) async fn frame_in(
+        &mut self,
+        stall: Option<Duration>,
+    ) -> Option<Result<Bytes, TransportError>> {
+        let Some(stall) = stall else { return self.frame().await };
+        // Boxed, so that answers without such a limit do not carry the room for it.
+        match Box::pin(tokio::time::timeout(stall, self.frame())).await {
+            Ok(frame) => frame,
+            Err(_elapsed) => Some(Err(TransportError::Stalled { silence: stall })),
+        }
+    }
+
     /// Whether the body has been read to its end.
     pub(super) fn is_at_end(&self) -> bool {
         self.body.is_end_stream()
     }
 
-    /// The whole body, at most `limit` bytes of it; one frame is taken as it is, without a copy.
-    pub(super) async fn collect(&mut self, limit: u64) -> Result<Bytes, TransportError> {
+    /// The whole body, at most `limit` bytes of it, with no silence longer than `stall`; one frame
+    /// is taken as it is, without a copy.
+    pub(super) async fn collect(
+        &mut self,
+        limit: u64,
+        stall: Option<Duration>,
+    ) -> Result<Bytes, TransportError> {
         let too_large = TransportError::ResponseTooLarge { limit };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
         if announced > limit {
             return Err(too_large);
         }
-        let Some(first) = self.frame().await.transpose()? else { return Ok(Bytes::new()) };
+        let Some(first) = self.frame_in(stall).await.transpose()? else { return Ok(Bytes::new()) };
         if first.len() > limit {
             return Err(too_large);
         }
         if self.is_at_end() {
             return Ok(first);
         }
-        let Some(second) = self.frame().await.transpose()? else { return Ok(first) };
+        let Some(second) = self.frame_in(stall).await.transpose()? else { return Ok(first) };
         let mut all = Vec::with_capacity(announced.max(first.len().saturating_mul(2)));
         all.extend_from_slice(&first);
         let mut next = Some(second);
@@ -519,7 +539,7 @@ impl Exchange {
                 return Err(too_large);
             }
             all.extend_from_slice(&bytes);
-            next = self.frame().await.transpose()?;
+            next = self.frame_in(stall).await.transpose()?;
         }
         Ok(Bytes::from(all))
     }
@@ -536,16 +556,26 @@ impl Exchange {
             let tasks = self.pool.tasks.clone();
             tasks.spawn_on(
                 async move {
-                    let drained = tokio::time::timeout(DRAIN, async {
-                        while let Some(Ok(_)) = self.frame().await {}
-                    });
-                    if drained.await.is_ok() {
+                    let drained = tokio::time::timeout(DRAIN, self.drain());
+                    if drained.await == Ok(true) {
                         self.give_back();
                     }
                 },
                 &runtime,
             );
         }
+    }
+
+    /// Reads what is left; whether that was little.
+    async fn drain(&mut self) -> bool {
+        let mut left = DRAINED;
+        while let Some(Ok(bytes)) = self.frame().await {
+            match left.checked_sub(bytes.len()) {
+                Some(less) => left = less,
+                None => return false,
+            }
+        }
+        true
     }
 
     /// The next frame if it is there already.

@@ -6,12 +6,12 @@
 //!
 //! Two tasks for each connection: one reads the stream; one posts what nobody waits for, in order.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
 use tokio::sync::mpsc;
@@ -23,9 +23,11 @@ use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
 use super::endpoint::{Endpoint, is_event_stream, is_session_gone, shown};
 use super::error::{Sent, TransportError, sample};
 use super::handshake;
+use super::pace::Pace;
 use super::relay::Relay;
 use super::socket::Exchange;
 use super::{ConnectOptions, PeerInfo};
+use crate::clock;
 use crate::model::Failure;
 use crate::protocol::{
     Answer, MessageKind, OutgoingRequest, SseEvent, SseParser, message_kind, render_notification,
@@ -195,31 +197,47 @@ fn post_address(stream: &Url, named: &[u8]) -> Result<Url, TransportError> {
 struct Events {
     exchange: Exchange,
     parser: SseParser,
-    ready: VecDeque<SseEvent>,
+    /// What was received and not read yet.
+    unread: Bytes,
     limit: u64,
-    exceeded: bool,
+    pace: Pace,
+    /// Events since the last frame that were no answers.
+    talk: u64,
 }
 
 impl Events {
     fn new(exchange: Exchange, limit: u64) -> Self {
         let parser = SseParser::new(usize::try_from(limit).unwrap_or(usize::MAX));
-        Self { exchange, parser, ready: VecDeque::new(), limit, exceeded: false }
+        let pace = Pace::new(Pace::SHARED_STREAM, clock::uptime());
+        Self { exchange, parser, unread: Bytes::new(), limit, pace, talk: 0 }
+    }
+
+    /// The last event was an answer that somebody waited for.
+    fn was_answer(&mut self, event: &SseEvent) {
+        self.pace.give_back(event.data.len());
+        self.talk = self.talk.saturating_sub(1);
     }
 
     /// The next event; `None` at the end of the stream.
     async fn next(&mut self) -> Result<Option<SseEvent>, TransportError> {
-        let mut events = Vec::new();
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(Some(event));
-            }
-            if self.exceeded {
-                return Err(TransportError::ResponseTooLarge { limit: self.limit });
+            let mut unread: &[u8] = &self.unread;
+            let event = self.parser.next_event(&mut unread);
+            let read = self.unread.len() - unread.len();
+            self.unread.advance(read);
+            match event {
+                Err(_too_large) => {
+                    return Err(TransportError::ResponseTooLarge { limit: self.limit });
+                }
+                Ok(Some(event)) => {
+                    self.talk += 1;
+                    return Ok(Some(event));
+                }
+                Ok(None) => {}
             }
             let Some(bytes) = self.exchange.frame().await.transpose()? else { return Ok(None) };
-            // What came whole before the fault still counts.
-            self.exceeded = self.parser.feed(&bytes, &mut events).is_err();
-            self.ready.extend(events.drain(..));
+            self.pace.keep(bytes.len(), std::mem::take(&mut self.talk)).await;
+            self.unread = bytes;
         }
     }
 }
@@ -351,7 +369,13 @@ impl Shared {
         let reading = async {
             loop {
                 match events.next().await {
-                    Ok(Some(event)) => self.take(&event),
+                    Ok(Some(event)) => {
+                        if self.take(&event) {
+                            events.was_answer(&event);
+                        }
+                        // A frame can hold tens of thousands of them.
+                        tokio::task::coop::consume_budget().await;
+                    }
                     Ok(None) => return None,
                     Err(error) => return Some(error),
                 }
@@ -386,12 +410,13 @@ impl Shared {
         }
     }
 
-    fn take(self: &Arc<Self>, event: &SseEvent) {
+    /// Takes an event to whom it concerns; whether it was an answer that somebody waited for.
+    fn take(self: &Arc<Self>, event: &SseEvent) -> bool {
         if event.event != "message" || event.data.is_empty() {
-            return;
+            return false;
         }
         match message_kind(&event.data) {
-            Ok(MessageKind::Answer(id)) => self.channel.take_answer(id, &event.data),
+            Ok(MessageKind::Answer(id)) => return self.channel.take_answer(id, &event.data),
             Ok(MessageKind::Request { id, method }) => self.take_request(id, method, &event.data),
             Ok(MessageKind::Notification { method }) => {
                 self.channel.take_notification(method, &event.data);
@@ -400,6 +425,7 @@ impl Shared {
                 tracing::debug!(server.name = %self.channel.server, %error, "an event that is no message");
             }
         }
+        false
     }
 }
 

@@ -361,7 +361,9 @@ impl Shared {
             return;
         }
         match message_kind(line) {
-            Ok(MessageKind::Answer(id)) => self.channel.take_answer(id, line),
+            Ok(MessageKind::Answer(id)) => {
+                self.channel.take_answer(id, line);
+            }
             Ok(MessageKind::Request { id, method }) => self.take_request(id, method, line),
             Ok(MessageKind::Notification { method }) => {
                 self.channel.take_notification(method, line);

@@ -14,7 +14,11 @@ const HI: &str = r#"{"text":"hi"}"#;
 
 async fn app_with(rest: &str) -> (TestApp, Upstream) {
     let up = upstream(Options::default()).await;
-    let yaml = format!("mcp_servers:\n  up: {{url: \"{}\", timeout: 10s}}\n{rest}", up.url());
+    let yaml = format!(
+        "defaults: {{retry_mode: off, circuit_breaker_threshold: 1000}}\n\
+         mcp_servers:\n  up: {{url: \"{}\", timeout: 10s}}\n{rest}",
+        up.url()
+    );
     (TestApp::start(&yaml).await.ready().await, up)
 }
 

@@ -17,6 +17,7 @@
 )]
 #![allow(clippy::needless_pass_by_value, reason = "helpers take what `json!` makes")]
 
+mod abuse;
 mod batches;
 mod cancel;
 mod cli;

@@ -49,7 +49,10 @@ fn load(http: &Http) -> (Vec<tokio::task::JoinHandle<()>>, Arc<AtomicU64>) {
 async fn after_a_kill_under_load_everything_is_there_at_once() {
     let up = upstream(Options::default()).await;
     let address = up.address();
-    let settings = yaml(&[("up", &up)]);
+    let settings = format!(
+        "defaults: {{retry_mode: off, circuit_breaker_threshold: 1000}}\n{}",
+        yaml(&[("up", &up)])
+    );
     let router = Router::start(&settings).await;
     ready(&router).await;
     let client = Legacy::connect(&router.http).await;

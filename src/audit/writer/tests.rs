@@ -75,6 +75,7 @@ fn entry(arguments: &str) -> AuditEntry {
         error: None,
         failure: None,
         http_status: 200,
+        attempt_list: crate::audit::Attempts::default(),
         attempts: 1,
         queue: Duration::ZERO,
         upstream: Duration::from_millis(2),

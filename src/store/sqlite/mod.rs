@@ -4,6 +4,7 @@
 //! table's own file.
 
 mod audit;
+mod breakers;
 mod events;
 mod keys;
 mod offers;
@@ -62,6 +63,7 @@ const STATE: Schema = Schema {
         include_str!("../../../migrations/sqlite/state/0001_state.sql"),
         include_str!("../../../migrations/sqlite/state/0002_offers.sql"),
         include_str!("../../../migrations/sqlite/state/0003_session_view.sql"),
+        include_str!("../../../migrations/sqlite/state/0004_breakers.sql"),
     ],
     new_file: "",
     autocheckpoint: "1000",

@@ -248,7 +248,7 @@ pub(super) fn server_name(table: &'static str, name: &str) -> Result<ServerName,
     ServerName::parse(name).map_err(|_not_a_name| StoreError::bad_value(table, "server", name))
 }
 
-fn tool_name(
+pub(super) fn tool_name(
     table: &'static str,
     column: &'static str,
     name: &str,

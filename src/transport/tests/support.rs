@@ -242,6 +242,7 @@ pub(in crate::transport) fn options() -> ConnectOptions {
         server: ServerName::parse("test").unwrap(),
         connect_timeout: Duration::from_secs(2),
         max_response_size: 64 * 1024,
+        stall_timeout: None,
         known_dialect: None,
         hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),

@@ -1,0 +1,396 @@
+//! [`ServerBreaker`]: the lock around a breaker, and what follows from its transitions.
+//!
+//! Changes when a transition has another consequence. When states change is `policy`'s.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::clock;
+use crate::metrics::BreakerMetrics;
+use crate::model::{
+    BreakerEvent, BreakerRow, BreakerState, ServerName, ServerSettings, Timestamp, ToolName,
+    TransitionReason, Uptime,
+};
+use crate::policy::{
+    Breaker, BreakerStatus, Budget, Command, Rejection, Ticket, Transition, Verdict,
+};
+
+/// Characters kept of a failure's text.
+const ERROR_TEXT: usize = 500;
+
+/// The breaker of a server, or of one tool of it, with the budget of its retries. One lock, held for
+/// some arithmetic and never over an await.
+#[derive(Debug)]
+pub struct ServerBreaker {
+    server: ServerName,
+    tool: Option<ToolName>,
+    core: Mutex<Core>,
+    metrics: BreakerMetrics,
+    journal: mpsc::Sender<BreakerEvent>,
+}
+
+#[derive(Debug)]
+struct Core {
+    breaker: Breaker,
+    budget: Budget,
+    last_error: Option<String>,
+    last_error_at: Option<Timestamp>,
+    /// Who forced the present state, and why.
+    forced: Option<Order>,
+    /// Something changed that is not in the database yet.
+    unsaved: bool,
+    /// Kept, so that a call allocates nothing.
+    transitions: Vec<Transition>,
+}
+
+/// What an operator wants, and who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Who.
+    pub actor: String,
+    /// Why, in that person's words.
+    pub note: Option<String>,
+}
+
+/// A breaker as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerView {
+    /// Whose breaker.
+    pub server: ServerName,
+    /// The tool, where breakers are for single tools.
+    pub tool: Option<ToolName>,
+    /// How it stands.
+    pub status: BreakerStatus,
+    /// Why it stands so; `None` where it was never otherwise.
+    pub reason: Option<TransitionReason>,
+    /// When its state ends by time.
+    pub until: Option<Timestamp>,
+    /// The last counted failure.
+    pub last_error: Option<String>,
+    /// When that was; `None` also when it was before the start of the router.
+    pub last_error_at: Option<Timestamp>,
+    /// Who forced the present state, where that was since the start of the router.
+    pub forced: Option<Order>,
+}
+
+/// The right to make one attempt. Dropped without a report it says nothing of the server: the caller
+/// went away.
+#[derive(Debug)]
+#[must_use = "an attempt must be reported"]
+pub struct Permit<'a> {
+    breaker: &'a ServerBreaker,
+    ticket: Ticket,
+    began: Uptime,
+    open: bool,
+}
+
+impl ServerBreaker {
+    /// The breaker as it was stored, or a new one.
+    pub(super) fn new(
+        server: ServerName,
+        tool: Option<ToolName>,
+        settings: &ServerSettings,
+        stored: Option<BreakerRow>,
+        metrics: BreakerMetrics,
+        journal: mpsc::Sender<BreakerEvent>,
+    ) -> Self {
+        let (now, wall) = (clock::uptime(), clock::timestamp());
+        let numbers = settings.breaker.clone();
+        let breaker = match &stored {
+            Some(row) => Breaker::restore(numbers, &row.record, wall, now),
+            None => Breaker::new(numbers),
+        };
+        let was = stored.as_ref().map(|row| row.record.state);
+        let core = Core {
+            breaker,
+            budget: Budget::new(settings.retry.budget, now),
+            last_error_at: stored.as_ref().and_then(|row| row.record.last_failure_at),
+            last_error: stored.and_then(|row| row.last_error),
+            forced: None,
+            unsaved: false,
+            transitions: Vec::new(),
+        };
+        let breaker = Self { server, tool, core: Mutex::new(core), metrics, journal };
+        {
+            let mut core = breaker.core.lock();
+            if was == Some(BreakerState::HalfOpen) {
+                let restored = core.breaker.restored(now);
+                core.transitions.push(restored);
+            }
+            breaker.follow(&mut core, now, None, None);
+            breaker.show(core.breaker.status(now), wall);
+        }
+        breaker
+    }
+
+    /// Asks at `now` for the right to make an attempt, which reports within `lease` if it is to be a
+    /// probe.
+    ///
+    /// # Errors
+    /// [`Rejection`]; the attempt must not be made.
+    pub fn acquire(&self, now: Uptime, lease: Duration) -> Result<Permit<'_>, Rejection> {
+        let mut core = self.core.lock();
+        let Core { breaker, transitions, .. } = &mut *core;
+        let ticket = breaker.acquire(now, lease, random(), transitions);
+        self.follow(&mut core, now, None, None);
+        drop(core);
+        match ticket {
+            Ok(ticket) => Ok(Permit { breaker: self, ticket, began: now, open: true }),
+            Err(rejection) => {
+                self.metrics.rejections.inc();
+                Err(rejection)
+            }
+        }
+    }
+
+    /// Refuses a call that would have to wait in a queue first, if an attempt would be refused now.
+    #[must_use]
+    pub fn refuses(&self) -> Option<Rejection> {
+        let rejection = self.would_refuse();
+        if rejection.is_some() {
+            self.metrics.rejections.inc();
+        }
+        rejection
+    }
+
+    /// Whether an attempt would be refused now, without asking for one.
+    #[must_use]
+    pub fn would_refuse(&self) -> Option<Rejection> {
+        let status = self.status();
+        let refuses = match status.state {
+            BreakerState::ForcedOpen => true,
+            BreakerState::Open => status.rest.is_some_and(|rest| !rest.is_zero()),
+            BreakerState::Closed | BreakerState::HalfOpen | BreakerState::ForcedClosed => false,
+        };
+        refuses.then_some(Rejection::Open { retry_after: status.rest })
+    }
+
+    /// A call begins: it earns a part of a retry.
+    pub fn call_begins(&self) {
+        self.core.lock().budget.deposit();
+    }
+
+    /// Whether the budget has a retry left; takes it out.
+    #[must_use]
+    pub fn take_retry(&self) -> bool {
+        self.core.lock().budget.withdraw(clock::uptime())
+    }
+
+    /// Does what an operator wants.
+    pub fn command(&self, command: Command, order: Option<Order>) {
+        let now = clock::uptime();
+        let mut core = self.core.lock();
+        let transition = core.breaker.command(command, now);
+        core.transitions.push(transition);
+        core.forced.clone_from(&order);
+        self.follow(&mut core, now, None, order);
+    }
+
+    /// Takes over other numbers.
+    pub(super) fn configure(&self, settings: &ServerSettings) {
+        let mut core = self.core.lock();
+        core.breaker.configure(settings.breaker.clone(), clock::uptime());
+        core.budget.configure(settings.retry.budget);
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> BreakerStatus {
+        self.core.lock().breaker.status(clock::uptime())
+    }
+
+    /// All that is shown of it.
+    #[must_use]
+    pub fn view(&self) -> BreakerView {
+        let (now, wall) = (clock::uptime(), clock::timestamp());
+        let core = self.core.lock();
+        let status = core.breaker.status(now);
+        BreakerView {
+            server: self.server.clone(),
+            tool: self.tool.clone(),
+            status,
+            reason: core.breaker.reason(),
+            until: status.rest.map(|rest| wall.plus(rest)),
+            last_error: core.last_error.clone(),
+            last_error_at: core.last_error_at,
+            forced: core.forced.clone(),
+        }
+    }
+
+    /// Does what time alone causes, and gives what is to be stored, if anything changed.
+    pub(super) fn settle(&self) -> Option<BreakerRow> {
+        let (now, wall) = (clock::uptime(), clock::timestamp());
+        let mut core = self.core.lock();
+        let Core { breaker, transitions, .. } = &mut *core;
+        breaker.settle(now, random(), transitions);
+        self.follow(&mut core, now, None, None);
+        if !std::mem::take(&mut core.unsaved) {
+            return None;
+        }
+        Some(BreakerRow {
+            server: self.server.clone(),
+            tool: self.tool.clone(),
+            record: core.breaker.record(now, wall),
+            last_error: core.last_error.clone(),
+        })
+    }
+
+    /// What [`Self::settle`] gave could not be stored.
+    pub(super) fn unsaved(&self) {
+        self.core.lock().unsaved = true;
+    }
+
+    fn report(
+        &self,
+        ticket: Ticket,
+        verdict: Verdict,
+        began: Uptime,
+        now: Uptime,
+        error: Option<&dyn std::fmt::Display>,
+    ) {
+        let mut core = self.core.lock();
+        if verdict == Verdict::Failure {
+            let text = error.map(ToString::to_string).unwrap_or_default();
+            core.last_error = Some(text.chars().take(ERROR_TEXT).collect());
+            core.last_error_at = Some(clock::timestamp());
+        }
+        let before = core.breaker.failures();
+        let Core { breaker, transitions, .. } = &mut *core;
+        let heard = breaker.report(ticket, verdict, now.since(began), now, random(), transitions);
+        if !heard {
+            self.metrics.stale_results.inc();
+        }
+        core.unsaved |= core.breaker.failures() != before;
+        let cause = (verdict == Verdict::Failure).then(|| core.last_error.clone()).flatten();
+        self.follow(&mut core, now, cause, None);
+    }
+
+    /// Everything that a transition causes. Under the lock, so that the history has them in order.
+    fn follow(&self, core: &mut Core, now: Uptime, cause: Option<String>, order: Option<Order>) {
+        if core.transitions.is_empty() {
+            return;
+        }
+        let wall = clock::timestamp();
+        let transitions = std::mem::take(&mut core.transitions);
+        for transition in &transitions {
+            let event = self.event(core, transition, now, wall, cause.as_ref(), order.as_ref());
+            tell(&event);
+            self.metrics.count_transition(transition.from, transition.to, transition.reason);
+            if let Err(error) = self.journal.try_send(event) {
+                tracing::warn!(server.name = %self.server, %error, "a transition of a breaker is missing from the history: {error}");
+            }
+        }
+        core.transitions = transitions;
+        core.transitions.clear();
+        core.unsaved = true;
+        if !matches!(core.breaker.state(), BreakerState::ForcedOpen | BreakerState::ForcedClosed) {
+            core.forced = None;
+        }
+        self.show(core.breaker.status(now), wall);
+    }
+
+    fn event(
+        &self,
+        core: &Core,
+        transition: &Transition,
+        now: Uptime,
+        wall: Timestamp,
+        cause: Option<&String>,
+        order: Option<&Order>,
+    ) -> BreakerEvent {
+        let error = match transition.reason {
+            TransitionReason::Failures
+            | TransitionReason::FailureRate
+            | TransitionReason::ProbeFailed => cause.cloned(),
+            TransitionReason::SlowCalls => cause.cloned().or_else(|| {
+                Some("too many of the last attempts were slower than slow_call".to_owned())
+            }),
+            TransitionReason::ProbeLeaseExpired => {
+                Some("the probe did not report before its lease was over".to_owned())
+            }
+            TransitionReason::Timer
+            | TransitionReason::ProbeSucceeded
+            | TransitionReason::Forced
+            | TransitionReason::ForcedUntilOver
+            | TransitionReason::Reset
+            | TransitionReason::Changed
+            | TransitionReason::Restored => None,
+        };
+        let order = order.or(core.forced.as_ref()).filter(|_| {
+            matches!(transition.reason, TransitionReason::Forced | TransitionReason::Reset)
+        });
+        BreakerEvent {
+            id: 0,
+            server: self.server.clone(),
+            tool: self.tool.clone(),
+            at: wall.minus(now.since(transition.at)),
+            from: transition.from,
+            to: transition.to,
+            reason: transition.reason,
+            failures: transition.failures,
+            trips: transition.trips,
+            open_for: transition.open_for,
+            error,
+            actor: order.map(|order| order.actor.clone()),
+            note: order.and_then(|order| order.note.clone()),
+        }
+    }
+
+    fn show(&self, status: BreakerStatus, wall: Timestamp) {
+        let until = matches!(status.state, BreakerState::Open | BreakerState::ForcedOpen)
+            .then(|| status.rest.map(|rest| wall.plus(rest)))
+            .flatten();
+        self.metrics.set_state(status.state, until);
+    }
+}
+
+/// A breaker that opens is worth a line in the log; a call that it refuses is not.
+fn tell(event: &BreakerEvent) {
+    let BreakerEvent { server, from, to, reason, .. } = event;
+    let (from, to, reason) = (from.as_str(), to.as_str(), reason.as_str());
+    let tool = event.tool.as_ref().map(|tool| format!(" for tool {tool}")).unwrap_or_default();
+    let error = event.error.as_deref().unwrap_or_default();
+    let by = event.actor.as_deref().map(|actor| format!(" by {actor}")).unwrap_or_default();
+    let colon = if error.is_empty() { "" } else { ": " };
+    let message = format!(
+        "the breaker of server {server}{tool} went from {from} to {to}{by} ({reason}){colon}{error}"
+    );
+    match event.to {
+        BreakerState::Open => {
+            tracing::warn!(server.name = %server, breaker.from = from, breaker.to = to, breaker.reason = reason, "{message}");
+        }
+        _ => {
+            tracing::info!(server.name = %server, breaker.from = from, breaker.to = to, breaker.reason = reason, "{message}");
+        }
+    }
+}
+
+impl Permit<'_> {
+    /// Whether the attempt decides over a half-open breaker.
+    #[must_use]
+    pub const fn is_probe(&self) -> bool {
+        self.ticket.is_probe()
+    }
+
+    /// Says how the attempt ended at `now`; `error` must be free of secrets.
+    pub fn report(mut self, verdict: Verdict, now: Uptime, error: Option<&dyn std::fmt::Display>) {
+        self.open = false;
+        self.breaker.report(self.ticket, verdict, self.began, now, error);
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let now = clock::uptime();
+            self.breaker.report(self.ticket, Verdict::Neutral, self.began, now, None);
+        }
+    }
+}
+
+/// From 0 to 1; spread is all it is for.
+fn random() -> f64 {
+    fastrand::f64()
+}
