@@ -41,6 +41,8 @@ const TIDY: Duration = Duration::from_secs(30);
 const TIDY_AT_MOST: Duration = Duration::from_millis(250);
 /// How often it is looked for isolated sessions that nobody used for long.
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
+/// How old what is shown of child processes may be.
+const MEASURE_CHILDREN: Duration = Duration::from_secs(2);
 
 /// A running router.
 #[derive(Debug)]
@@ -226,6 +228,7 @@ impl App {
         let every = (config.limits.session_idle / 4).clamp(TIDY_AT_MOST, TIDY);
         tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
         tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
+        tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
         tasks.spawn(check_ledger(store.clone(), stop.clone()));
         let reloader = reload::Reloader {
             path: config.path.clone(),
@@ -404,6 +407,16 @@ async fn close_idle(registry: Arc<Registry>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_FOR_IDLE) => registry.tidy(clock::uptime()),
+        }
+    }
+}
+
+/// On the main thread, which serves no connections.
+async fn measure_children(registry: Arc<Registry>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(MEASURE_CHILDREN) => registry.measure_children(),
         }
     }
 }

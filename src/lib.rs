@@ -12,6 +12,7 @@
 //! - [`metrics`]: every metric's name, labels and buckets
 //! - [`store`]: the one seam to a database
 //! - [`audit`]: the ledger: one queue, one writer
+//! - [`guard`]: the process that ends a child with all its descendants
 //! - [`transport`], [`pool`]: conversations with servers, and the one that is open
 //! - [`registry`]: which servers there are
 //! - [`catalogue`]: which tools there are, under which names
@@ -30,6 +31,7 @@ pub mod clock;
 pub mod config;
 pub mod edge;
 pub mod error;
+pub mod guard;
 pub mod metrics;
 pub mod model;
 pub mod policy;

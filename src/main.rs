@@ -9,10 +9,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser as _;
 use switchyard::cli::{self, Cli, CliError, Status};
+use switchyard::guard;
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // Before all else: there is a guard for each child process, so it has to be small.
+    if let Some(code) = guard::run_if_meant(std::env::args_os()) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

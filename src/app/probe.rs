@@ -10,7 +10,7 @@ use crate::catalogue::expose;
 use crate::clock;
 use crate::config::Config;
 use crate::model::{ServerName, ServerSettings, ServerSpec, ToolName};
-use crate::pool::{ConnectionPool, HttpClient};
+use crate::pool::{Children, ConnectionPool, HttpClient};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ToolDefinition, ToolList};
 use crate::registry::{connect_options, target};
 
@@ -107,7 +107,8 @@ async fn probe_one(
     tasks: TaskTracker,
 ) -> Result<(ProbeOk, Vec<ToolDefinition>), String> {
     let settings = ServerSettings::resolve(&spec.knobs.or(&config.defaults));
-    let options = connect_options(name, spec, &settings, None);
+    let children = Children::new(config.guard.as_deref());
+    let options = connect_options(name, spec, &settings, None, children);
     let pool = ConnectionPool::new(target(spec, &config.environment)?, client, options, tasks);
     let found = ask(&pool, spec, settings.timeout).await;
     pool.close().await;

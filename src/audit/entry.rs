@@ -14,7 +14,7 @@ use crate::model::{
     ArgumentsLevel, CallId, ClientInfo, Entrance, ExposedName, Failure, Outcome, ResultsLevel,
     ServerName, Timestamp, ToolName, ViewName,
 };
-use crate::store::CallRow;
+use crate::store::{AttemptRow, CallRow};
 
 /// Characters kept of a tool's name that nobody knows.
 const ASKED_NAME: usize = 128;
@@ -48,6 +48,75 @@ impl ToolLabel {
             Self::Exposed(name) => name.as_str(),
             Self::Asked(name) => name,
         }
+    }
+}
+
+/// One attempt, as the call path hands it over.
+#[derive(Debug, Clone)]
+pub struct AttemptEntry {
+    /// When it began, since the call began.
+    pub began: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What kind of failure it met.
+    pub failure: Option<Failure>,
+    /// The failure in words, not yet redacted.
+    pub error: Option<String>,
+    /// HTTP status the server gave, where it gave one.
+    pub http_status: Option<u16>,
+    /// Whether it was let through to see whether the server is back.
+    pub probe: bool,
+}
+
+impl AttemptEntry {
+    fn into_row(self, redactor: &Redactor) -> AttemptRow {
+        AttemptRow {
+            began: self.began,
+            took: self.took,
+            outcome: self.outcome,
+            failure: self.failure,
+            error: self.error.map(|error| redactor.text(&error, ERROR_TEXT)),
+            http_status: self.http_status,
+            probe: self.probe,
+        }
+    }
+}
+
+/// The attempts of one call, in their order: the first in place, because most calls have one.
+#[derive(Debug, Clone, Default)]
+pub struct Attempts {
+    first: Option<AttemptEntry>,
+    rest: Vec<AttemptEntry>,
+}
+
+impl Attempts {
+    /// Adds the next one.
+    pub fn push(&mut self, attempt: AttemptEntry) {
+        if self.first.is_none() {
+            self.first = Some(attempt);
+        } else {
+            self.rest.push(attempt);
+        }
+    }
+
+    /// Each of them, the first first.
+    pub fn iter(&self) -> impl Iterator<Item = &AttemptEntry> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        let rest = u32::try_from(self.rest.len()).unwrap_or(u32::MAX);
+        u32::from(self.first.is_some()).saturating_add(rest)
+    }
+
+    /// Whether nothing was tried.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 }
 
@@ -88,7 +157,7 @@ pub struct AuditEntry {
     pub http_status: u16,
     /// Attempts made.
     pub attempts: u32,
-    /// Attempts.
+    /// Each of them.
     pub attempt_list: Attempts,
     /// Time spent waiting for a free place.
     pub queue: Duration,
@@ -122,7 +191,9 @@ impl AuditEntry {
             }
             ResultsLevel::Full => {}
         }
-        hold_head(&mut self.arguments) + hold_head(&mut self.result)
+        let errors = self.attempt_list.iter().filter_map(|attempt| attempt.error.as_ref());
+        let errors: usize = errors.map(String::len).sum();
+        hold_head(&mut self.arguments) + hold_head(&mut self.result) + errors
     }
 
     /// The row to store. The costly part, done by the writer.
@@ -171,6 +242,10 @@ impl AuditEntry {
             failure: self.failure,
             http_status: self.http_status,
             attempts: self.attempts,
+            attempt_list: {
+                let Attempts { first, rest } = self.attempt_list;
+                first.into_iter().chain(rest).map(|attempt| attempt.into_row(redactor)).collect()
+            },
             queue: self.queue,
             upstream: self.upstream,
             total: self.total,
@@ -199,36 +274,5 @@ fn redact_client(client: Arc<ClientInfo>, redactor: &Redactor) -> Arc<ClientInfo
         client
     } else {
         Arc::new(ClientInfo { name, version })
-    }
-}
-
-/// One attempt, as the call path hands it over.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct AttemptEntry {
-    pub began: Duration,
-    pub took: Duration,
-    pub outcome: Outcome,
-    pub failure: Option<Failure>,
-    pub error: Option<String>,
-    pub http_status: Option<u16>,
-    pub probe: bool,
-}
-/// The attempts of one call.
-#[derive(Debug, Clone, Default)]
-pub struct Attempts {
-    first: Option<AttemptEntry>,
-    rest: Vec<AttemptEntry>,
-}
-#[allow(missing_docs)]
-impl Attempts {
-    pub fn push(&mut self, a: AttemptEntry) {
-        if self.first.is_none() { self.first = Some(a) } else { self.rest.push(a) }
-    }
-    pub fn len(&self) -> u32 {
-        u32::from(self.first.is_some()) + self.rest.len() as u32
-    }
-    pub fn is_empty(&self) -> bool {
-        self.first.is_none()
     }
 }

@@ -11,6 +11,6 @@ mod writer;
 
 pub use crate::config::Durability;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
-pub use query::{AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
+pub use query::{AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
 pub use redact::{Redactor, Secrets, Strictness};
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

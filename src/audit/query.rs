@@ -3,12 +3,14 @@
 //! Changes when the shape of a ledger entry in the API changes. Decides nothing: filter, page and
 //! order are the store's.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::error::ErrorCode;
 use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName, ViewName};
-use crate::store::{AuditFilter, CallRow, Cursor, Store, StoreError};
+use crate::store::{AttemptRow, AuditFilter, CallRow, Cursor, Store, StoreError};
 
 /// Reads the ledger.
 #[derive(Debug, Clone)]
@@ -73,12 +75,35 @@ pub struct CallRecord {
     pub response_bytes: u64,
 }
 
-/// One call with what is kept of its payloads.
+/// One attempt of a call.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AttemptRecord {
+    /// Which one, from 1 on.
+    pub n: u32,
+    /// When it began, in milliseconds since the call began.
+    pub began_ms: f64,
+    /// How long it took, in milliseconds.
+    pub took_ms: f64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What kind of failure it met.
+    pub failure: Option<Failure>,
+    /// The failure in words.
+    pub error: Option<String>,
+    /// HTTP status the server gave, where it gave one.
+    pub http_status: Option<u16>,
+    /// Whether it was let through to see whether the server is back.
+    pub probe: bool,
+}
+
+/// One call with its attempts and what is kept of its payloads.
 #[derive(Debug, Clone, Serialize)]
 pub struct CallRecordDetail {
     /// The call.
     #[serde(flatten)]
     pub call: CallRecord,
+    /// What was tried, in order; empty also for calls from before it was kept.
+    pub attempt_list: Vec<AttemptRecord>,
     /// The arguments: JSON as it was kept, or a string when they were cut.
     pub arguments: Option<Box<RawValue>>,
     /// The result or its summary, likewise.
@@ -119,7 +144,7 @@ impl AuditQuery {
         })
     }
 
-    /// One call with its payloads.
+    /// One call with its attempts and payloads.
     ///
     /// # Errors
     /// What any statement can give.
@@ -127,6 +152,10 @@ impl AuditQuery {
         Ok(self.store.audit_call(id).await?.map(|mut row| CallRecordDetail {
             arguments: row.arguments.take().as_deref().map(json_or_string),
             result: row.result.take().as_deref().map(json_or_string),
+            attempt_list: (1..)
+                .zip(std::mem::take(&mut row.attempt_list))
+                .map(|(n, attempt)| AttemptRecord::new(n, attempt))
+                .collect(),
             call: row.into(),
         }))
     }
@@ -149,13 +178,27 @@ impl AuditQuery {
     }
 }
 
+impl AttemptRecord {
+    fn new(n: u32, row: AttemptRow) -> Self {
+        Self {
+            n,
+            began_ms: millis(row.began),
+            took_ms: millis(row.took),
+            outcome: row.outcome,
+            failure: row.failure,
+            error: row.error,
+            http_status: row.http_status,
+            probe: row.probe,
+        }
+    }
+}
+
 impl From<CallRow> for CallRecord {
     fn from(row: CallRow) -> Self {
         let (entrance, protocol_version) = match row.entrance {
             Entrance::Mcp(version) => ("mcp", Some(version.as_str())),
             Entrance::Rest => ("rest", None),
         };
-        let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
         Self {
             id: row.id.to_string(),
             seq: row.seq,
@@ -185,6 +228,10 @@ impl From<CallRow> for CallRecord {
             response_bytes: row.response_bytes,
         }
     }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn hex(hash: [u8; 32]) -> String {

@@ -2,6 +2,8 @@
 //!
 //! Changes when a ledger entry shows something else, or can be asked for differently.
 
+mod show;
+
 use std::collections::HashSet;
 
 use jiff::tz::TimeZone;
@@ -207,14 +209,7 @@ struct Call {
 
 impl Call {
     fn style(&self) -> Style {
-        match Outcome::parse(&self.outcome) {
-            Some(Outcome::Ok) => Style::Good,
-            Some(Outcome::ToolError | Outcome::Refused | Outcome::Cancelled) => Style::Warn,
-            Some(
-                Outcome::RpcError | Outcome::Timeout | Outcome::Unavailable | Outcome::Interrupted,
-            ) => Style::Bad,
-            None => Style::Plain,
-        }
+        outcome_style(&self.outcome)
     }
 
     fn reason(&self) -> &str {
@@ -223,10 +218,21 @@ impl Call {
     }
 }
 
+fn outcome_style(outcome: &str) -> Style {
+    match Outcome::parse(outcome) {
+        Some(Outcome::Ok) => Style::Good,
+        Some(Outcome::ToolError | Outcome::Refused | Outcome::Cancelled) => Style::Warn,
+        Some(
+            Outcome::RpcError | Outcome::Timeout | Outcome::Unavailable | Outcome::Interrupted,
+        ) => Style::Bad,
+        None => Style::Plain,
+    }
+}
+
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
     match args.action.unwrap_or_else(|| Action::List(List::default())) {
         Action::List(filter) => list(context, filter).await,
-        Action::Show { id } => show(context, &id.to_string()).await,
+        Action::Show { id } => show::show(context, &id.to_string()).await,
         Action::Tail(tail) => follow(context, tail).await,
     }
 }
@@ -324,63 +330,6 @@ fn unreadable(error: &serde_json::Error) -> CliError {
     CliError::Client(super::client::ClientError::Unreadable { route, reason })
 }
 
-async fn show(context: &Context, id: &str) -> Result<Status, CliError> {
-    let client = context.client()?;
-    let answer = client.request(Ask::get(&["mcp", "audit", id])).await?;
-    if context.out.is_json() {
-        context.out.json(answer.text()?)?;
-        return Ok(Status::Done);
-    }
-    let out = &context.out;
-    let call: Call = answer.parse()?;
-    out.line(format!(
-        "{} {}",
-        out.paint(call.tool.as_deref().unwrap_or("(no tool)"), Style::Bold),
-        out.paint(&call.outcome, call.style())
-    ))?;
-    // In the router's order, and payloads as they are stored: no number passes through our hands.
-    let fields: Fields = answer.parse()?;
-    let zone = when::zone();
-    for (name, value) in &fields.0 {
-        let value = match (name.as_str(), value.get()) {
-            (_, "null") | ("started_at_ms", _) => continue,
-            ("started_at", _) => time(&call, &zone, false),
-            (_, json) => {
-                serde_json::from_str::<String>(json).unwrap_or_else(|_json| json.to_owned())
-            }
-        };
-        let value = text::escape_block(&value).replace('\n', "\n                   ");
-        out.line(format!("  {:<16} {value}", text::escape_line(name)))?;
-    }
-    Ok(Status::Done)
-}
-
-/// An object's fields in their order.
-struct Fields(Vec<(String, Box<RawValue>)>);
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> serde::de::Visitor<'de> for InOrder {
-            type Value = Fields;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<Fields, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Fields(fields))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
 async fn follow(context: &Context, tail: Tail) -> Result<Status, CliError> {
     let client = context.client()?;
     let out = &context.out;
@@ -471,15 +420,6 @@ mod tests {
         assert_eq!(entry.reason(), "refused");
         let entry = call(r#"{"id":"1","error_code":"MCPToolError"}"#);
         assert_eq!(entry.reason(), "MCPToolError");
-    }
-
-    #[test]
-    fn fields_keep_their_order_and_bytes() {
-        let fields: Fields =
-            serde_json::from_str(r#"{"z":1e400,"a":{"n":1.0, "n":2},"m":"x"}"#).unwrap();
-        let fields: Vec<(&str, &str)> =
-            fields.0.iter().map(|(name, value)| (name.as_str(), value.get())).collect();
-        assert_eq!(fields, [("z", "1e400"), ("a", r#"{"n":1.0, "n":2}"#), ("m", "\"x\"")]);
     }
 
     #[test]

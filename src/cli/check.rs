@@ -10,6 +10,7 @@ use super::table::{Cell, Style, Table};
 use super::{CliError, Context, DEFAULT_CONFIG, Status, servers, text, when};
 use crate::app::{self, ServerProbe};
 use crate::config::{self, Config};
+use crate::guard;
 use crate::model::{ServerName, ViewSpec};
 
 /// Arguments of `check`.
@@ -31,7 +32,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         .file
         .or_else(|| context.config_path())
         .ok_or_else(|| CliError::NoConfig(DEFAULT_CONFIG.into()))?;
-    let config = config::load(&path, &config::process_environment())?;
+    let mut config = config::load(&path, &config::process_environment())?;
+    config.guard = guard::program();
     let probes = if args.connect { Some(Box::pin(app::probe(&config)).await) } else { None };
     let failed = probes.iter().flatten().filter(|probe| probe.result.is_err()).count();
     if context.out.is_json() {

@@ -23,6 +23,7 @@ use super::{CliError, Context, Status, text, when};
 use crate::app::App;
 use crate::clock;
 use crate::config::Config;
+use crate::guard;
 use crate::model::{ServerName, ServerSpec, TransportSpec, parse_duration};
 use ledger::Ledger;
 use setup::{Steady, TempFolder};
@@ -103,6 +104,7 @@ fn config(listen: SocketAddr, data_dir: &Path, steady: &str) -> Result<Config, C
     let mut config = Config::defaults();
     config.listen = listen;
     config.data_dir = data_dir.to_owned();
+    config.guard = guard::program();
     for (name, spec) in STEADY_AND_FLAKY.into_iter().zip([steady, flaky]) {
         config.servers.insert(ServerName::parse(name)?, spec);
     }

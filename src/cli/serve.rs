@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{CliError, Context, DEFAULT_CONFIG, Status, text};
 use crate::app::{App, StartError};
 use crate::config::{AuthMode, Config};
+use crate::guard;
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,12 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
     }
     for note in &config.notes {
         tracing::warn!("{note}");
+    }
+    config.guard = guard::program();
+    if config.guard.is_some()
+        && let Err(error) = guard::adopt_orphans()
+    {
+        tracing::warn!(%error, "what a killed guard leaves behind cannot be ended: {error}");
     }
     let data_dir = config.data_dir.display().to_string();
 

@@ -242,6 +242,10 @@ pub(super) struct Server {
     #[serde(default)]
     upstream_sessions: u64,
     #[serde(default)]
+    processes: Option<u64>,
+    #[serde(default)]
+    resident_bytes: Option<u64>,
+    #[serde(default)]
     breaker: Value,
     #[serde(default)]
     spec: Value,
@@ -458,6 +462,15 @@ async fn show(context: &Context, name: &str) -> Result<Status, CliError> {
         ("breaker", shown(&server.breaker)),
         ("in flight", Some(server.in_flight.to_string())),
         ("sessions", isolated.then(|| server.upstream_sessions.to_string())),
+        (
+            "processes",
+            server.processes.map(|count| match server.resident_bytes {
+                Some(bytes) if count > 0 => {
+                    format!("{count} ({} MiB resident)", bytes.div_ceil(1 << 20))
+                }
+                _ => count.to_string(),
+            }),
+        ),
         ("last list", time(server.last_discovery_at)),
         ("last error", error),
     ] {

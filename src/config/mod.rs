@@ -103,6 +103,10 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// Where references get their values.
     pub environment: Environment,
+    /// The program of guards, which end child processes with all their descendants however the
+    /// router ends. No key of the file: the program that runs the router knows whether it is one
+    /// ([`crate::guard::program`]). Without, children are process groups.
+    pub guard: Option<PathBuf>,
 }
 
 /// The ledger's settings.
@@ -221,6 +225,7 @@ impl Config {
             notes: Vec::new(),
             path: None,
             environment: process_environment(),
+            guard: None,
         }
     }
 }

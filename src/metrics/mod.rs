@@ -59,6 +59,9 @@ pub struct Metrics {
     upstream_queue_depth: IntGaugeVec,
     upstream_sessions: IntGaugeVec,
     upstream_tools: IntGaugeVec,
+    child_processes: IntGaugeVec,
+    child_resident: IntGaugeVec,
+    child_restarts: IntCounterVec,
     definition_changes: IntCounterVec,
     view_calls: IntCounterVec,
     sessions: IntGaugeVec,
@@ -171,6 +174,24 @@ impl Metrics {
                 "Tools of the server by status.",
                 &["server", "status"],
             )?,
+            child_processes: gauges(
+                &registry,
+                "switchyard_child_processes",
+                "Processes of a server that is a child of the router, with all their descendants.",
+                &["server"],
+            )?,
+            child_resident: gauges(
+                &registry,
+                "switchyard_child_resident_bytes",
+                "Resident memory of these processes; what they share is counted for each.",
+                &["server"],
+            )?,
+            child_restarts: counters(
+                &registry,
+                "switchyard_child_restarts_total",
+                "Starts of the server's process after one that ended.",
+                &["server"],
+            )?,
             definition_changes: counters(
                 &registry,
                 "switchyard_tool_definition_changes_total",
@@ -262,8 +283,28 @@ impl Metrics {
         }
     }
 
+    /// Handles for a server that is a child process, all at zero until something happens.
+    #[must_use]
+    pub fn children(&self, server: &ServerName) -> ChildMetrics {
+        let server = server.as_str();
+        ChildMetrics {
+            processes: self.child_processes.with_label_values(&[server]),
+            resident_bytes: self.child_resident.with_label_values(&[server]),
+            restarts: self.child_restarts.with_label_values(&[server]),
+        }
+    }
+
+    /// Removes the series of a server that is no child process any more.
+    pub fn forget_children(&self, server: &ServerName) {
+        let server = server.as_str();
+        let _ = self.child_processes.remove_label_values(&[server]);
+        let _ = self.child_resident.remove_label_values(&[server]);
+        let _ = self.child_restarts.remove_label_values(&[server]);
+    }
+
     /// Removes the series of a server that is gone.
     pub fn forget_server(&self, server: &ServerName) {
+        self.forget_children(server);
         let server = server.as_str();
         // An error means that there was no such series, which is what is wanted.
         let _ = self.upstream_up.remove_label_values(&[server]);
@@ -326,6 +367,17 @@ pub struct ServerMetrics {
     pub retries: RetryMetrics,
     tools: Vec<(ToolStatus, IntGauge)>,
     changes: Vec<(&'static str, IntCounter)>,
+}
+
+/// Handles for a server that is a child process.
+#[derive(Debug)]
+pub struct ChildMetrics {
+    /// Processes, descendants included.
+    pub processes: IntGauge,
+    /// Their memory.
+    pub resident_bytes: IntGauge,
+    /// Starts after another one.
+    pub restarts: IntCounter,
 }
 
 impl ServerMetrics {

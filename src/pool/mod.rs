@@ -22,8 +22,8 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::model::{Blame, Dialect, Failure, Timestamp, TransportKind, Uptime, format_duration};
 pub use crate::transport::{
-    ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink, Offers,
-    PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
+    Children, ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink,
+    Offers, PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
 };
 
 /// The wait after the first failure; it doubles with each further one.
@@ -218,6 +218,8 @@ struct Slot {
     /// Connections that ended young since the last that did not.
     deaths: u32,
     known_dialect: Option<Dialect>,
+    /// Whether there was a try before.
+    tried: bool,
 }
 
 type Outcome = Result<Arc<Live>, PoolError>;
@@ -291,6 +293,7 @@ impl ConnectionPool {
         slot.failed = None;
         slot.failures = 0;
         slot.deaths = 0;
+        self.0.options.children.forget();
     }
 
     /// Ends the connection in order and opens no other. Returns when a child is gone.
@@ -374,11 +377,18 @@ impl ConnectionPool {
                 return Decision::Fail(PoolError::Backoff { error, retry_in });
             }
         }
+        if let Some((error, retry_in)) = inner.options.children.wait(clock::uptime()) {
+            return Decision::Fail(PoolError::Backoff { error, retry_in });
+        }
         let (sender, outcome) = watch::channel(None);
         slot.connecting = Some(outcome.clone());
-        let known_dialect = slot.known_dialect;
+        let mut options =
+            ConnectOptions { known_dialect: slot.known_dialect, ..inner.options.clone() };
+        if std::mem::replace(&mut slot.tried, true) {
+            options.children = options.children.again();
+        }
         drop(slot);
-        let task = Arc::clone(inner).connect(known_dialect, sender);
+        let task = Arc::clone(inner).connect(options, sender);
         inner.tasks.spawn(task);
         Decision::Wait(outcome)
     }
@@ -409,10 +419,9 @@ impl Inner {
 
     async fn connect(
         self: Arc<Self>,
-        known_dialect: Option<Dialect>,
+        options: ConnectOptions,
         sender: watch::Sender<Option<Outcome>>,
     ) {
-        let options = ConnectOptions { known_dialect, ..self.options.clone() };
         let opened = tokio::select! {
             opened = Connection::open(&self.target, &self.client, &options, &self.tasks) => opened,
             () = self.closed.cancelled() => Err(TransportError::Closed),
@@ -452,6 +461,7 @@ impl Inner {
                 if self.closed.is_cancelled() {
                     return Err(PoolError::Closed);
                 }
+                self.options.children.failed_with(&error);
                 slot.failures = slot.failures.saturating_add(1);
                 let wait = backoff(slot.failures.max(slot.deaths), self.longest_wait(), random());
                 slot.fail(Arc::clone(&error), wait);
@@ -475,7 +485,12 @@ impl Inner {
                 0 | 1 => Duration::ZERO,
                 more => backoff(more - 1, self.longest_wait(), random()),
             };
-            slot.fail(Arc::new(error), wait);
+            let error = Arc::new(error);
+            if lived < HEALTHY && self.target.kind() == TransportKind::Stdio {
+                self.options.children.failed_with(&error);
+                self.options.children.failed(clock::uptime());
+            }
+            slot.fail(error, wait);
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.tasks.spawn_on(async move { live.connection.close().await }, &runtime);

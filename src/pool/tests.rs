@@ -21,6 +21,7 @@ fn options() -> ConnectOptions {
         known_dialect: None,
         hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),
+        children: Children::default(),
     }
 }
 

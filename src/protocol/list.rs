@@ -11,6 +11,9 @@ use super::outgoing::push_string;
 
 /// A definition larger than this is a fault of the server: in bytes.
 pub(super) const DEFINITION_LIMIT: usize = 1024 * 1024;
+/// One that is nested deeper is one, too: parsers of clients stop at 128 levels or so, and would
+/// lose the whole list of every server to it.
+pub(super) const DEPTH_LIMIT: usize = 100;
 /// A longer name or address is a fault of the server: in bytes.
 const KEY_LIMIT: usize = 8 * 1024;
 
@@ -53,6 +56,34 @@ pub enum ListedError {
         /// Its size in bytes.
         size: usize,
     },
+    /// Nested deeper than the limit.
+    #[error("the definition of `{name}` is nested deeper than {DEPTH_LIMIT} levels")]
+    TooDeep {
+        /// Its name or address.
+        name: String,
+    },
+}
+
+/// Whether a JSON text is nested deeper than `limit`; `text` is well-formed.
+pub(super) fn is_deeper(text: &str, limit: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// One element of a list.
@@ -131,6 +162,9 @@ impl Listed {
             let name = name.chars().take(128).collect();
             return Err(ListedError::TooLarge { name, size: raw.len() });
         }
+        if is_deeper(raw, DEPTH_LIMIT) {
+            return Err(ListedError::TooDeep { name: name.into_owned() });
+        }
         Ok(Self { key: name.into_owned(), raw: Bytes::copy_from_slice(raw.as_bytes()) })
     }
 }
@@ -166,6 +200,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn depth_counts_what_is_outside_of_texts() {
+        assert!(!is_deeper(r#"{"a":[{}]}"#, 3) && is_deeper(r#"{"a":[{}]}"#, 2));
+        assert!(!is_deeper(r#"{"[[{":"\\\"[[["}"#, 1));
+        assert!(!is_deeper(&"[]".repeat(200), 1));
+        let deep = format!("{}{}", "[".repeat(DEPTH_LIMIT + 1), "]".repeat(DEPTH_LIMIT + 1));
+        assert!(is_deeper(&deep, DEPTH_LIMIT));
+    }
 
     fn page(text: &'static str) -> Result<ListedPage, ListedError> {
         ListedPage::parse(&Bytes::from_static(text.as_bytes()), "resources", "uri")

@@ -7,7 +7,7 @@ use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::list::{DEFINITION_LIMIT, PAGE_ITEMS, ttl};
+use super::list::{DEFINITION_LIMIT, DEPTH_LIMIT, PAGE_ITEMS, is_deeper, ttl};
 use super::object::{BorrowedStr, RawObject};
 use super::param_headers::{ParamHeaderError, ParamHeaders};
 use crate::model::{NameError, ToolName};
@@ -48,6 +48,12 @@ pub enum ToolDefinitionError {
         size: usize,
         /// The limit in bytes.
         limit: usize,
+    },
+    /// Nested deeper than the limit.
+    #[error("the definition of `{tool}` is nested deeper than {DEPTH_LIMIT} levels")]
+    TooDeep {
+        /// The tool.
+        tool: String,
     },
 }
 
@@ -139,6 +145,9 @@ impl ToolDefinition {
                 size: raw.len(),
                 limit: DEFINITION_LIMIT,
             });
+        }
+        if is_deeper(text, DEPTH_LIMIT) {
+            return Err(ToolDefinitionError::TooDeep { tool: name.as_str().to_owned() });
         }
         let annotations = members
             .get("annotations")

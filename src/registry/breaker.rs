@@ -45,7 +45,16 @@ struct Core {
     transitions: Vec<Transition>,
 }
 
-/// What an operator wants, and who it is.
+/// Which attempt at a call it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The first.
+    First,
+    /// One that repeats another.
+    Repeat,
+}
+
+/// Who changed a breaker, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     /// Who.
@@ -126,15 +135,23 @@ impl ServerBreaker {
     }
 
     /// Asks at `now` for the right to make an attempt, which reports within `lease` if it is to be a
-    /// probe.
+    /// probe. The first attempt at a call earns a part of a retry.
     ///
     /// # Errors
     /// [`Rejection`]; the attempt must not be made.
-    pub fn acquire(&self, now: Uptime, lease: Duration) -> Result<Permit<'_>, Rejection> {
+    pub fn acquire(
+        &self,
+        now: Uptime,
+        lease: Duration,
+        turn: Turn,
+    ) -> Result<Permit<'_>, Rejection> {
         let mut core = self.core.lock();
         let Core { breaker, transitions, .. } = &mut *core;
         let ticket = breaker.acquire(now, lease, random(), transitions);
         self.follow(&mut core, now, None, None);
+        if turn == Turn::First && ticket.is_ok() {
+            core.budget.deposit();
+        }
         drop(core);
         match ticket {
             Ok(ticket) => Ok(Permit { breaker: self, ticket, began: now, open: true }),
@@ -167,11 +184,6 @@ impl ServerBreaker {
         refuses.then_some(Rejection::Open { retry_after: status.rest })
     }
 
-    /// A call begins: it earns a part of a retry.
-    pub fn call_begins(&self) {
-        self.core.lock().budget.deposit();
-    }
-
     /// Whether the budget has a retry left; takes it out.
     #[must_use]
     pub fn take_retry(&self) -> bool {
@@ -184,8 +196,9 @@ impl ServerBreaker {
         let mut core = self.core.lock();
         let transition = core.breaker.command(command, now);
         core.transitions.push(transition);
-        core.forced.clone_from(&order);
-        self.follow(&mut core, now, None, order);
+        let who = order.clone();
+        core.forced = order;
+        self.follow(&mut core, now, None, who.as_ref());
     }
 
     /// Takes over other numbers.
@@ -264,18 +277,18 @@ impl ServerBreaker {
         }
         core.unsaved |= core.breaker.failures() != before;
         let cause = (verdict == Verdict::Failure).then(|| core.last_error.clone()).flatten();
-        self.follow(&mut core, now, cause, None);
+        self.follow(&mut core, now, cause.as_ref(), None);
     }
 
     /// Everything that a transition causes. Under the lock, so that the history has them in order.
-    fn follow(&self, core: &mut Core, now: Uptime, cause: Option<String>, order: Option<Order>) {
+    fn follow(&self, core: &mut Core, now: Uptime, cause: Option<&String>, order: Option<&Order>) {
         if core.transitions.is_empty() {
             return;
         }
         let wall = clock::timestamp();
         let transitions = std::mem::take(&mut core.transitions);
         for transition in &transitions {
-            let event = self.event(core, transition, now, wall, cause.as_ref(), order.as_ref());
+            let event = self.event(core, transition, now, wall, cause, order);
             tell(&event);
             self.metrics.count_transition(transition.from, transition.to, transition.reason);
             if let Err(error) = self.journal.try_send(event) {

@@ -1,5 +1,6 @@
 //! [`ServerHandle`]: everything a call needs of one server.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,14 +18,16 @@ use super::limiter::Limiter;
 use super::notices::{Notices, Subscriptions, TooManySubscriptions};
 use crate::clock;
 use crate::config::{Environment, expand, secrets_of, shown_address};
-use crate::metrics::ServerMetrics;
+use crate::guard::{ProcessTable, Usage};
+use crate::metrics::{ChildMetrics, ServerMetrics};
 use crate::model::{
     BreakerScope, Dialect, Era, Requester, Secret, ServerName, ServerSettings, ServerSource,
     ServerSpec, SessionHash, SessionMode, Timestamp, ToolName, TransportKind, TransportSpec,
     Uptime,
 };
 use crate::pool::{
-    ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState, Target,
+    Children, ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState,
+    Target,
 };
 use crate::protocol::{LogLevel, OutgoingRequest, RawObject};
 use crate::store::{DiscoveryRow, ServerRow};
@@ -63,6 +66,9 @@ pub struct ServerHandle {
     /// The connection that all share; also an isolated server is asked for its tools over it.
     pool: Result<ConnectionPool, String>,
     isolated: Option<IsolatedSessions>,
+    children: Children,
+    /// For a child process only.
+    child_metrics: Option<ChildMetrics>,
     subscriptions: Arc<Subscriptions>,
     sealed_problem: Option<String>,
     secrets: Vec<Secret>,
@@ -119,6 +125,7 @@ pub(super) struct Means<'a> {
     pub(super) tasks: &'a TaskTracker,
     pub(super) notices: &'a Notices,
     pub(super) breakers: &'a Arc<Breakers>,
+    pub(super) guard: Option<&'a Path>,
 }
 
 impl ServerHandle {
@@ -126,7 +133,7 @@ impl ServerHandle {
         row: &ServerRow,
         settings: ServerSettings,
         means: &Means<'_>,
-        metrics: ServerMetrics,
+        (metrics, child_metrics): (ServerMetrics, Option<ChildMetrics>),
         predecessor: Option<&Self>,
     ) -> Self {
         let status = predecessor.map_or_else(
@@ -138,7 +145,12 @@ impl ServerHandle {
             |predecessor| Arc::clone(&predecessor.subscriptions),
         );
         let known_dialect = status.discovery.dialect.as_deref().and_then(Dialect::parse);
-        let options = connect_options(&row.name, &row.spec, &settings, known_dialect);
+        let children = predecessor.map_or_else(
+            || Children::new(means.guard),
+            |predecessor| predecessor.children.of_successor(),
+        );
+        let options =
+            connect_options(&row.name, &row.spec, &settings, known_dialect, children.clone());
         let usable = match &row.sealed_problem {
             // What is sealed must not be sent as if it were the value.
             Some(problem) => Err(problem.clone()),
@@ -182,6 +194,8 @@ impl ServerHandle {
             metrics,
             pool,
             isolated,
+            children,
+            child_metrics,
             subscriptions,
             sealed_problem: row.sealed_problem.clone(),
             secrets: secrets_of(&row.spec, means.environment),
@@ -318,6 +332,31 @@ impl ServerHandle {
         if let Some(isolated) = &self.isolated {
             isolated.close_unused(now, Duration::ZERO);
         }
+    }
+
+    /// Whether child processes of it run.
+    pub(super) fn has_children(&self) -> bool {
+        self.children.any()
+    }
+
+    /// Shows what its child processes take.
+    pub(super) fn measure_children(&self, table: Option<&ProcessTable>) {
+        let Some(metrics) = &self.child_metrics else { return };
+        metrics.restarts.inc_by(self.children.take_restarts());
+        let usage = table.map(|table| self.children.usage(table)).unwrap_or_default();
+        metrics.processes.set(i64::try_from(usage.processes).unwrap_or(i64::MAX));
+        metrics.resident_bytes.set(i64::try_from(usage.resident_bytes).unwrap_or(i64::MAX));
+    }
+
+    /// What its child processes took when they were last looked at; nothing for a server that is
+    /// none.
+    #[must_use]
+    pub fn child_usage(&self) -> Option<Usage> {
+        let metrics = self.child_metrics.as_ref()?;
+        Some(Usage {
+            processes: u64::try_from(metrics.processes.get()).unwrap_or(0),
+            resident_bytes: u64::try_from(metrics.resident_bytes.get()).unwrap_or(0),
+        })
     }
 
     /// From now on, one more wants to hear when this resource changes. Holds over reconnects and
@@ -503,6 +542,7 @@ pub fn connect_options(
     spec: &ServerSpec,
     settings: &ServerSettings,
     known_dialect: Option<Dialect>,
+    children: Children,
 ) -> ConnectOptions {
     // A child may have to be fetched and unpacked before it answers; its first answer has as
     // long as any other.
@@ -520,6 +560,7 @@ pub fn connect_options(
         known_dialect,
         hearing: Hearing::default(),
         probe_timeout: PROBE_TIMEOUT,
+        children,
     }
 }
 

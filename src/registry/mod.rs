@@ -13,6 +13,7 @@ mod limiter;
 mod notices;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,16 +23,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::{Config, Environment};
+use crate::guard::ProcessTable;
 use crate::metrics::Metrics;
 use crate::model::{
     Knobs, Secret, ServerName, ServerSettings, ServerSource, ServerSpec, SessionHash, SessionRef,
-    Uptime,
+    TransportKind, Uptime,
 };
 use crate::pool::HttpClient;
 use crate::protocol::LogLevel;
 use crate::store::{ServerRow, ServerUpsert, Store};
 
-pub use breaker::{BreakerView, Order, Permit, ServerBreaker};
+pub use breaker::{BreakerView, Order, Permit, ServerBreaker, Turn};
 pub use breakers::Breakers;
 pub use error::{LeaseError, RegistryError};
 pub use handle::{ServerHandle, ServerState, ServerStatus, connect_options, target};
@@ -58,6 +60,7 @@ pub struct Registry {
     environment: Environment,
     notices: Notices,
     breakers: Arc<Breakers>,
+    guard: Option<PathBuf>,
     defaults: ArcSwap<Knobs>,
     /// The file whose servers cannot be changed over the API.
     config_path: ArcSwap<String>,
@@ -98,6 +101,7 @@ impl Registry {
             tasks,
             environment,
             notices: Notices::default(),
+            guard: config.guard.clone(),
             defaults: ArcSwap::from_pointee(config.defaults.clone()),
             config_path: ArcSwap::from_pointee(String::new()),
             servers: ArcSwap::from_pointee(Servers::new()),
@@ -292,6 +296,17 @@ impl Registry {
         }
     }
 
+    /// Looks what child processes take, for metrics and lists. Reads files of the kernel: some
+    /// milliseconds on a busy machine, so not for a thread that serves connections.
+    pub fn measure_children(&self) {
+        let servers = self.servers.load();
+        let any = servers.values().any(|server| server.has_children());
+        let table = any.then(ProcessTable::read).and_then(Result::ok);
+        for server in servers.values() {
+            server.measure_children(table.as_ref());
+        }
+    }
+
     /// Closes every connection and child process.
     pub async fn close(&self) {
         let servers = self.servers.load_full();
@@ -404,8 +419,16 @@ impl Registry {
             tasks: &self.tasks,
             notices: &self.notices,
             breakers: &self.breakers,
+            guard: self.guard.as_deref(),
         };
-        let metrics = self.metrics.server(&row.name);
+        let child_metrics = match row.spec.transport.kind() {
+            TransportKind::Stdio => Some(self.metrics.children(&row.name)),
+            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => {
+                self.metrics.forget_children(&row.name);
+                None
+            }
+        };
+        let metrics = (self.metrics.server(&row.name), child_metrics);
         ServerHandle::new(row, settings, &means, metrics, predecessor.map(Arc::as_ref))
     }
 }

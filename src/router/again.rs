@@ -65,7 +65,7 @@ impl Router {
                     error.wait_at_least(rejection.retry_after());
                     return Err(error);
                 }
-                Err(next @ RouteError::Upstream { .. }) => {
+                Err(next @ RouteError::Upstream(_)) => {
                     error = next.after(&error, replay_safe(&entry));
                 }
                 // Nothing was sent this time: what happened before is what counts.
@@ -107,13 +107,13 @@ fn decide(
     attempts: u32,
 ) -> Result<std::time::Duration, Suppressed> {
     let server = &entry.server;
-    let RouteError::Upstream { failure, retry_after, source, .. } = error else {
+    let RouteError::Upstream(last) = &*error else {
         return Err(Suppressed::Final);
     };
     let failed = Failed {
-        failure: *failure,
-        may_pass: source.may_pass(),
-        retry_after: *retry_after,
+        failure: last.failure,
+        may_pass: last.source.may_pass(),
+        retry_after: last.retry_after,
         attempts,
     };
     let settings = &server.settings.retry;
@@ -123,7 +123,10 @@ fn decide(
         Decision::Retry { after } => after,
         Decision::Stop(why) => return Err(why),
     };
-    if let Some(rejection) = server.breaker.would_refuse() {
+    let breakers = [Some(&server.breaker), entry.breaker.as_ref()];
+    if let Some(rejection) =
+        breakers.into_iter().flatten().find_map(|breaker| breaker.would_refuse())
+    {
         error.wait_at_least(rejection.retry_after());
         return Err(Suppressed::Breaker);
     }

@@ -10,9 +10,9 @@ use crate::model::{BreakerProbe, Era, Failure, Outcome, Uptime};
 use crate::policy::{self, Deadline, Verdict};
 use crate::pool::PoolError;
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
-use crate::registry::{LeaseError, Permit, ServerHandle, SessionLease};
+use crate::registry::{LeaseError, Permit, ServerHandle, SessionLease, Turn};
 
-use super::error::UpstreamError;
+use super::error::{UpstreamError, UpstreamFailure};
 use super::record::{AttemptEnd, CallRecord};
 use super::{RouteError, UpstreamAnswer};
 
@@ -33,7 +33,8 @@ pub(super) async fn attempt(
     let server = &entry.server;
     let began = clock::uptime();
     let timeout = deadline.attempt(began, entry.timeout);
-    let permits = Permits::acquire(entry, began, deadline.left(began))?;
+    let turn = if record.attempts() == 0 { Turn::First } else { Turn::Repeat };
+    let permits = Permits::acquire(entry, began, deadline.left(began), turn)?;
     record.attempt_begins(began, permits.is_probe());
     let _inflight = InFlight::new(&server.metrics.inflight);
     if permits.is_probe() {
@@ -194,7 +195,7 @@ fn fail(
         },
     );
     let replay_safe = replay_safe(entry);
-    RouteError::Upstream {
+    RouteError::Upstream(Box::new(UpstreamFailure {
         server: entry.server.name.clone(),
         subject: format!("tool `{}` of", entry.tool),
         repeat_is_safe: policy::repeat_is_safe(failure.knowledge(), replay_safe),
@@ -204,7 +205,7 @@ fn fail(
         known: failure.knowledge(),
         retry_after: error.retry_after(),
         source: error,
-    }
+    }))
 }
 
 /// Whether the tool is declared safe to run again.
@@ -224,17 +225,23 @@ struct Permits<'a> {
 }
 
 impl<'a> Permits<'a> {
-    fn acquire(entry: &'a CatalogueEntry, now: Uptime, left: Duration) -> Result<Self, RouteError> {
+    fn acquire(
+        entry: &'a CatalogueEntry,
+        now: Uptime,
+        left: Duration,
+        turn: Turn,
+    ) -> Result<Self, RouteError> {
         let breaker = &entry.server.breaker;
-        let lease = entry.server.settings.breaker.lease.unwrap_or(left + LEASE_MARGIN);
+        let lease =
+            entry.server.settings.breaker.lease.unwrap_or(left.saturating_add(LEASE_MARGIN));
         let server = breaker
-            .acquire(now, lease)
+            .acquire(now, lease, turn)
             .map_err(|rejection| RouteError::breaker(breaker, rejection))?;
         let tool = match &entry.breaker {
             None => None,
             Some(breaker) => Some(
                 breaker
-                    .acquire(now, lease)
+                    .acquire(now, lease, turn)
                     .map_err(|rejection| RouteError::breaker(breaker, rejection))?,
             ),
         };

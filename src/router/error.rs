@@ -127,28 +127,34 @@ pub enum RouteError {
     /// The call ran, but its row could not be committed (`durability: strict`).
     #[error("the tool ran, but the call could not be recorded; do not repeat it blindly")]
     NotRecorded,
-    /// The upstream could not be reached or did not answer properly.
-    #[error("{subject} server `{server}`: {problem}{}", advice(*known, *repeat_is_safe))]
-    Upstream {
-        /// The server.
-        server: ServerName,
-        /// What was asked of it.
-        subject: String,
-        /// Whether a repeat cannot have a second effect.
-        repeat_is_safe: bool,
-        /// The limit that was in force.
-        timeout: Duration,
-        /// What happened, without the server's secrets.
-        problem: String,
-        /// What is known of the last attempt.
-        failure: Failure,
-        /// What is known of the call, after all its attempts.
-        known: Knowledge,
-        /// When a repeat makes sense at the earliest.
-        retry_after: Option<Duration>,
-        /// What happened, for its class; its own text is not for showing.
-        source: UpstreamError,
-    },
+    /// The upstream could not be reached or did not answer properly. Boxed: answers are moved more
+    /// often than errors.
+    #[error("{0}")]
+    Upstream(Box<UpstreamFailure>),
+}
+
+/// An attempt without a proper answer, and what is known of its call.
+#[derive(Debug, thiserror::Error)]
+#[error("{subject} server `{server}`: {problem}{}", advice(*known, *repeat_is_safe))]
+pub struct UpstreamFailure {
+    /// The server.
+    pub server: ServerName,
+    /// What was asked of it.
+    pub subject: String,
+    /// Whether a repeat cannot have a second effect.
+    pub repeat_is_safe: bool,
+    /// The limit that was in force.
+    pub timeout: Duration,
+    /// What happened, without the server's secrets.
+    pub problem: String,
+    /// What is known of the last attempt.
+    pub failure: Failure,
+    /// What is known of the call, after all its attempts.
+    pub known: Knowledge,
+    /// When a repeat makes sense at the earliest.
+    pub retry_after: Option<Duration>,
+    /// What happened, for its class; its own text is not for showing.
+    pub source: UpstreamError,
 }
 
 /// What went wrong with the upstream.
@@ -291,17 +297,17 @@ impl RouteError {
 
     /// This error of an attempt, with what is known of the call after an earlier one.
     pub(super) fn after(mut self, earlier: &Self, replay_safe: bool) -> Self {
-        if let Self::Upstream { known, repeat_is_safe, .. } = &mut self {
-            *known = known.and(earlier.knowledge());
-            *repeat_is_safe = policy::repeat_is_safe(*known, replay_safe);
+        if let Self::Upstream(failed) = &mut self {
+            failed.known = failed.known.and(earlier.knowledge());
+            failed.repeat_is_safe = policy::repeat_is_safe(failed.known, replay_safe);
         }
         self
     }
 
     /// A repeat makes no sense earlier than this.
     pub(super) fn wait_at_least(&mut self, wait: Option<Duration>) {
-        if let Self::Upstream { retry_after, .. } = self {
-            *retry_after = wait.max(*retry_after);
+        if let Self::Upstream(failed) = self {
+            failed.retry_after = wait.max(failed.retry_after);
         }
     }
 
@@ -332,15 +338,14 @@ impl RouteError {
             Self::AuditUnavailable(_) => ErrorCode::AuditUnavailable,
             // Not a 503: whoever repeats a call that ran may run it twice.
             Self::NotRecorded => ErrorCode::Unexpected,
-            Self::Upstream { source, .. } => source.code(),
+            Self::Upstream(failed) => failed.source.code(),
         }
     }
 
     /// Whether the server refused the headers that repeat the call's parameters.
     pub(super) fn headers_do_not_fit(&self) -> bool {
-        let Self::Upstream { source: UpstreamError::Request(error), .. } = self else {
-            return false;
-        };
+        let Self::Upstream(failed) = self else { return false };
+        let UpstreamError::Request(error) = &failed.source else { return false };
         matches!(error, TransportError::RefusedByProtocol { code, .. } if *code == RpcErrorCode::HeaderMismatch.number())
     }
 
@@ -348,10 +353,8 @@ impl RouteError {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Upstream { source: UpstreamError::Connect(PoolError::Waited { .. }), .. } => {
-                Outcome::Timeout
-            }
-            Self::Upstream { failure, .. } => policy::outcome_of(*failure),
+            Self::Upstream(failed) if failed.source.is_own_patience() => Outcome::Timeout,
+            Self::Upstream(failed) => policy::outcome_of(failed.failure),
             Self::NotRecorded => Outcome::Ok,
             Self::SessionEnded { .. } => Outcome::Cancelled,
             Self::ServerUnavailable { .. } => Outcome::Unavailable,
@@ -372,7 +375,7 @@ impl RouteError {
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
         match self {
-            Self::Upstream { failure, .. } => Some(*failure),
+            Self::Upstream(failed) => Some(failed.failure),
             _ => None,
         }
     }
@@ -382,7 +385,7 @@ impl RouteError {
     pub fn knowledge(&self) -> Knowledge {
         match self {
             Self::NotRecorded => Knowledge::Executed,
-            Self::Upstream { known, .. } => *known,
+            Self::Upstream(failed) => failed.known,
             _ => Knowledge::NotSent,
         }
     }
@@ -405,7 +408,7 @@ impl RouteError {
             Self::SessionEnded { .. } => "session_ended",
             Self::AuditUnavailable(_) => "audit_unavailable",
             Self::NotRecorded => "not_recorded",
-            Self::Upstream { failure, .. } => failure.as_str(),
+            Self::Upstream(failed) => failed.failure.as_str(),
         }
     }
 
@@ -413,7 +416,7 @@ impl RouteError {
     #[must_use]
     pub fn retriable(&self) -> bool {
         match self {
-            Self::Upstream { repeat_is_safe, .. } => *repeat_is_safe,
+            Self::Upstream(failed) => failed.repeat_is_safe,
             Self::BreakerOpen { .. }
             | Self::Overloaded { .. }
             | Self::SessionsFull { .. }
@@ -434,7 +437,7 @@ impl RouteError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Upstream { retry_after, .. } => *retry_after,
+            Self::Upstream(failed) => failed.retry_after,
             Self::BreakerOpen { rejection, .. } => rejection.retry_after(),
             Self::Overloaded { .. }
             | Self::SessionsFull { .. }
@@ -456,7 +459,7 @@ impl RouteError {
 
     /// The server concerned, where one is.
     #[must_use]
-    pub const fn server(&self) -> Option<&ServerName> {
+    pub fn server(&self) -> Option<&ServerName> {
         match self {
             Self::ToolHeld { server, .. }
             | Self::ServerDisabled { server }
@@ -464,8 +467,8 @@ impl RouteError {
             | Self::BreakerOpen { server, .. }
             | Self::Overloaded { server, .. }
             | Self::SessionsFull { server, .. }
-            | Self::SessionEnded { server }
-            | Self::Upstream { server, .. } => Some(server),
+            | Self::SessionEnded { server } => Some(server),
+            Self::Upstream(failed) => Some(&failed.server),
             Self::ToolNotFound { .. }
             | Self::ToolAmbiguous { .. }
             | Self::ToolCollision { .. }

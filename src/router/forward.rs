@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::UpstreamError;
+use super::error::{UpstreamError, UpstreamFailure};
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
 use crate::model::{CallId, Caller, Outcome, ProtocolVersion, Requester, SessionRef};
 use crate::policy::{self, Deadline, Verdict};
 use crate::pool::{PoolError, Relay};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
-use crate::registry::{LeaseError, Permit, ServerHandle};
+use crate::registry::{LeaseError, Permit, ServerHandle, Turn};
 
 use super::attempt::{LEASE_MARGIN, note_unreachable};
 
@@ -83,10 +83,10 @@ impl Router {
         let server = &forward.server;
         let began = clock::uptime();
         let limit = deadline.attempt(began, server.settings.timeout);
-        let lease = server.settings.breaker.lease.unwrap_or(limit + LEASE_MARGIN);
+        let lease = server.settings.breaker.lease.unwrap_or(limit.saturating_add(LEASE_MARGIN));
         let permit = server
             .breaker
-            .acquire(began, lease)
+            .acquire(began, lease, Turn::First)
             .map_err(|rejection| RouteError::breaker(&server.breaker, rejection))?;
         if permit.is_probe() {
             server.try_at_once();
@@ -173,7 +173,7 @@ fn fail(
         false => policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx),
     };
     permit.report(verdict, clock::uptime(), Some(&problem));
-    RouteError::Upstream {
+    RouteError::Upstream(Box::new(UpstreamFailure {
         server: server.name.clone(),
         subject: format!("{} at", forward.method),
         // Nothing of this kind changes anything.
@@ -184,5 +184,5 @@ fn fail(
         known: failure.knowledge(),
         retry_after: error.retry_after(),
         source: error,
-    }
+    }))
 }

@@ -28,7 +28,7 @@ use crate::model::{ToolCall, ViewName};
 use crate::policy::Deadline;
 
 pub use answer::{CallAnswer, UpstreamAnswer};
-pub use error::{Reason, RouteError, UpstreamError};
+pub use error::{Reason, RouteError, UpstreamError, UpstreamFailure};
 pub use forward::Forward;
 pub use record::Refusal;
 
@@ -86,7 +86,6 @@ impl Router {
         let server = Arc::clone(&entry.server);
         let total = record.call.deadline.unwrap_or(server.settings.call_deadline);
         let deadline = Deadline::new(record.started, total);
-        server.breaker.call_begins();
         let first = {
             let place = admit::admit(&entry, deadline).await;
             record.queued_until(clock::uptime());
@@ -95,7 +94,7 @@ impl Router {
         };
         match first {
             // Boxed: most calls have one attempt, and do not carry the room for others.
-            Err(error @ RouteError::Upstream { .. }) => {
+            Err(error @ RouteError::Upstream(_)) => {
                 Box::pin(self.again(entry, error, deadline, record)).await
             }
             settled => settled,

@@ -20,9 +20,9 @@ use crate::model::{
 
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
-    AuditFilter, CallRow, Cursor, DiscoveryRow, EventRow, FileSize, HistoryKind, HistoryRow,
-    KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, ToolRow,
-    Upserted,
+    AttemptRow, AuditFilter, CallRow, Cursor, DiscoveryRow, EventRow, FileSize, HistoryKind,
+    HistoryRow, KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize,
+    ToolRow, Upserted,
 };
 
 /// An open database. Clones are handles to the same one.
@@ -390,7 +390,7 @@ impl Store {
         forward!(self, append_calls(calls))
     }
 
-    /// Calls, newest first, without payloads, from `cursor` on.
+    /// Calls, newest first, without payloads and attempts, from `cursor` on.
     ///
     /// # Errors
     /// [`StoreError::BadValue`] and what any statement can give.
@@ -403,7 +403,8 @@ impl Store {
         forward!(self, audit_page(filter, cursor, limit))
     }
 
-    /// Calls that were stored after the one with `seq`, oldest first, without payloads.
+    /// Calls that were stored after the one with `seq`, oldest first, without payloads and
+    /// attempts.
     ///
     /// # Errors
     /// [`StoreError::BadValue`] and what any statement can give.
@@ -411,7 +412,7 @@ impl Store {
         forward!(self, audit_after(seq, limit))
     }
 
-    /// One call with its payloads.
+    /// One call with its payloads and attempts.
     ///
     /// # Errors
     /// [`StoreError::BadValue`] and what any statement can give.

@@ -309,6 +309,8 @@ pub struct CallRow {
     pub http_status: u16,
     /// Attempts made.
     pub attempts: u32,
+    /// Each of them, in their order. Pages leave it out, and calls from before it was kept have none.
+    pub attempt_list: Vec<AttemptRow>,
     /// Time spent waiting for a free place.
     pub queue: Duration,
     /// Time spent waiting for the server, over all attempts.
@@ -323,6 +325,25 @@ pub struct CallRow {
     pub arguments: Option<String>,
     /// What is kept of the result. Pages leave it out.
     pub result: Option<String>,
+}
+
+/// One attempt of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRow {
+    /// When it began, since the call began.
+    pub began: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What kind of failure it met.
+    pub failure: Option<Failure>,
+    /// The failure in words, redacted.
+    pub error: Option<String>,
+    /// HTTP status the server gave, where it gave one.
+    pub http_status: Option<u16>,
+    /// Whether it was let through to see whether the server is back.
+    pub probe: bool,
 }
 
 /// Which calls a page shall show; every field that is set must hold.

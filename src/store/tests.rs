@@ -1,3 +1,4 @@
+mod attempts;
 mod breakers;
 
 use std::collections::BTreeMap;
@@ -68,6 +69,7 @@ fn call(number: u64) -> CallRow {
         failure: number.is_multiple_of(100).then_some(Failure::Timeout),
         http_status: 200,
         attempts: 1,
+        attempt_list: Vec::new(),
         queue: Duration::from_micros(3),
         upstream: Duration::from_micros(1500),
         total: Duration::from_micros(1600),

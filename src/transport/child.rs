@@ -1,5 +1,5 @@
-//! Child processes: started without a shell in a group of their own, and ended with all they
-//! started.
+//! Child processes: started without a shell, under a guard or as a group of their own, and ended
+//! with all they started.
 //!
 //! Changes when the way processes are started or ended does. Knows nothing of MCP.
 
@@ -9,14 +9,18 @@ use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
 use super::error::TransportError;
+use crate::guard::{
+    self, NotStartable, ProcessTable, Start, end_orphans, find_program, start_guard,
+};
 use crate::model::Secret;
 
 /// After its input is closed, a child may finish what it does.
@@ -24,6 +28,8 @@ const AFTER_CLOSE: Duration = Duration::from_millis(1500);
 /// After TERM, it may clean up. Together with what comes before, a child whose session ended is gone
 /// well within 5 s.
 const AFTER_TERM: Duration = Duration::from_millis(1500);
+/// How long a guard may take to kill and reap, which it does in milliseconds.
+const GUARDS_TIME: Duration = Duration::from_millis(500);
 /// What is kept of standard error.
 const STDERR_KEPT: usize = 64 * 1024;
 /// What is shown of it.
@@ -43,6 +49,8 @@ pub(super) struct Launch<'a> {
     pub(super) args: &'a [String],
     pub(super) env: &'a [(String, Secret)],
     pub(super) cwd: Option<&'a Path>,
+    /// The program of guards, where children have one.
+    pub(super) guard: Option<&'a Path>,
 }
 
 /// A started child and its three pipes.
@@ -51,6 +59,8 @@ pub(super) struct Process {
     pub(super) stdin: ChildStdin,
     pub(super) stdout: ChildStdout,
     pub(super) stderr: ChildStderr,
+    /// To be written to its input before anything else.
+    pub(super) first: Vec<u8>,
 }
 
 impl Launch<'_> {
@@ -64,27 +74,65 @@ impl Launch<'_> {
             });
         }
         let environment = self.environment();
+        let guarded = self.guard.is_some();
+        let (mut child, first) = match self.guard {
+            Some(guard) => self.start_guarded(guard, &environment)?,
+            None => self.start_plain(&environment)?,
+        };
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let ((Some(stdin), Some(stdout), Some(stderr)), Some(pid)) = (pipes, pid) else {
+            let source = io::Error::other("it ended before its pipes could be taken");
+            return Err(TransportError::Spawn { command: self.command.to_owned(), source });
+        };
+        let child = Running { child, process: ProcessId::new(pid, guarded) };
+        Ok(Process { child, stdin, stdout, stderr, first })
+    }
+
+    /// As a process group of its own.
+    fn start_plain(
+        &self,
+        environment: &[(OsString, OsString)],
+    ) -> Result<(Child, Vec<u8>), TransportError> {
         let mut command = Command::new(self.command);
         command
             .args(self.args)
             .env_clear()
             .envs(environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
-        let mut child = command.spawn().map_err(|source| self.explain(source, &environment))?;
-        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let ((Some(stdin), Some(stdout), Some(stderr)), Some(group)) = (pipes, group) else {
-            let source = io::Error::other("it ended before its pipes could be taken");
-            return Err(TransportError::Spawn { command: self.command.to_owned(), source });
-        };
-        Ok(Process { child: Running { child, group: Group(group) }, stdin, stdout, stderr })
+        let child = piped(command).spawn();
+        Ok((child.map_err(|source| self.explain(source, environment))?, Vec::new()))
+    }
+
+    /// Under a guard, which reads the rest from its input. What can be known to fail is found out
+    /// here: from down there comes a text on standard error and no more.
+    fn start_guarded(
+        &self,
+        guard: &Path,
+        environment: &[(OsString, OsString)],
+    ) -> Result<(Child, Vec<u8>), TransportError> {
+        let path = environment.iter().rev().find(|(name, _)| name == "PATH");
+        let found = find_program(self.command, path.map(|(_, path)| &**path), self.cwd);
+        found.map_err(|problem| {
+            let source = match problem {
+                NotStartable::NotFound => io::ErrorKind::NotFound.into(),
+                NotStartable::NotExecutable(source) => source,
+            };
+            self.explain(source, environment)
+        })?;
+        let spawn = |source| TransportError::Spawn { command: self.command.to_owned(), source };
+        let Self { command, args, cwd, .. } = *self;
+        let first = Start { command, args, env: environment, cwd }.encode().map_err(spawn)?;
+        let started = start_guard(|| {
+            let child = piped(guard::command(guard).into()).spawn()?;
+            let pid = child.id();
+            Ok((child, pid))
+        });
+        Ok((started.map_err(spawn)?, first))
     }
 
     /// The environment of the child: a few variables of ours, then those of the specification.
@@ -110,23 +158,37 @@ impl Launch<'_> {
     }
 }
 
-/// A child and all it starts, as one process group. Dropping it kills the group.
+fn piped(mut command: Command) -> Command {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A child and all it starts. Dropping it kills them.
 pub(super) struct Running {
     child: Child,
-    group: Group,
+    process: Arc<ProcessId>,
 }
 
 impl Running {
-    pub(super) fn id(&self) -> u32 {
-        self.group.0.as_raw_nonzero().get().unsigned_abs()
+    pub(super) const fn id(&self) -> &Arc<ProcessId> {
+        &self.process
     }
 
     /// Waits for the child to end, and then kills what it left behind.
     pub(super) async fn ended(&mut self) -> String {
         let status = self.child.wait().await;
-        // The group keeps its number while anything in it lives, so this can hit a stranger only
-        // if it is empty and its number was given away in this very moment.
-        self.group.signal(Signal::KILL);
+        if self.process.guarded {
+            // A guard that ended on its own has left nothing. It also ends by the signal that ended
+            // its child, so this may be in vain.
+            if status.as_ref().is_ok_and(|status| status.signal().is_some()) {
+                self.process.end_group();
+                end_what_a_guard_left().await;
+            }
+        } else {
+            // The group keeps its number while anything in it lives, so this can hit a stranger only
+            // if it is empty and its number was given away in this very moment.
+            self.process.signal(Signal::KILL);
+        }
         status.map_or_else(|error| format!("could not be waited for: {error}"), describe)
     }
 
@@ -135,11 +197,17 @@ impl Running {
         if let Ok(status) = tokio::time::timeout(AFTER_CLOSE, self.ended()).await {
             return status;
         }
-        self.group.signal(Signal::TERM);
-        if let Ok(status) = tokio::time::timeout(AFTER_TERM, self.ended()).await {
+        self.process.signal(Signal::TERM);
+        let patience = if self.process.guarded { AFTER_TERM + GUARDS_TIME } else { AFTER_TERM };
+        if let Ok(status) = tokio::time::timeout(patience, self.ended()).await {
             return status;
         }
-        self.group.signal(Signal::KILL);
+        self.process.kill();
+        if let Ok(status) = tokio::time::timeout(GUARDS_TIME, self.ended()).await {
+            return status;
+        }
+        // The guard does not do its work: somebody stopped it.
+        self.process.kill_with_guard();
         self.ended().await
     }
 }
@@ -148,21 +216,103 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Only when nobody waited for it: the runtime is going down.
         if self.child.id().is_some() {
-            self.group.signal(Signal::KILL);
+            self.process.kill();
         }
     }
 }
 
-#[derive(Clone, Copy)]
-struct Group(Pid);
-
-impl Group {
-    fn signal(self, signal: Signal) {
-        if let Err(error) = kill_process_group(self.0, signal)
-            && error != rustix::io::Errno::SRCH
-        {
-            tracing::debug!(%error, ?signal, "could not signal a process group");
+/// For the case that the guard was killed, with which its child was killed, too.
+async fn end_what_a_guard_left() {
+    let ending = async {
+        while !end_orphans() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    };
+    if tokio::time::timeout(GUARDS_TIME, ending).await.is_err() {
+        tracing::warn!("processes that a killed guard left behind could not be ended");
+    }
+}
+
+/// Which process was started: the child, or its guard.
+pub(super) struct ProcessId {
+    pid: Pid,
+    pub(super) guarded: bool,
+    /// The child of the guard, once it is known.
+    own: OnceLock<Pid>,
+}
+
+impl ProcessId {
+    fn new(pid: Pid, guarded: bool) -> Arc<Self> {
+        Arc::new(Self { pid, guarded, own: OnceLock::new() })
+    }
+
+    /// The one that was started.
+    pub(super) fn started(&self) -> u32 {
+        number(self.pid)
+    }
+
+    /// The child; its guard as long as the child cannot be seen.
+    pub(super) fn shown(&self) -> u32 {
+        if !self.guarded {
+            return number(self.pid);
+        }
+        number(self.child().unwrap_or(self.pid))
+    }
+
+    fn child(&self) -> Option<Pid> {
+        if let Some(own) = self.own.get() {
+            return Some(*own);
+        }
+        // The first child of a guard is the one it was started for: those it adopts stand behind.
+        let path = format!("/proc/{0}/task/{0}/children", self.pid);
+        let children = std::fs::read_to_string(path).ok()?;
+        let first = Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)?;
+        Some(*self.own.get_or_init(|| first))
+    }
+
+    /// Of a guard, TERM and USR1 are orders to end or to kill what it guards.
+    fn signal(&self, signal: Signal) {
+        let sent = match self.guarded {
+            true => kill_process(self.pid, signal),
+            false => kill_process_group(self.pid, signal),
+        };
+        tell(sent, signal);
+    }
+
+    fn kill(&self) {
+        self.signal(if self.guarded { Signal::USR1 } else { Signal::KILL });
+    }
+
+    /// Does the guard's work, and ends the guard.
+    fn kill_with_guard(&self) {
+        let pid = self.pid.as_raw_nonzero().get();
+        if self.guarded
+            && let Ok(table) = ProcessTable::read()
+        {
+            for pid in table.descendants(pid).filter_map(Pid::from_raw) {
+                tell(kill_process(pid, Signal::KILL), Signal::KILL);
+            }
+        }
+        self.signal(Signal::KILL);
+    }
+
+    /// Kills the group of a child whose guard was killed.
+    fn end_group(&self) {
+        if let Some(own) = self.own.get() {
+            tell(kill_process_group(*own, Signal::KILL), Signal::KILL);
+        }
+    }
+}
+
+fn number(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
+}
+
+fn tell(sent: rustix::io::Result<()>, signal: Signal) {
+    if let Err(error) = sent
+        && error != rustix::io::Errno::SRCH
+    {
+        tracing::debug!(%error, ?signal, "could not signal a process");
     }
 }
 
@@ -234,7 +384,7 @@ mod tests {
     #[test]
     fn a_child_inherits_nothing_that_could_be_a_credential() {
         let env = [("OWN".to_owned(), Secret::new("value"))];
-        let launch = Launch { command: "x", args: &[], env: &env, cwd: None };
+        let launch = Launch { command: "x", args: &[], env: &env, cwd: None, guard: None };
         let environment = launch.environment();
         let names: Vec<_> = environment.iter().map(|(name, _)| name.to_str().unwrap()).collect();
         assert!(names.contains(&"PATH") && names.contains(&"OWN"));

@@ -513,6 +513,14 @@ impl TransportError {
         }
     }
 
+    /// Whether we gave up an answer that the server may still be working at.
+    pub(super) const fn is_given_up(&self) -> bool {
+        matches!(
+            self,
+            Self::Stalled { .. } | Self::StreamTooLong { .. } | Self::ResponseTooLarge { .. }
+        )
+    }
+
     /// Whether the server could not be reached at all, so that asking it anything else is idle.
     pub(super) const fn is_unreachable(&self) -> bool {
         matches!(

@@ -198,6 +198,7 @@ impl Endpoint {
                 tokio::task::coop::consume_budget().await;
             }
             place.events = place.events.saturating_add(events);
+            tokio::task::coop::consume_budget().await;
             match &mut pace {
                 Some(pace) => pace.keep(frame.len(), events).await,
                 None => self.check_length(place)?,

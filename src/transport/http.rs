@@ -138,7 +138,9 @@ impl HttpConnection {
             self.endpoint.read(exchange, id, talk).await
         }
         .await;
-        if let Some(cancel) = cancel {
+        if let Some(cancel) = cancel
+            && !outcome.as_ref().is_err_and(TransportError::is_given_up)
+        {
             cancel.disarm();
         }
         let outcome = match outcome {

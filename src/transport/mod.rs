@@ -5,10 +5,12 @@
 
 mod channel;
 mod child;
+mod children;
 mod detect;
 mod endpoint;
 mod error;
 mod events;
+mod fair;
 mod handshake;
 mod hear;
 mod http;
@@ -35,6 +37,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+pub use children::Children;
 pub use error::{BoxError, Sent, TransportError};
 pub use http::HttpConnection;
 pub use jsonrpc::JsonrpcConnection;
@@ -139,6 +142,8 @@ pub struct ConnectOptions {
     /// How long the modern probe may take before the legacy handshake is tried; at most 2 s with a
     /// child process.
     pub probe_timeout: Duration,
+    /// The server's child processes, those of its other connections included.
+    pub children: Children,
 }
 
 /// Who hears what a server says beside the answers to our requests.
@@ -246,7 +251,8 @@ impl Connection {
                 Box::pin(detect::open(&endpoint, url, options, tasks)).await
             }
             Target::Stdio { command, args, env, cwd } => {
-                let child = child::Launch { command, args, env, cwd: cwd.as_deref() };
+                let guard = options.children.guard();
+                let child = child::Launch { command, args, env, cwd: cwd.as_deref(), guard };
                 Box::pin(StdioConnection::open(&child, options, tasks)).await.map(Self::Stdio)
             }
             Target::Sse { url, headers } => {

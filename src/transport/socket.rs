@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
 use super::error::TransportError;
+use super::fair::{Fair, Paused};
 use crate::clock;
 use crate::model::Uptime;
 
@@ -55,7 +56,10 @@ const KEEPALIVE_TRIES: u32 = 4;
 /// the task to pause, wakes it until it does.
 const ROUNDS: u32 = 4;
 
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+/// The largest head of an answer, and what is read at a time.
+const BUFFER: usize = 64 * 1024;
+
+type Stream = Fair<MaybeHttpsStream<TokioIo<TcpStream>>>;
 type Driver = http1::Connection<Stream, Full<Bytes>>;
 
 /// Opens connections to HTTP upstreams; one for the whole process, cheap to clone.
@@ -172,6 +176,7 @@ struct Socket {
     sender: http1::SendRequest<Full<Bytes>>,
     gate: Arc<Gate>,
     waker: Waker,
+    paused: Paused,
     idle_since: Uptime,
     /// Where its readiness events arrive. Used from another runtime it would work, but each event
     /// would have to wake a thread.
@@ -179,13 +184,13 @@ struct Socket {
 }
 
 impl Socket {
-    fn new(sender: http1::SendRequest<Full<Bytes>>, driver: Driver) -> Self {
+    fn new(sender: http1::SendRequest<Full<Bytes>>, driver: Driver, paused: Paused) -> Self {
         let gate = Arc::new(Gate::default());
         let waker = Waker::from(Arc::clone(&gate));
         let driver = Some(Box::pin(driver));
         let idle_since = Uptime::default();
         let home = runtime::Handle::current().id();
-        let mut socket = Self { driver, sender, gate, waker, idle_since, home };
+        let mut socket = Self { driver, sender, gate, waker, paused, idle_since, home };
         socket.settle();
         socket
     }
@@ -220,12 +225,16 @@ impl Socket {
                     self.gate.open();
                     return Poll::Ready(done);
                 }
+                if self.paused.take() {
+                    break;
+                }
                 if self.gate.try_open() {
                     return Poll::Pending;
                 }
             }
             self.gate.open();
-            cx.waker().wake_by_ref();
+            // A task that wakes itself goes on before timers and other connections are looked at.
+            let _pending = pin!(tokio::task::yield_now()).poll(cx);
             Poll::Pending
         })
         .await
@@ -387,8 +396,10 @@ impl SocketPool {
             let mut connector = self.connector.clone();
             poll_fn(|cx| connector.poll_ready(cx)).await?;
             let stream = connector.call(self.origin.clone()).await?;
-            let (sender, connection) = http1::handshake(stream).await?;
-            Ok(Socket::new(sender, connection))
+            let (stream, paused) = Fair::new(stream);
+            let (sender, connection) =
+                http1::Builder::new().max_buf_size(BUFFER).handshake(stream).await?;
+            Ok(Socket::new(sender, connection, paused))
         };
         match tokio::time::timeout(self.connect_timeout, Box::pin(connecting)).await {
             Ok(Ok(socket)) => Ok(socket),
@@ -539,6 +550,8 @@ impl Exchange {
                 return Err(too_large);
             }
             all.extend_from_slice(&bytes);
+            // A frame can be one byte, and hundreds of thousands of them be there already.
+            tokio::task::coop::consume_budget().await;
             next = self.frame_in(stall).await.transpose()?;
         }
         Ok(Bytes::from(all))
@@ -574,6 +587,7 @@ impl Exchange {
                 Some(less) => left = less,
                 None => return false,
             }
+            tokio::task::coop::consume_budget().await;
         }
         true
     }

@@ -238,6 +238,7 @@ impl Events {
             let Some(bytes) = self.exchange.frame().await.transpose()? else { return Ok(None) };
             self.pace.keep(bytes.len(), std::mem::take(&mut self.talk)).await;
             self.unread = bytes;
+            tokio::task::coop::consume_budget().await;
         }
     }
 }

@@ -20,12 +20,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
-use super::child::{Launch, Process, Running, StderrTail};
+use super::child::{Launch, Process, ProcessId, Running, StderrTail};
+use super::children::Started;
 use super::error::{Sent, TransportError, sample};
 use super::handshake::{self, Finding};
 use super::lines::{Line, LineSplitter, Oversized};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
+use crate::clock;
 use crate::model::{Dialect, Era, ProtocolVersion};
 use crate::protocol::{
     Answer, MessageKind, OutgoingRequest, RawObject, message_kind, render_notification,
@@ -54,7 +56,7 @@ pub struct StdioConnection {
 
 struct Shared {
     channel: Channel,
-    process_id: u32,
+    process: Arc<ProcessId>,
     state: Mutex<State>,
     queue: mpsc::Sender<Outgoing>,
     stderr: StderrTail,
@@ -81,16 +83,18 @@ impl StdioConnection {
     ) -> Result<Self, TransportError> {
         let known_legacy = options.known_dialect == Some(Dialect::Legacy);
         let first = if known_legacy { Opening::Handshake } else { Opening::Probe };
-        match Self::start(launch, options, tasks, first).await {
+        let started = Self::start(launch, options, tasks, first).await;
+        let again = ConnectOptions { children: options.children.again(), ..options.clone() };
+        match started {
             // Some legacy servers do not survive a message before the handshake.
             Err(TransportError::ChildExited { sent: Sent::Yes, .. }) if !known_legacy => {
-                Self::start(launch, options, tasks, Opening::Handshake).await
+                Self::start(launch, &again, tasks, Opening::Handshake).await
             }
             // What was legacy last time may be modern now.
             Err(TransportError::HandshakeRefused { .. } | TransportError::Version { .. })
                 if known_legacy =>
             {
-                Self::start(launch, options, tasks, Opening::Probe).await
+                Self::start(launch, &again, tasks, Opening::Probe).await
             }
             settled => settled,
         }
@@ -103,26 +107,36 @@ impl StdioConnection {
         opening: Opening,
     ) -> Result<Self, TransportError> {
         let process = launch.start()?;
+        let id = process.child.id();
         tracing::info!(
-            server.name = %options.server, process.id = process.child.id(),
+            server.name = %options.server, process.id = id.started(), process.is_guard = id.guarded,
             "started `{}`", launch.command
         );
-        let shared = Shared::run(process, options, tasks);
+        let started = options.children.started(id.started(), id.guarded);
+        let shared = Shared::run(process, started, options, tasks);
         let stop = shared.channel.stop.clone().drop_guard();
         let limit = options.connect_timeout.max(START);
         let silence = options.probe_timeout.min(SILENCE);
         match tokio::time::timeout(limit, shared.greet(opening, silence)).await {
             Ok(Ok(peer)) => {
+                // While it certainly lives: later its id may have been given to another.
+                shared.process.shown();
                 tasks.spawn(Arc::clone(&shared).keep_subscribed(peer.clone()));
                 Ok(Self { shared, peer, _stop_on_drop: stop })
             }
-            Ok(Err(error)) => Err(error),
-            Err(_elapsed) => Err(TransportError::NoHandshake {
-                command: launch.command.to_owned(),
-                limit,
-                stderr: shared.stderr.lines(),
-                printed: shared.printed(),
-            }),
+            Ok(Err(error)) => {
+                options.children.failed(clock::uptime());
+                Err(error)
+            }
+            Err(_elapsed) => {
+                options.children.failed(clock::uptime());
+                Err(TransportError::NoHandshake {
+                    command: launch.command.to_owned(),
+                    limit,
+                    stderr: shared.stderr.lines(),
+                    printed: shared.printed(),
+                })
+            }
         }
     }
 
@@ -163,7 +177,7 @@ impl StdioConnection {
     }
 
     pub(super) fn process_id(&self) -> u32 {
-        self.shared.process_id
+        self.shared.process.shown()
     }
 
     pub(super) fn death(&self) -> Option<TransportError> {
@@ -175,7 +189,7 @@ impl StdioConnection {
 impl fmt::Debug for StdioConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StdioConnection")
-            .field("process_id", &self.shared.process_id)
+            .field("process_id", &self.shared.process.shown())
             .field("version", &self.peer.version)
             .finish_non_exhaustive()
     }
@@ -231,18 +245,23 @@ impl Carrier for Shared {
 
 impl Shared {
     /// Starts the tasks around a process.
-    fn run(process: Process, options: &ConnectOptions, tasks: &TaskTracker) -> Arc<Self> {
-        let Process { child, stdin, stdout, stderr } = process;
+    fn run(
+        process: Process,
+        started: Started,
+        options: &ConnectOptions,
+        tasks: &TaskTracker,
+    ) -> Arc<Self> {
+        let Process { child, stdin, stdout, stderr, first } = process;
         let (queue, lines) = mpsc::channel(QUEUE);
         let shared = Arc::new(Self {
             channel: Channel::new(options, tasks),
-            process_id: child.id(),
+            process: Arc::clone(child.id()),
             state: Mutex::default(),
             queue,
             stderr: StderrTail::default(),
             limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
         });
-        tasks.spawn(write(lines, stdin, shared.channel.stop.clone()));
+        tasks.spawn(write(first, lines, stdin, shared.channel.stop.clone()));
         let read_end = CancellationToken::new();
         {
             let (shared, read_end) = (Arc::clone(&shared), read_end.clone());
@@ -259,7 +278,11 @@ impl Shared {
                 shared.stderr.drain(stderr).await;
             });
         }
-        tasks.spawn(supervise(Arc::clone(&shared), child, read_end, stderr_end));
+        let supervised = Arc::clone(&shared);
+        tasks.spawn(async move {
+            supervise(supervised, child, read_end, stderr_end).await;
+            drop(started)
+        });
         shared
     }
 
@@ -478,11 +501,16 @@ async fn modern(probe: &mut Call<'_, Shared>) -> Option<PeerInfo> {
 /// Writes lines one after the other; ends, and so closes the child's input, on `stop` or when the
 /// child no longer reads.
 async fn write(
+    first: Vec<u8>,
     mut lines: mpsc::Receiver<Outgoing>,
     mut stdin: ChildStdin,
     stop: CancellationToken,
 ) {
     let writing = async {
+        if stdin.write_all(&first).await.is_err() {
+            return;
+        }
+        drop(first);
         while let Some(line) = lines.recv().await {
             if line.ticket.take() && stdin.write_all(&line.bytes).await.is_err() {
                 break;
@@ -523,7 +551,7 @@ async fn supervise(
         stderr_end.cancelled().await;
     })
     .await;
-    tracing::info!(server.name = %shared.channel.server, process.id = shared.process_id, "the child {status}");
+    tracing::info!(server.name = %shared.channel.server, process.id = shared.process.shown(), "the child {status}");
     shared.end(&status);
     shared.channel.stop.cancel();
     shared.channel.ended.cancel();

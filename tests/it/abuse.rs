@@ -149,7 +149,6 @@ async fn breaks(faults: &[Fault], code: &str) {
                     "{fault:?}: {:?}",
                     began.elapsed()
                 );
-                println!("{fault:?}: {}", answer.text());
                 failed(&app, &answer, code, "ambiguous").await;
                 all_is_well(app.http(), &format!("after {fault:?} {time}")).await;
             }

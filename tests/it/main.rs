@@ -27,6 +27,7 @@ mod errors;
 mod fidelity;
 mod front_door;
 mod hostile;
+mod hostile_lists;
 mod input;
 mod isolated;
 mod isolation;

@@ -20,9 +20,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("store", &[]),
     ("audit", &["store", "config", "metrics"]),
-    ("transport", &["protocol"]),
+    ("guard", &[]),
+    ("transport", &["guard", "protocol"]),
     ("pool", &["transport", "protocol", "metrics"]),
-    ("registry", &["pool", "policy", "store", "config", "protocol", "metrics"]),
+    ("registry", &["pool", "policy", "store", "config", "protocol", "metrics", "guard"]),
     ("catalogue", &["registry", "pool", "protocol", "store", "metrics"]),
     ("router", &["catalogue", "registry", "pool", "policy", "audit", "protocol", "metrics"]),
     (
@@ -46,8 +47,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "protocol",
         ],
     ),
-    ("cli", &["app", "config", "store", "protocol"]),
-    ("main", &["app", "config", "store", "protocol", "cli"]),
+    ("cli", &["app", "config", "store", "protocol", "guard"]),
+    ("main", &["app", "config", "store", "protocol", "cli", "guard"]),
     ("lib", &[]),
 ];
 

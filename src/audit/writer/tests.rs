@@ -5,11 +5,12 @@ use prometheus::Registry;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use uuid::Uuid;
 
-use super::super::{AuditQuery, ToolLabel};
+use super::super::{AttemptEntry, Attempts, AuditQuery, ToolLabel};
 use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
-    ArgumentsLevel, CallId, Entrance, ExposedName, Outcome, ResultsLevel, Secret, Timestamp,
+    ArgumentsLevel, CallId, Entrance, ExposedName, Failure, Outcome, ResultsLevel, Secret,
+    Timestamp,
 };
 use crate::store::AuditFilter;
 
@@ -75,8 +76,8 @@ fn entry(arguments: &str) -> AuditEntry {
         error: None,
         failure: None,
         http_status: 200,
-        attempt_list: crate::audit::Attempts::default(),
         attempts: 1,
+        attempt_list: Attempts::default(),
         queue: Duration::ZERO,
         upstream: Duration::from_millis(2),
         total: Duration::from_millis(3),
@@ -294,5 +295,92 @@ async fn strict_refuses_before_dispatch_when_the_ledger_cannot_be_written() {
     ledger.store.close().await.unwrap();
     assert_eq!(slot.record_durably(entry("{}")).await, Err(NotRecorded));
     assert_eq!(ledger.writer.admit().await.unwrap_err(), AuditUnavailable::NotWritable);
+    ledger.end().await;
+}
+
+fn attempt(n: u32, error: Option<&str>) -> AttemptEntry {
+    AttemptEntry {
+        began: Duration::from_millis(u64::from(n) * 100),
+        took: Duration::from_micros(2500),
+        outcome: if error.is_some() { Outcome::Unavailable } else { Outcome::Ok },
+        failure: error.is_some().then_some(Failure::NotSent),
+        error: error.map(ToOwned::to_owned),
+        http_status: error.is_none().then_some(200),
+        probe: n == 2,
+    }
+}
+
+#[tokio::test]
+async fn each_attempt_is_recorded_and_shown_with_its_call() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let query = AuditQuery::new(ledger.store.clone());
+    for count in [0, 1, 2, 5] {
+        let mut list = Attempts::default();
+        for n in 1..=count {
+            list.push(attempt(n, (n < count).then_some("connection refused")));
+        }
+        assert_eq!((list.len(), list.is_empty()), (count, count == 0));
+        let entry = AuditEntry { attempts: list.len(), attempt_list: list, ..entry("{}") };
+        let id = entry.id;
+        ledger.writer.admit().await.unwrap().record(entry);
+        ledger.writer.flush().await;
+        let json = serde_json::to_value(query.get(id).await.unwrap().unwrap()).unwrap();
+        assert_eq!(json["attempts"], count);
+        let shown: Vec<serde_json::Value> = (1..=count)
+            .map(|n| {
+                let last = n == count;
+                serde_json::json!({
+                    "n": n,
+                    "began_ms": f64::from(n) * 100.0,
+                    "took_ms": 2.5,
+                    "outcome": if last { "ok" } else { "unavailable" },
+                    "failure": (!last).then_some("not_sent"),
+                    "error": (!last).then_some("connection refused"),
+                    "http_status": last.then_some(200),
+                    "probe": n == 2,
+                })
+            })
+            .collect();
+        assert_eq!(json["attempt_list"], serde_json::Value::from(shown));
+    }
+    ledger.end().await;
+}
+
+#[tokio::test]
+async fn errors_of_attempts_are_redacted_and_cut_as_the_call_s_own() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let planted =
+        "HTTP 401: token known-secret-value of Authorization: Bearer abcdefghijklmnop1234";
+    let long = "x".repeat(2040) + "known-secret-value and more";
+    let mut list = Attempts::default();
+    for error in [planted, planted, &long] {
+        list.push(attempt(1, Some(error)));
+    }
+    let entry = AuditEntry {
+        attempts: list.len(),
+        attempt_list: list,
+        error: Some(planted.to_owned()),
+        ..entry("{}")
+    };
+    let id = entry.id;
+    ledger.writer.admit().await.unwrap().record(entry);
+    ledger.writer.flush().await;
+    let row = ledger.store.audit_call(id).await.unwrap().unwrap();
+    let errors: Vec<&str> =
+        row.attempt_list.iter().map(|attempt| attempt.error.as_deref().unwrap()).collect();
+    assert_eq!(errors[0], row.error.as_deref().unwrap());
+    assert!(errors[0].contains("HTTP 401: token ***"), "{}", errors[0]);
+    assert_eq!(errors[1], errors[0]);
+    assert!(errors[2].starts_with("xxx") && errors[2].len() < 2100, "{}", errors[2]);
+    assert!(errors[2].ends_with(&format!("***…[cut, {} bytes]", long.len())), "{}", errors[2]);
+    let folder = ledger.folder.path().to_owned();
+    for file in std::fs::read_dir(&folder).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        for secret in ["known-secret", "abcdefghijklmnop1234"] {
+            let found = memchr::memmem::find(&bytes, secret.as_bytes());
+            assert!(found.is_none(), "{secret} is in {}", path.display());
+        }
+    }
     ledger.end().await;
 }

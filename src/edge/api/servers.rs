@@ -52,6 +52,9 @@ struct ServerView {
     in_flight: i64,
     /// Sessions at the server that belong to one requester each; 0 where all share one.
     upstream_sessions: usize,
+    /// Of a child process and its descendants; nothing for a server that is none.
+    processes: Option<u64>,
+    resident_bytes: Option<u64>,
     latency_ms: Option<Latency>,
     revision: i64,
     created_at: String,
@@ -78,6 +81,7 @@ fn view(edge: &Edge, handle: &ServerHandle) -> ServerView {
     let status = handle.status();
     let state = handle.state().as_str();
     let tools = catalogue.counts().get(&handle.name).copied().unwrap_or(0);
+    let children = handle.child_usage();
     let fresh = state == "up" && status.tried && status.discovery.error.is_none();
     ServerView {
         name: handle.name.as_str().to_owned(),
@@ -97,6 +101,8 @@ fn view(edge: &Edge, handle: &ServerHandle) -> ServerView {
         last_discovery_at: status.discovery.ok_at.map(|at| at.to_string()),
         in_flight: handle.metrics.inflight.get(),
         upstream_sessions: handle.sessions(),
+        processes: children.map(|usage| usage.processes),
+        resident_bytes: children.map(|usage| usage.resident_bytes),
         latency_ms: handle.latency_ms().map(|[p50, p95]| Latency { p50, p95 }),
         revision: handle.revision,
         created_at: handle.created_at.to_string(),

@@ -7,6 +7,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
+use super::attempts::{attempts_of, insert_attempts};
 use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
 use crate::model::{
@@ -38,11 +39,12 @@ const SELECT: &str = "select c.seq, c.id, c.started_at_ms, c.caller, c.session, 
 
 type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
 
-/// The `seq` that follows the last one used, also when its call is gone and its payload is not.
+/// The `seq` that follows the last one used, also when its call is gone and what belongs to it is not.
 async fn next_seq(transaction: &mut Transaction<'_, Sqlite>) -> Result<i64, StoreError> {
     let last: Option<i64> = sqlx::query_scalar(
         "select max(seq) from
-            (select max(seq) as seq from calls union all select max(seq) from payloads)",
+            (select max(seq) as seq from calls union all select max(seq) from payloads
+             union all select max(seq) from attempts)",
     )
     .fetch_one(&mut **transaction)
     .await?;
@@ -63,6 +65,7 @@ impl SqliteStore {
                 .execute(&mut *transaction)
                 .await?;
         }
+        insert_attempts(&mut transaction, &numbered).await?;
         let payloads: Vec<(i64, &CallRow)> = numbered
             .into_iter()
             .filter(|(_, row)| row.arguments.is_some() || row.result.is_some())
@@ -126,6 +129,7 @@ impl SqliteStore {
         let mut found = call(&row)?;
         found.arguments = row.try_get("arguments")?;
         found.result = row.try_get("result")?;
+        found.attempt_list = attempts_of(&self.audit.readers, found.seq).await?;
         Ok(Some(found))
     }
 
@@ -145,11 +149,11 @@ impl SqliteStore {
 }
 
 /// Cuts `rows` into statements of [`CHUNK`] rows and, for the rest, of one.
-fn statements<'a, 'b>(
-    rows: &'b [(i64, &'a CallRow)],
+pub(super) fn statements<'a, T>(
+    rows: &'a [T],
     many: &'static str,
     one: &'static str,
-) -> impl Iterator<Item = (&'static str, &'b [(i64, &'a CallRow)])> {
+) -> impl Iterator<Item = (&'static str, &'a [T])> {
     let (chunks, rest) = rows.as_chunks::<CHUNK>();
     let chunks = chunks.iter().map(move |chunk| (many, chunk.as_slice()));
     chunks.chain(rest.chunks(1).map(move |row| (one, row)))
@@ -296,11 +300,12 @@ fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
             .transpose()?,
         http_status: row.try_get("http_status")?,
         attempts: row.try_get("attempts")?,
-        queue: duration(row, "queue_us")?,
-        upstream: duration(row, "upstream_us")?,
-        total: duration(row, "total_us")?,
-        request_bytes: unsigned(row, "request_bytes")?,
-        response_bytes: unsigned(row, "response_bytes")?,
+        attempt_list: Vec::new(),
+        queue: duration(TABLE, row, "queue_us")?,
+        upstream: duration(TABLE, row, "upstream_us")?,
+        total: duration(TABLE, row, "total_us")?,
+        request_bytes: unsigned(TABLE, row, "request_bytes")?,
+        response_bytes: unsigned(TABLE, row, "response_bytes")?,
         arguments: None,
         result: None,
     })
@@ -318,7 +323,7 @@ fn entrance(row: &SqliteRow) -> Result<Entrance, StoreError> {
     }
 }
 
-fn parse_failure(name: &str) -> Option<Failure> {
+pub(super) fn parse_failure(name: &str) -> Option<Failure> {
     [
         Failure::NotSent,
         Failure::Refused,
@@ -331,17 +336,21 @@ fn parse_failure(name: &str) -> Option<Failure> {
     .find(|failure| failure.as_str() == name)
 }
 
-fn duration(row: &SqliteRow, column: &'static str) -> Result<Duration, StoreError> {
-    unsigned(row, column).map(Duration::from_micros)
+pub(super) fn duration(
+    table: &'static str,
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<Duration, StoreError> {
+    unsigned(table, row, column).map(Duration::from_micros)
 }
 
-fn unsigned(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+fn unsigned(table: &'static str, row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
     let value: i64 = row.try_get(column)?;
     u64::try_from(value)
-        .map_err(|_negative| StoreError::bad_value(TABLE, column, &value.to_string()))
+        .map_err(|_negative| StoreError::bad_value(table, column, &value.to_string()))
 }
 
-fn micros(duration: Duration) -> i64 {
+pub(super) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 

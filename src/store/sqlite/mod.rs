@@ -3,6 +3,7 @@
 //! Changes when the way files are opened, migrated or closed changes. The SQL of a table is in the
 //! table's own file.
 
+mod attempts;
 mod audit;
 mod breakers;
 mod events;
@@ -76,6 +77,7 @@ const AUDIT: Schema = Schema {
     migrations: &[
         include_str!("../../../migrations/sqlite/audit/0001_calls.sql"),
         include_str!("../../../migrations/sqlite/audit/0002_view.sql"),
+        include_str!("../../../migrations/sqlite/audit/0003_attempts.sql"),
     ],
     // Retention gives pages back in small steps; this cannot be switched on later.
     new_file: "pragma auto_vacuum = incremental;",

@@ -12,7 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::model::ServerName;
 use crate::protocol::{Answer, OutgoingRequest};
-use crate::transport::{ConnectOptions, Connection, Hearing, HttpClient, Target, TransportError};
+use crate::transport::{
+    Children, ConnectOptions, Connection, Hearing, HttpClient, Target, TransportError,
+};
 
 /// What a test server received.
 #[derive(Debug, Clone)]
@@ -246,6 +248,7 @@ pub(in crate::transport) fn options() -> ConnectOptions {
         known_dialect: None,
         hearing: Hearing::default(),
         probe_timeout: Duration::from_secs(2),
+        children: Children::default(),
     }
 }
 

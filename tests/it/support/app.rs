@@ -8,7 +8,7 @@ use switchyard::app::{ADMIN_SOCKET, App, StartError};
 use switchyard::config::{self, Config, Environment};
 use tempfile::TempDir;
 
-use super::{Answer, Http, SOON, eventually};
+use super::{Answer, Http, PROGRAM, SOON, eventually};
 
 /// A running router with a folder of its own, which goes with it.
 #[derive(Debug)]
@@ -54,6 +54,7 @@ impl TestApp {
     }
 
     async fn run(folder: TempDir, mut config: Config, yaml: &str) -> Result<Self, StartError> {
+        config.guard = Some(PROGRAM.into());
         config.data_dir = folder.path().join("data");
         if !yaml.contains("listen:") {
             config.listen = "127.0.0.1:0".parse().unwrap();

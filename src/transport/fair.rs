@@ -1,0 +1,91 @@
+//! [`Fair`]: a connection that lets others have their turn.
+//!
+//! Changes when connections to servers share their thread in another way. A server can send faster
+//! than its bytes are understood, and a task that always finds more of them to read never pauses: the
+//! runtime counts reads, and a few hundred kilobytes of the smallest messages that HTTP knows keep a
+//! thread busy for long.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+
+/// How much may be read at a time, by the room that is offered: a few milliseconds of work at worst.
+const TURN: usize = 64 * 1024;
+
+/// Says that a connection paused: whoever drives it has to come back, and nobody will wake it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Paused(Arc<AtomicBool>);
+
+impl Paused {
+    /// Whether it paused since the last time.
+    pub(super) fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// A stream that pretends that there is nothing more to read after each [`TURN`].
+#[derive(Debug)]
+pub(super) struct Fair<T> {
+    stream: T,
+    read: usize,
+    paused: Paused,
+}
+
+impl<T> Fair<T> {
+    pub(super) fn new(stream: T) -> (Self, Paused) {
+        let paused = Paused::default();
+        (Self { stream, read: 0, paused: paused.clone() }, paused)
+    }
+}
+
+impl<T: Read + Unpin> Read for Fair<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read >= TURN {
+            self.read = 0;
+            self.paused.0.store(true, Ordering::Relaxed);
+            return Poll::Pending;
+        }
+        let room = buffer.remaining();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.read = self.read.saturating_add(room);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: Write + Unpin> Write for Fair<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+}
