@@ -222,7 +222,7 @@ impl App {
         tasks.spawn(Arc::clone(&door).serve(Listening::Network(listener)));
         tasks.spawn(Arc::clone(&door).serve(Listening::Socket(socket_listener)));
         tasks.spawn(Arc::clone(&discovery).run(stop.clone()));
-        tasks.spawn(Arc::clone(registry.breakers()).run(stop.clone()));
+        tasks.spawn(Arc::clone(&registry).keep_breakers(stop.clone()));
         let listeners = Arc::clone(&edge.listeners);
         tasks.spawn(listeners.run(Arc::clone(&discovery), stop.clone()));
         let every = (config.limits.session_idle / 4).clamp(TIDY_AT_MOST, TIDY);
@@ -279,7 +279,7 @@ impl App {
         // What did not end in time is dropped with its thread, and recorded as it is dropped.
         self.door.stop().await;
         self.audit.close().await;
-        self.registry.breakers().flush().await;
+        self.registry.save_breakers().await;
         let calls = self.edge.metrics.audit.calls_recorded();
         for saved in [self.edge.sessions.tidy().await, self.edge.keys.save_use().await] {
             if let Err(error) = saved {

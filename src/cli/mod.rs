@@ -4,6 +4,7 @@
 //! its admin socket or HTTP, never to its database; nothing here decides anything about a call.
 
 mod audit;
+mod breakers;
 mod call;
 mod check;
 mod client;
@@ -129,6 +130,8 @@ enum Command {
     Call(call::Args),
     /// Read the ledger: every call, also refused and failed ones
     Audit(audit::Args),
+    /// Look at circuit breakers and their history; open, close and reset them
+    Breakers(breakers::Args),
     /// Make, list and revoke keys
     Keys(keys::Args),
     /// Make the router read its configuration again
@@ -177,6 +180,7 @@ impl Cli {
             Some(Command::Tools(args)) => Box::pin(tools::run(&context, args)).await,
             Some(Command::Call(args)) => Box::pin(call::run(&context, args)).await,
             Some(Command::Audit(args)) => Box::pin(audit::run(&context, args)).await,
+            Some(Command::Breakers(args)) => Box::pin(breakers::run(&context, args)).await,
             Some(Command::Keys(args)) => Box::pin(keys::run(&context, args)).await,
             Some(Command::Reload(args)) => Box::pin(reload::run(&context, args)).await,
             Some(Command::DemoUpstream(args)) => Box::pin(demo_upstream::main(args))

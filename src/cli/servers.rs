@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
+use super::breakers::{self, Breaker};
 use super::client::{Ask, Client};
 use super::table::{Cell, Style, Table};
 use super::{CliError, Context, Status, notice, text, when};
@@ -246,7 +248,9 @@ pub(super) struct Server {
     #[serde(default)]
     resident_bytes: Option<u64>,
     #[serde(default)]
-    breaker: Value,
+    breaker: String,
+    #[serde(default)]
+    circuit_breakers: Vec<Breaker>,
     #[serde(default)]
     spec: Value,
     #[serde(default)]
@@ -407,6 +411,7 @@ async fn list(context: &Context) -> Result<Status, CliError> {
     let mut table = Table::new()
         .whole("NAME")
         .whole("STATE")
+        .whole("BREAKER")
         .number("TOOLS")
         .whole("TRANSPORT")
         .whole("PROTOCOL")
@@ -418,6 +423,7 @@ async fn list(context: &Context) -> Result<Status, CliError> {
         table.row([
             (&server.name).into(),
             state(server),
+            Cell::new(&server.breaker, breakers::style(&server.breaker)),
             Cell::new(tools, if server.stale { Style::Warn } else { Style::Plain }),
             (&server.transport).into(),
             server.protocol_version.as_deref().unwrap_or_default().into(),
@@ -459,7 +465,7 @@ async fn show(context: &Context, name: &str) -> Result<Status, CliError> {
         ("dialect", server.dialect.clone()),
         ("server", shown(&server.server_info)),
         ("tools", Some(format!("{}{stale}", server.tools))),
-        ("breaker", shown(&server.breaker)),
+        ("breaker", breaker(&server, &zone)),
         ("in flight", Some(server.in_flight.to_string())),
         ("sessions", isolated.then(|| server.upstream_sessions.to_string())),
         (
@@ -493,6 +499,16 @@ async fn show(context: &Context, name: &str) -> Result<Status, CliError> {
         }
     }
     Ok(Status::Done)
+}
+
+/// The server's own breaker, and those of its tools that are not simply closed.
+fn breaker(server: &Server, zone: &TimeZone) -> Option<String> {
+    let worth = server.circuit_breakers.iter().filter(|breaker| breaker.is_worth_a_line());
+    let told: Vec<String> = worth.map(|breaker| breaker.sentence(zone)).collect();
+    if told.is_empty() {
+        return Some(server.breaker.clone()).filter(|state| !state.is_empty());
+    }
+    Some(told.join("; "))
 }
 
 /// A value for one line: text as it is, `{name, version}` as people say it, else JSON.

@@ -317,6 +317,29 @@ impl Breaker {
         }
     }
 
+    /// Why an attempt at `now` would be refused, in the state as it was last settled; for people, who
+    /// look and take nothing.
+    #[must_use]
+    pub fn refusal(&self, now: Uptime) -> Option<Rejection> {
+        match &self.state {
+            State::Closed | State::Forced { kind: Forced::Closed, .. } => None,
+            State::Forced { kind: Forced::Open, .. } => {
+                Some(Rejection::Open { retry_after: self.status(now).rest })
+            }
+            State::Open { since, open_for } => {
+                let rest = open_for.saturating_sub(now.since(*since));
+                (!rest.is_zero()).then_some(Rejection::Open { retry_after: Some(rest) })
+            }
+            State::HalfOpen { leases, .. } => self
+                .all_probes_out(leases)
+                .then(|| Rejection::Probing { retry_after: patience(leases, now) }),
+        }
+    }
+
+    fn all_probes_out(&self, leases: &[Uptime]) -> bool {
+        leases.len() >= usize::try_from(self.settings.probes).unwrap_or(usize::MAX)
+    }
+
     /// Asks for the right to make an attempt; `lease` is how long it may take to report if it is to
     /// be a probe. `random` is from 0 to 1. Transitions that this causes are added to `transitions`.
     ///
@@ -355,9 +378,7 @@ impl Breaker {
                     leases.push(lease_until);
                     return Ok(Ticket { generation, lease_until: Some(lease_until) });
                 }
-                let rest = leases.iter().map(|until| until.since(now)).min();
-                let retry_after = rest.unwrap_or_default().min(PROBE_PATIENCE);
-                Err(Rejection::Probing { retry_after })
+                Err(Rejection::Probing { retry_after: patience(leases, now) })
             }
         }
     }
@@ -549,6 +570,12 @@ impl Breaker {
         let spread = grown.div_f64(2.0);
         spread.saturating_add(spread.mul_f64(random.clamp(0.0, 1.0))).max(base)
     }
+}
+
+/// When to ask again while all probes are under way.
+fn patience(leases: &[Uptime], now: Uptime) -> Duration {
+    let rest = leases.iter().map(|until| until.since(now)).min();
+    rest.unwrap_or_default().min(PROBE_PATIENCE)
 }
 
 fn window_of(settings: &BreakerSettings) -> Option<Window> {

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
+use super::breakers::Stored;
 use crate::clock;
 use crate::metrics::BreakerMetrics;
 use crate::model::{
@@ -74,13 +75,15 @@ pub struct BreakerView {
     pub status: BreakerStatus,
     /// Why it stands so; `None` where it was never otherwise.
     pub reason: Option<TransitionReason>,
-    /// When its state ends by time.
+    /// When its state ends by time; `None` also when that time is over and only an attempt is missing.
     pub until: Option<Timestamp>,
+    /// Why an attempt would be refused now; `None` when it would not.
+    pub refusal: Option<Rejection>,
     /// The last counted failure.
     pub last_error: Option<String>,
     /// When that was; `None` also when it was before the start of the router.
     pub last_error_at: Option<Timestamp>,
-    /// Who forced the present state, where that was since the start of the router.
+    /// Who forced the present state, and why.
     pub forced: Option<Order>,
 }
 
@@ -101,12 +104,16 @@ impl ServerBreaker {
         server: ServerName,
         tool: Option<ToolName>,
         settings: &ServerSettings,
-        stored: Option<BreakerRow>,
+        stored: Option<Stored>,
         metrics: BreakerMetrics,
         journal: mpsc::Sender<BreakerEvent>,
     ) -> Self {
         let (now, wall) = (clock::uptime(), clock::timestamp());
         let numbers = settings.breaker.clone();
+        let (stored, forced) = match stored {
+            Some(Stored { row, forced }) => (Some(row), forced),
+            None => (None, None),
+        };
         let breaker = match &stored {
             Some(row) => Breaker::restore(numbers, &row.record, wall, now),
             None => Breaker::new(numbers),
@@ -117,7 +124,7 @@ impl ServerBreaker {
             budget: Budget::new(settings.retry.budget, now),
             last_error_at: stored.as_ref().and_then(|row| row.record.last_failure_at),
             last_error: stored.and_then(|row| row.last_error),
-            forced: None,
+            forced,
             unsaved: false,
             transitions: Vec::new(),
         };
@@ -175,13 +182,10 @@ impl ServerBreaker {
     /// Whether an attempt would be refused now, without asking for one.
     #[must_use]
     pub fn would_refuse(&self) -> Option<Rejection> {
-        let status = self.status();
-        let refuses = match status.state {
-            BreakerState::ForcedOpen => true,
-            BreakerState::Open => status.rest.is_some_and(|rest| !rest.is_zero()),
-            BreakerState::Closed | BreakerState::HalfOpen | BreakerState::ForcedClosed => false,
-        };
-        refuses.then_some(Rejection::Open { retry_after: status.rest })
+        let now = clock::uptime();
+        // A probe under way may be back before the place in the queue is free.
+        let open = |refusal: &Rejection| matches!(refusal, Rejection::Open { .. });
+        self.settled(now).breaker.refusal(now).filter(open)
     }
 
     /// Whether the budget has a retry left; takes it out.
@@ -193,7 +197,12 @@ impl ServerBreaker {
     /// Does what an operator wants.
     pub fn command(&self, command: Command, order: Option<Order>) {
         let now = clock::uptime();
-        let mut core = self.core.lock();
+        let mut core = self.settled(now);
+        if command == Command::Changed {
+            // The failures of what stood here before are not this one's.
+            core.last_error = None;
+            core.last_error_at = None;
+        }
         let transition = core.breaker.command(command, now);
         core.transitions.push(transition);
         let who = order.clone();
@@ -211,34 +220,42 @@ impl ServerBreaker {
     /// How it stands.
     #[must_use]
     pub fn status(&self) -> BreakerStatus {
-        self.core.lock().breaker.status(clock::uptime())
+        let now = clock::uptime();
+        self.settled(now).breaker.status(now)
     }
 
     /// All that is shown of it.
     #[must_use]
     pub fn view(&self) -> BreakerView {
         let (now, wall) = (clock::uptime(), clock::timestamp());
-        let core = self.core.lock();
+        let core = self.settled(now);
         let status = core.breaker.status(now);
         BreakerView {
             server: self.server.clone(),
             tool: self.tool.clone(),
             status,
             reason: core.breaker.reason(),
-            until: status.rest.map(|rest| wall.plus(rest)),
+            until: status.rest.filter(|rest| !rest.is_zero()).map(|rest| wall.plus(rest)),
+            refusal: core.breaker.refusal(now),
             last_error: core.last_error.clone(),
             last_error_at: core.last_error_at,
             forced: core.forced.clone(),
         }
     }
 
-    /// Does what time alone causes, and gives what is to be stored, if anything changed.
-    pub(super) fn settle(&self) -> Option<BreakerRow> {
-        let (now, wall) = (clock::uptime(), clock::timestamp());
+    /// Does what time alone causes before anybody looks: a state whose time is over is not shown.
+    fn settled(&self, now: Uptime) -> MutexGuard<'_, Core> {
         let mut core = self.core.lock();
         let Core { breaker, transitions, .. } = &mut *core;
         breaker.settle(now, random(), transitions);
         self.follow(&mut core, now, None, None);
+        core
+    }
+
+    /// Does what time alone causes, and gives what is to be stored, if anything changed.
+    pub(super) fn settle(&self) -> Option<BreakerRow> {
+        let (now, wall) = (clock::uptime(), clock::timestamp());
+        let mut core = self.settled(now);
         if !std::mem::take(&mut core.unsaved) {
             return None;
         }

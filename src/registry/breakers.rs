@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::breaker::ServerBreaker;
+use super::breaker::{Order, ServerBreaker};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::model::{
@@ -26,18 +26,40 @@ const QUEUE: usize = 4096;
 /// How often counts are stored, and what time alone causes is done.
 const EVERY: Duration = Duration::from_millis(500);
 
+/// Readers of the history that wait for it to be complete; more get it as it is.
+const READERS: usize = 64;
+/// How long a reader waits for a database that hangs; then it gets the history as it is.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 type Key = (ServerName, Option<ToolName>);
 
 /// All breakers of a router.
 #[derive(Debug)]
 pub struct Breakers {
-    store: Store,
     metrics: Arc<Metrics>,
     live: Mutex<BTreeMap<Key, Arc<ServerBreaker>>>,
     /// What was stored when we started, until its server is there.
-    stored: Mutex<HashMap<Key, BreakerRow>>,
+    stored: Mutex<HashMap<Key, Stored>>,
     sender: mpsc::Sender<BreakerEvent>,
-    receiver: tokio::sync::Mutex<mpsc::Receiver<BreakerEvent>>,
+    readers: mpsc::Sender<oneshot::Sender<()>>,
+    inbox: tokio::sync::Mutex<Inbox>,
+}
+
+/// A breaker as it was stored, and who forced it, if somebody did.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) row: BreakerRow,
+    pub(super) forced: Option<Order>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    events: mpsc::Receiver<BreakerEvent>,
+    readers: mpsc::Receiver<oneshot::Sender<()>>,
+    /// Taken out of the queue and not stored yet.
+    pending: Vec<BreakerEvent>,
+    /// Whether the last try to store failed.
+    failing: bool,
 }
 
 impl Breakers {
@@ -45,17 +67,26 @@ impl Breakers {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn load(store: Store, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        let rows = store.breakers().await?;
-        let stored = rows.into_iter().map(|row| ((row.server.clone(), row.tool.clone()), row));
-        let (sender, receiver) = mpsc::channel(QUEUE);
+    pub async fn load(store: &Store, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        let mut stored = HashMap::new();
+        for row in store.breakers().await? {
+            let forced = who_forced(store, &row).await?;
+            stored.insert((row.server.clone(), row.tool.clone()), Stored { row, forced });
+        }
+        let (sender, events) = mpsc::channel(QUEUE);
+        let (readers, waiting) = mpsc::channel(READERS);
         Ok(Self {
-            stored: Mutex::new(stored.collect()),
-            store,
+            stored: Mutex::new(stored),
             metrics,
             live: Mutex::default(),
             sender,
-            receiver: tokio::sync::Mutex::new(receiver),
+            readers,
+            inbox: tokio::sync::Mutex::new(Inbox {
+                events,
+                readers: waiting,
+                pending: Vec::new(),
+                failing: false,
+            }),
         })
     }
 
@@ -99,7 +130,7 @@ impl Breakers {
         let mut stored = self.stored.lock();
         let gone: Vec<_> = stored.extract_if(|(name, _), _| name == server).collect();
         drop(stored);
-        for ((server, tool), row) in gone {
+        for ((server, tool), Stored { row, .. }) in gone {
             let event = BreakerEvent {
                 id: 0,
                 server,
@@ -133,50 +164,86 @@ impl Breakers {
     }
 
     /// Stores what changes until `stop`, and once more then.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut receiver = self.receiver.lock().await;
-        let mut events = Vec::new();
+    pub(super) async fn run(&self, store: &Store, stop: CancellationToken) {
+        let mut inbox = self.inbox.lock().await;
         loop {
+            let mut reader = None;
+            let Inbox { events, readers, pending, .. } = &mut *inbox;
             let stopped = tokio::select! {
                 () = stop.cancelled() => true,
                 // Also wakes for a transition, so that it is stored at once.
-                count = receiver.recv_many(&mut events, QUEUE) => count == 0,
+                count = events.recv_many(pending, QUEUE) => count == 0,
+                waiting = readers.recv() => {
+                    reader = waiting;
+                    false
+                }
                 () = tokio::time::sleep(EVERY) => false,
             };
-            self.store(&mut events).await;
+            self.store(store, &mut inbox).await;
+            if let Some(reader) = reader {
+                // Who does not wait any more needs no answer.
+                let _ = reader.send(());
+            }
             if stopped {
                 return;
             }
+            if inbox.failing {
+                // What is in the queue would wake us at once, in vain.
+                tokio::time::sleep(EVERY).await;
+            }
+        }
+    }
+
+    /// Resolves when every transition until now is in the history, or when that takes too long: whoever
+    /// looks after a transition expects to find it.
+    pub async fn written(&self) {
+        let (done, written) = oneshot::channel();
+        if self.readers.try_send(done).is_ok() {
+            let _late = tokio::time::timeout(PATIENCE, written).await;
         }
     }
 
     /// Stores what is not stored yet; for the end, when the calls are over.
-    pub async fn flush(&self) {
-        let mut events = Vec::new();
-        if let Ok(mut receiver) = self.receiver.try_lock() {
-            while let Ok(event) = receiver.try_recv() {
-                events.push(event);
-            }
-        }
-        self.store(&mut events).await;
+    pub(super) async fn flush(&self, store: &Store) {
+        let mut inbox = self.inbox.lock().await;
+        self.store(store, &mut inbox).await;
     }
 
-    async fn store(&self, events: &mut Vec<BreakerEvent>) {
+    async fn store(&self, store: &Store, inbox: &mut Inbox) {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         let changed: Vec<_> =
             live.iter().filter_map(|breaker| breaker.settle().map(|row| (breaker, row))).collect();
-        if changed.is_empty() && events.is_empty() {
+        // After settling, which can add to it.
+        while let Ok(event) = inbox.events.try_recv() {
+            inbox.pending.push(event);
+        }
+        if changed.is_empty() && inbox.pending.is_empty() {
             return;
         }
         let rows: Vec<_> = changed.iter().map(|(_, row)| row.clone()).collect();
-        match self.store.save_breakers(&rows, events).await {
-            Ok(()) => events.clear(),
+        match store.save_breakers(&rows, &inbox.pending).await {
+            Ok(()) => {
+                inbox.pending.clear();
+                inbox.failing = false;
+            }
             Err(error) => {
-                tracing::warn!(%error, "the state of breakers could not be stored: {error}");
+                if !std::mem::replace(&mut inbox.failing, true) {
+                    tracing::warn!(%error, "the state of breakers could not be stored, and will be when the database takes it: {error}");
+                }
                 changed.iter().for_each(|(breaker, _)| breaker.unsaved());
-                let surplus = events.len().saturating_sub(QUEUE);
-                events.drain(..surplus);
+                let surplus = inbox.pending.len().saturating_sub(QUEUE);
+                inbox.pending.drain(..surplus);
             }
         }
     }
+}
+
+/// Who brought a breaker into its forced state, as the history has it.
+async fn who_forced(store: &Store, row: &BreakerRow) -> Result<Option<Order>, StoreError> {
+    if !matches!(row.record.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed) {
+        return Ok(None);
+    }
+    let last = store.breaker_transitions(&row.server, row.tool.as_ref(), 1, None).await?;
+    let forced = last.into_iter().find(|event| event.to == row.record.state);
+    Ok(forced.and_then(|event| event.actor.map(|actor| Order { actor, note: event.note })))
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
@@ -29,6 +30,7 @@ use crate::model::{
     Knobs, Secret, ServerName, ServerSettings, ServerSource, ServerSpec, SessionHash, SessionRef,
     TransportKind, Uptime,
 };
+pub use crate::policy::Command as BreakerCommand;
 use crate::pool::HttpClient;
 use crate::protocol::LogLevel;
 use crate::store::{ServerRow, ServerUpsert, Store};
@@ -91,7 +93,7 @@ impl Registry {
         keeper: SecretKeeper,
         config: &Config,
     ) -> Result<Self, RegistryError> {
-        let breakers = Arc::new(Breakers::load(store.clone(), Arc::clone(&metrics)).await?);
+        let breakers = Arc::new(Breakers::load(&store, Arc::clone(&metrics)).await?);
         let registry = Self {
             keeper,
             breakers,
@@ -134,6 +136,16 @@ impl Registry {
     #[must_use]
     pub const fn breakers(&self) -> &Arc<Breakers> {
         &self.breakers
+    }
+
+    /// Stores what changes of breakers until `stop`.
+    pub async fn keep_breakers(self: Arc<Self>, stop: CancellationToken) {
+        self.breakers.run(&self.store, stop).await;
+    }
+
+    /// Stores what is not stored yet of breakers, when the calls are over.
+    pub async fn save_breakers(&self) {
+        self.breakers.flush(&self.store).await;
     }
 
     /// The database behind the registry.

@@ -298,6 +298,21 @@ impl Store {
         forward!(self, breaker_events(server, limit, before_id))
     }
 
+    /// The history of one breaker, newest first, before the event `before_id`: the server's own, or
+    /// that of one tool.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn breaker_transitions(
+        &self,
+        server: &ServerName,
+        tool: Option<&ToolName>,
+        limit: u32,
+        before_id: Option<i64>,
+    ) -> Result<Vec<BreakerEvent>, StoreError> {
+        forward!(self, breaker_transitions(server, tool, limit, before_id))
+    }
+
     /// Every key, also revoked and expired ones, oldest first.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
@@ -54,7 +54,12 @@ impl<T: Read + Unpin> Read for Fair<T> {
             return Poll::Pending;
         }
         let room = buffer.remaining();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) else {
+            // Everything is read: the others have their turn anyway.
+            self.read = 0;
+            return Poll::Pending;
+        };
+        read?;
         self.read = self.read.saturating_add(room);
         Poll::Ready(Ok(()))
     }
@@ -87,5 +92,53 @@ impl<T: Write + Unpin> Write for Fair<T> {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// Counts how often a connection had nothing more to read although there was.
+    #[tokio::test]
+    async fn a_stream_pauses_after_each_turn_and_loses_nothing() {
+        let size = 16 * TURN;
+        let (near, mut far) = tokio::io::duplex(2 * size);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n");
+        far.write_all(head.as_bytes()).await.unwrap();
+        far.write_all(&vec![b'x'; size]).await.unwrap();
+        let (stream, paused) = Fair::new(TokioIo::new(near));
+        let (mut sender, driver) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(TURN)
+            .handshake(stream)
+            .await
+            .unwrap();
+        let mut driver = std::pin::pin!(driver);
+        let answer = async {
+            let request = http::Request::new(Empty::<bytes::Bytes>::new());
+            sender.send_request(request).await.unwrap().into_body().collect().await.unwrap()
+        };
+        let mut answer = std::pin::pin!(answer);
+        let mut pauses = 0;
+        let body = std::future::poll_fn(|cx| {
+            loop {
+                let _ = driver.as_mut().poll(cx);
+                if let Poll::Ready(body) = answer.as_mut().poll(cx) {
+                    return Poll::Ready(body);
+                }
+                if !paused.take() {
+                    return Poll::Pending;
+                }
+                pauses += 1;
+            }
+        })
+        .await;
+        assert_eq!(body.to_bytes().len(), size);
+        // Rooms are often larger than what is read into them.
+        assert!(pauses >= 16, "{pauses}");
     }
 }

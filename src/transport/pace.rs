@@ -37,7 +37,7 @@ impl Pace {
     /// For what is no answer on a stream that carries all answers: what many calls report meanwhile
     /// is on it, too.
     pub(super) const SHARED_STREAM: Allowance =
-        Allowance { per_second: 8 * 1024 * 1024, burst: 64 * 1024 * 1024 };
+        Allowance { per_second: 4 * 1024 * 1024, burst: 32 * 1024 * 1024 };
 
     pub(super) const fn new(allowance: Allowance, now: Uptime) -> Self {
         Self { allowance, full_at: now }

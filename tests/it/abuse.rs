@@ -4,10 +4,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Answer, Fault, GIGABYTE, Http, Rig, Router, TestApp, eventually};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::support::{Answer, Fault, GIGABYTE, Http, Legacy, Rig, Router, TestApp, eventually};
 
 /// The tools of every server here: one that breaks and one that does not.
 const TOOLS: [&str; 2] = ["bad", "good"];
+
+/// What runs long when it is asked for: seconds in which a stream goes on.
+fn seconds(usual: u64, full: u64) -> Duration {
+    match std::env::var("SWITCHYARD_TEST_FULL") {
+        Ok(value) if value == "1" => Duration::from_secs(full),
+        _ => Duration::from_secs(usual),
+    }
+}
 
 /// The time limit of one attempt, where the test waits for it.
 const LIMIT: Duration = Duration::from_millis(400);
@@ -234,19 +246,23 @@ const LARGEST: u64 = 16 * MIB;
 struct Measured {
     router: Router,
     before: u64,
-    cpu: Duration,
     began: Instant,
+    _alone: tokio::sync::MutexGuard<'static, ()>,
 }
+
+/// Floods take all that a machine has; what is measured beside another one says nothing.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 impl Measured {
     async fn start(yaml: &str) -> Self {
+        let alone = ALONE.lock().await;
         let router = Router::start(yaml).await;
         let ready = || async { (router.http.get("/readyz").await.status == 200).then_some(()) };
         eventually(Duration::from_secs(20), "the router is ready", ready).await;
         // What a first call needs is not what is measured.
         all_is_well(&router.http, "at the start").await;
-        let (cpu, began) = (router.cpu(), Instant::now());
-        let mut measured = Self { router, before: 0, cpu, began };
+        let began = Instant::now();
+        let mut measured = Self { router, before: 0, began, _alone: alone };
         measured.again();
         measured
     }
@@ -254,7 +270,6 @@ impl Measured {
     fn again(&mut self) {
         self.router.forget_peak();
         self.before = self.router.resident();
-        self.cpu = self.router.cpu();
         self.began = Instant::now();
     }
 
@@ -263,9 +278,19 @@ impl Measured {
         self.router.peak().saturating_sub(self.before)
     }
 
-    /// The share of one processor that it used.
-    fn load(&self) -> f64 {
-        (self.router.cpu() - self.cpu).as_secs_f64() / self.began.elapsed().as_secs_f64()
+    /// The share of one processor that it uses, once it is below `bound`: what may come at once has
+    /// come by then.
+    async fn load_below(&self, bound: f64) -> f64 {
+        let mut load = 1.0;
+        for _ in 0..10 {
+            let (cpu, began) = (self.router.cpu(), Instant::now());
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            load = (self.router.cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+            if load < bound {
+                return load;
+            }
+        }
+        panic!("it still uses {:.0} % of a processor", load * 100.0);
     }
 
     async fn stop(self) {
@@ -290,6 +315,8 @@ async fn body_1gb() {
             assert_eq!(json["outcome"], "unknown", "{json}");
             assert!(took <= Duration::from_secs(1), "{fault:?}: {took:?}");
             assert!(growth <= LARGEST + 8 * MIB, "{fault:?}: {growth}");
+            let call = rig.call("bad", measured.began).await;
+            rig.cancelled(&call, measured.began).await;
             all_is_well(&measured.router.http, "after a gigabyte").await;
         }
         measured.stop().await;
@@ -298,7 +325,8 @@ async fn body_1gb() {
 
 /// A stream that never comes to its answer ends at the time limit or before it, in `code`, and
 /// costs at most so much memory. Meanwhile another server answers as always.
-async fn never_ends(fault: Fault, limit: Duration, codes: &[&str], memory: u64) {
+async fn never_ends(fault: Fault, limit: Duration, codes: &[&str], memory: u64) -> String {
+    let mut report = String::new();
     for rig in rigs().await {
         let settings = format!("timeout: {}ms", limit.as_millis());
         let mut measured = Measured::start(&servers(&rig, &settings).await).await;
@@ -314,31 +342,47 @@ async fn never_ends(fault: Fault, limit: Duration, codes: &[&str], memory: u64) 
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let (took, growth) = (measured.began.elapsed(), measured.growth());
+        let ended = Instant::now();
         let answer = call.await.unwrap().json();
-        println!(
-            "{fault:?}: {took:?}, {} KiB more, others {slowest:?}: {}",
+        report += &format!(
+            "{fault:?}: {took:?}, {} KiB more, others {slowest:?}: {}
+",
             growth / 1024,
-            answer["error"]
+            answer["error_code"]
         );
         assert!(codes.iter().any(|code| answer["error_code"] == *code), "{answer}");
         assert_eq!(answer["outcome"], "unknown", "{answer}");
-        assert!(took <= limit + Duration::from_millis(250), "{fault:?}: {took:?}");
+        assert!(took <= limit + Duration::from_millis(500), "{fault:?}: {took:?}");
         assert!(growth <= memory, "{fault:?}: {growth}");
-        assert!(slowest <= Duration::from_millis(250), "{fault:?}: another took {slowest:?}");
+        assert!(slowest <= Duration::from_secs(1), "{fault:?}: another took {slowest:?}");
+        let call = rig.call("bad", measured.began).await;
+        let cancelled = rig.cancelled(&call, ended).await;
+        assert!(cancelled <= Duration::from_millis(500), "{fault:?}: told {cancelled:?} after");
         all_is_well(&measured.router.http, "after a stream").await;
         measured.stop().await;
     }
+    report
 }
 
 #[tokio::test]
 async fn sse_never_ending() {
     let codes = ["MCPTimeoutError", "MCPResponseTooLargeError"];
-    let limit = Duration::from_secs(2);
-    never_ends(Fault::Comments, limit, &codes, 8 * MIB).await;
-    never_ends(Fault::Trickle(Duration::from_secs(1)), limit, &codes[..1], 8 * MIB).await;
-    never_ends(Fault::Events(1_000_000), Duration::from_secs(20), &codes[1..], 8 * MIB).await;
+    let limit = seconds(2, 15);
+    print!("{}", never_ends(Fault::Comments, limit, &codes, 8 * MIB).await);
+    print!(
+        "{}",
+        never_ends(Fault::Trickle(Duration::from_secs(1)), limit, &codes[..1], 8 * MIB).await
+    );
+    print!(
+        "{}",
+        never_ends(Fault::Events(1_000_000), Duration::from_secs(20), &codes[1..], 8 * MIB).await
+    );
     // One line may be as large as the largest answer.
-    never_ends(Fault::Line(GIGABYTE), Duration::from_secs(5), &codes[1..], LARGEST + 8 * MIB).await;
+    print!(
+        "{}",
+        never_ends(Fault::Line(GIGABYTE), Duration::from_secs(5), &codes[1..], LARGEST + 8 * MIB)
+            .await
+    );
 }
 
 #[tokio::test]
@@ -348,7 +392,7 @@ async fn heads_and_messages_that_never_end() {
     let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"still here"}}"#;
     let ping = r#"{"jsonrpc":"2.0","id":"p","method":"ping"}"#;
     for fault in [Fault::Informational, Fault::Say(log), Fault::Say(ping)] {
-        never_ends(fault, limit, &codes, 8 * MIB).await;
+        print!("{}", never_ends(fault, limit, &codes, 8 * MIB).await);
     }
 }
 
@@ -386,22 +430,227 @@ async fn a_server_that_never_stops_talking_on_its_own_costs_little() {
                 (rig.asked(stream) > 0).then_some(())
             })
             .await;
-            // What may come at once has come.
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            measured.load_below(0.3).await;
             let lists = rig.asked("tools/list");
             measured.again();
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let (load, growth) = (measured.load(), measured.growth());
+            let load = measured.load_below(0.3).await;
+            let growth = measured.growth();
             let lists = rig.asked("tools/list") - lists;
             println!(
                 "{stream} {fault:?}: {:.1} % of a processor, {} KiB more, {lists} lists",
                 load * 100.0,
                 growth / 1024
             );
-            assert!(load < 0.3, "{stream} {fault:?}: {load}");
             assert!(growth <= 8 * MIB, "{stream} {fault:?}: {growth}");
+            assert!(lists <= 30, "{stream} {fault:?}: asked for its list {lists} times");
             all_is_well(&measured.router.http, "beside a flood").await;
             measured.stop().await;
         }
+    }
+}
+
+/// A server of HTTP+SSE that answers, and else sends comments as fast as they are read.
+async fn babbling() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (answers, queue) = mpsc::channel::<String>(100);
+    let queue = std::sync::Arc::new(tokio::sync::Mutex::new(queue));
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(babble(socket, answers.clone(), std::sync::Arc::clone(&queue)));
+        }
+    });
+    format!("http://{address}/sse")
+}
+
+async fn babble(
+    mut socket: TcpStream,
+    answers: mpsc::Sender<String>,
+    queue: std::sync::Arc<tokio::sync::Mutex<mpsc::Receiver<String>>>,
+) {
+    let mut request = Vec::new();
+    while let Ok(1..) = socket.read_buf(&mut request).await {
+        let text = String::from_utf8_lossy(&request).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        if head.starts_with("GET") {
+            let mut queue = queue.lock().await;
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nevent: endpoint\ndata: /post\n\n";
+            let mut next = head.as_bytes().to_vec();
+            let noise = b": still here\n\n".repeat(5000);
+            while socket.write_all(&next).await.is_ok() {
+                next = match queue.try_recv() {
+                    Ok(answer) => format!("data: {answer}\n\n").into_bytes(),
+                    Err(_) => noise.clone(),
+                };
+            }
+            return;
+        }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if body.len() < length.unwrap().parse::<usize>().unwrap() {
+            continue;
+        }
+        let message: serde_json::Value = serde_json::from_str(body).unwrap();
+        let result = match message["method"].as_str().unwrap() {
+            "initialize" => json!({
+                "protocolVersion": "2024-11-05", "capabilities": { "tools": {} },
+                "serverInfo": { "name": "babbling", "version": "1" },
+            }),
+            "tools/list" => json!({ "tools": [{ "name": "good", "inputSchema": {} }] }),
+            _ => {
+                let key = &message["params"]["arguments"]["key"];
+                json!({ "content": [{ "type": "text", "text": key }] })
+            }
+        };
+        if let Some(id) = message.get("id") {
+            let answer = json!({ "jsonrpc": "2.0", "id": id, "result": result });
+            answers.send(answer.to_string()).await.unwrap();
+        }
+        socket.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        request.clear();
+    }
+}
+
+#[tokio::test]
+async fn a_stream_for_all_answers_that_never_stops_costs_little() {
+    let other = Rig::legacy(&["good"]).await;
+    let url = babbling().await;
+    let file = format!(
+        "mcp_servers:\n  up: {{transport: sse, url: \"{url}\"}}\n{}",
+        other.entry("other", "")
+    );
+    let mut measured = Measured::start(&file).await;
+    // What may come at once is read through, and calls are answered all the while.
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut number = 0;
+    while Instant::now() < until {
+        all_is_well(&measured.router.http, &format!("number {number}")).await;
+        number += 1;
+    }
+    measured.again();
+    let load = measured.load_below(0.8).await;
+    let growth = measured.growth();
+    println!("{number} rounds; {:.1} % of a processor, {} KiB more", load * 100.0, growth / 1024);
+    assert!(growth <= 8 * MIB, "{growth}");
+    all_is_well(&measured.router.http, "in the end").await;
+    measured.stop().await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_ends_costs_the_others_nothing() {
+    for (rig, method) in rigs().await.into_iter().zip(["initialize", "server/discover"]) {
+        for fault in [Fault::Comments, Fault::Long(GIGABYTE), Fault::Informational] {
+            rig.set(method, fault.clone());
+            let other = Rig::legacy(&["good"]).await;
+            let file =
+                format!("{}{}", rig.yaml("up", "connect_timeout: 1s"), other.entry("other", ""));
+            let app = TestApp::start(&file).await;
+            eventually(Duration::from_secs(5), "the good server is there", || async {
+                let server = app.http().server("other").await?;
+                (server["tools"] == 1).then_some(())
+            })
+            .await;
+            for _ in 0..20 {
+                let began = Instant::now();
+                app.http().call("other__good", &key("k")).await.expect(200);
+                let took = began.elapsed();
+                assert!(took < Duration::from_millis(500), "{method} {fault:?}: {took:?}");
+            }
+            eventually(Duration::from_secs(10), "the error is shown", || async {
+                let server = app.http().server("up").await?;
+                server["last_error"].is_string().then_some(())
+            })
+            .await;
+            rig.set(method, Fault::None);
+            app.socket().post("/mcp/servers/up/refresh", "").await;
+            eventually(Duration::from_secs(10), "it is taken up", || async {
+                (app.http().call("up__good", &key("k")).await.status == 200).then_some(())
+            })
+            .await;
+            app.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_an_answer_is_one_and_what_was_not_taken_is_not_executed() {
+    for rig in rigs().await {
+        let app = router(&rig, "timeout: 5s").await;
+        for (fault, outcome) in
+            [(Fault::RpcError(-32000), "rpc_error"), (Fault::ToolError, "tool_error")]
+        {
+            rig.set("bad", fault);
+            let answer = app.http().call("up__bad", &key("told")).await;
+            assert_eq!(app.entry_of(&answer).await["outcome"], outcome);
+        }
+        assert_eq!(rig.executed("bad")["told"], 2);
+        assert_eq!(rig.executed_twice("bad"), ["told"]);
+        let client = Legacy::connect(app.http()).await;
+        for (fault, class, wait) in [
+            (Fault::retry_after(429, 7), "refused", Some(7000)),
+            (Fault::retry_after(503, 7), "ambiguous", Some(7000)),
+            (Fault::CloseUnread, "ambiguous", None),
+        ] {
+            rig.set("bad", fault.clone());
+            let answer = client.call("up__bad", &key("refused")).await;
+            let entry = app.entry_of(&answer).await;
+            assert_eq!(entry["failure"], class, "{fault:?}: {entry}");
+            let data = &answer.json()["error"]["data"];
+            assert_eq!(data["retry_after_ms"].as_u64(), wait, "{fault:?}: {}", answer.text());
+        }
+        assert_eq!(rig.executed("bad").get("refused"), None);
+        assert_eq!(rig.counts("bad").requests, 5);
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn connections_that_the_server_closes_while_idle_cost_no_second_execution() {
+    let rig = Rig::modern(&["pay"]).await;
+    rig.annotate("pay", json!({ "destructiveHint": true }));
+    let app = TestApp::start(&rig.yaml("up", ONCE)).await.ready().await;
+    rig.close_idle(500);
+    let mut failed = 0;
+    for number in 0..500 {
+        let answer = app.http().call("up__pay", &json!({ "key": number }).to_string()).await;
+        failed += usize::from(answer.json()["success"] == false);
+    }
+    println!("{failed} of 500 failed over {} connections", rig.connections());
+    assert!(rig.connections() > 100);
+    assert_eq!(rig.executed_twice("pay"), Vec::<String>::new());
+    assert!(rig.executed("pay").len() >= 500 - failed);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_may_go_and_come_back_with_calls_under_way() {
+    for rig in rigs().await {
+        let app = router(&rig, "timeout: 5s").await;
+        rig.set("bad", Fault::hold(Fault::None));
+        rig.mix("good", 0, &[Fault::Reset]);
+        let http = app.http().clone();
+        let held = tokio::spawn(async move { http.call("up__bad", &key("held")).await });
+        let call =
+            rig.call("bad", Instant::now().checked_sub(Duration::from_secs(1)).unwrap()).await;
+        assert_eq!(call.key, "held");
+        assert!(call.headers.contains_key("content-length"));
+        rig.release();
+        assert_eq!(text_of(&held.await.unwrap()), "held");
+
+        rig.down();
+        eventually(Duration::from_secs(5), "every connection is closed", || async {
+            (rig.open() == 0).then_some(())
+        })
+        .await;
+        let answer = app.http().call("up__good", &key("away")).await;
+        assert_eq!(app.entry_of(&answer).await["failure"], "not_sent");
+        rig.up();
+        rig.next("good", &[Fault::Reset]);
+        let answer = app.http().call("up__good", &key("first")).await;
+        assert_eq!(app.entry_of(&answer).await["failure"], "ambiguous");
+        all_is_well(app.http(), "after the return").await;
+        rig.forget("bad");
+        app.socket().post("/mcp/servers/up/refresh", "").await.expect(200);
+        app.http().call("up__bad", "{}").await.expect(404);
+        app.stop().await;
     }
 }

@@ -120,9 +120,15 @@ async fn a_damaged_database() {
 #[tokio::test]
 async fn a_router_that_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
-    for arguments in
-        [&["servers"][..], &["tools"], &["call", "x"], &["audit"], &["keys"], &["reload"]]
-    {
+    for arguments in [
+        &["servers"][..],
+        &["tools"],
+        &["call", "x"],
+        &["audit"],
+        &["breakers"],
+        &["keys"],
+        &["reload"],
+    ] {
         let ended = switchyard(folder.path(), arguments).await.expect(3);
         says(&ended, &["switchyard serve"]);
     }

@@ -22,7 +22,7 @@ fn has(tools: &[Value], name: &str) -> bool {
 /// A router before a hostile server and a good one, once both were asked.
 async fn router(rig: &Rig) -> TestApp {
     let other = Rig::legacy(&["good"]).await;
-    let file = format!("{}{}", rig.yaml("up", ""), other.entry("other", ""));
+    let file = format!("{}{}", rig.yaml("up", "timeout: 2s"), other.entry("other", ""));
     let app = TestApp::start(&file).await;
     eventually(LISTED, "both servers were asked", || async {
         let servers = [app.http().server("up").await?, app.http().server("other").await?];
@@ -172,6 +172,8 @@ async fn lists_that_break_on_the_way_leave_the_old_ones() {
         Fault::Line(1_000_000_000),
         Fault::Bomb(1_000_000, "gzip"),
         Fault::StreamEnds,
+        Fault::Comments,
+        Fault::HangMidJson,
     ] {
         rig.set("tools/list", fault.clone());
         let began = Instant::now();

@@ -20,6 +20,7 @@
 mod abuse;
 mod batches;
 mod cancel;
+mod children;
 mod cli;
 mod dialects;
 mod eras;
@@ -37,8 +38,10 @@ mod lists;
 mod metrics;
 mod mixup;
 mod registry;
+mod resilience;
 mod restart;
 mod resume;
+mod retries;
 mod sessions;
 mod snapshots;
 mod stdio;

@@ -150,6 +150,9 @@ fn render(answer: &CallAnswer) -> Result<Response, ApiError> {
             error.knowledge().as_str(),
             error.retriable()
         ));
+        if let Some(wait) = retry_after {
+            push(&format!(r#","retry_after_ms":{}"#, wait.as_nanos().div_ceil(1_000_000)));
+        }
         if !error.nearest().is_empty() {
             push(r#","nearest":"#);
             push(&json(error.nearest().into()));
@@ -161,7 +164,9 @@ fn render(answer: &CallAnswer) -> Result<Response, ApiError> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status == 503 {
-        let seconds = retry_after.map_or(1, |wait| wait.as_secs().max(1));
+        // Up, so that whoever keeps to it does not come too early.
+        let seconds = retry_after.map_or(1, |wait| wait.as_nanos().div_ceil(1_000_000_000).max(1));
+        let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     Ok(response)

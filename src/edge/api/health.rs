@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::Shared;
 use crate::clock;
+use crate::model::BreakerState;
 use crate::protocol::OutgoingRequest;
 use crate::registry::{ServerHandle, ServerState};
 
@@ -25,6 +26,8 @@ struct ServerHealth {
     name: String,
     healthy: bool,
     state: &'static str,
+    /// The state of its circuit breaker, which these questions neither ask nor tell.
+    breaker: BreakerState,
     latency_ms: Option<f64>,
     error: Option<String>,
 }
@@ -48,7 +51,15 @@ async fn check(handle: Arc<ServerHandle>) -> ServerHealth {
     let name = handle.name.as_str().to_owned();
     if !handle.enabled {
         let state = ServerState::Disabled.as_str();
-        return ServerHealth { name, healthy: false, state, latency_ms: None, error: None };
+        let breaker = handle.breaker.status().state;
+        return ServerHealth {
+            name,
+            healthy: false,
+            state,
+            breaker,
+            latency_ms: None,
+            error: None,
+        };
     }
     let began = clock::uptime();
     let asked = tokio::time::timeout(CHECK, ask(&handle)).await;
@@ -60,7 +71,8 @@ async fn check(handle: Arc<ServerHandle>) -> ServerHealth {
     };
     let healthy = error.is_none();
     let state = if healthy { ServerState::Up } else { ServerState::Down }.as_str();
-    ServerHealth { name, healthy, state, latency_ms: healthy.then_some(took), error }
+    let breaker = handle.breaker.status().state;
+    ServerHealth { name, healthy, state, breaker, latency_ms: healthy.then_some(took), error }
 }
 
 /// A question that every server of its era must answer, and that runs no tool.

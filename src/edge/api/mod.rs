@@ -5,6 +5,7 @@
 mod admin;
 mod audit;
 mod body;
+mod breakers;
 mod call;
 mod health;
 mod servers;
@@ -44,12 +45,19 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/servers/{name}/tools", get(tools::of_server))
         .route("/mcp/tools", get(tools::list))
         .route("/mcp/tools/{name}/history", get(tools::history))
+        .route("/mcp/circuit-breakers", get(breakers::list))
+        .route("/mcp/circuit-breakers/history", get(breakers::history))
+        .route("/mcp/circuit-breakers/{name}", get(breakers::show))
+        .route("/mcp/circuit-breakers/{name}/history", get(breakers::history_of))
         .route("/mcp/views", get(views::list))
         .route("/mcp/health", get(health::servers));
     let admin = Router::new()
         .route("/mcp/servers/{name}/enable", post(servers::enable))
         .route("/mcp/servers/{name}/disable", post(servers::disable))
         .route("/mcp/servers/{name}/refresh", post(servers::refresh))
+        .route("/mcp/circuit-breakers/{name}/reset", post(breakers::reset))
+        .route("/mcp/circuit-breakers/{name}/open", post(breakers::open))
+        .route("/mcp/circuit-breakers/{name}/close", post(breakers::close))
         .route("/mcp/tools/{name}/approve", post(tools::approve))
         .route("/admin/reload", post(admin::reload))
         .route("/admin/keys", get(admin::keys).post(admin::create_key))

@@ -10,14 +10,15 @@ use http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Shared, body};
+use super::{Shared, body, breakers};
 use crate::config::{self, expand};
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::edge::{Edge, FIRST_CONTACT};
 use crate::error::ErrorCode;
 use crate::model::{
-    AuthKind, Caller, ServerName, ServerSource, ServerSpec, TransportKind, TransportSpec,
+    AuthKind, BreakerState, Caller, ServerName, ServerSource, ServerSpec, TransportKind,
+    TransportSpec,
 };
 use crate::protocol::RawObject;
 use crate::registry::{RegistryError, ServerHandle};
@@ -44,8 +45,8 @@ struct ServerView {
     dialect: Option<String>,
     tools: usize,
     stale: bool,
-    /// The breaker comes with retries; until then calls are always let through.
-    breaker: &'static str,
+    /// The state of the server's own circuit breaker.
+    breaker: BreakerState,
     last_error: Option<String>,
     last_error_at: Option<String>,
     last_discovery_at: Option<String>,
@@ -64,6 +65,8 @@ struct ServerView {
 struct ServerDetail {
     #[serde(flatten)]
     view: ServerView,
+    /// The server's own, then those of its tools where they have some.
+    circuit_breakers: Vec<breakers::Standing>,
     spec: serde_json::Value,
     server_info: Option<Box<RawValue>>,
     instructions: Option<String>,
@@ -95,7 +98,7 @@ fn view(edge: &Edge, handle: &ServerHandle) -> ServerView {
         dialect: status.discovery.dialect,
         tools,
         stale: tools > 0 && !fresh,
-        breaker: "closed",
+        breaker: handle.breaker.status().state,
         last_error: status.discovery.error,
         last_error_at: status.discovery.error_at.map(|at| at.to_string()),
         last_discovery_at: status.discovery.ok_at.map(|at| at.to_string()),
@@ -113,6 +116,7 @@ fn detail(edge: &Edge, handle: &ServerHandle) -> ServerDetail {
     let discovery = handle.status().discovery;
     ServerDetail {
         view: view(edge, handle),
+        circuit_breakers: breakers::of_server(edge, handle),
         spec: config::server_to_json(&handle.spec),
         server_info: discovery.server_info.and_then(|raw| RawValue::from_string(raw).ok()),
         instructions: discovery.instructions,

@@ -125,6 +125,7 @@ fn error_data(error: &RouteError, attempts: u32) -> String {
     serde_json::to_string(&data).unwrap_or_else(|_| "{}".to_owned())
 }
 
+/// Up, so that whoever keeps to it does not come too early.
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

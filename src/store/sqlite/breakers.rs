@@ -45,6 +45,10 @@ const INSERT_EVENT: &str = "insert into breaker_events
         (select n from breaker_events where server = ?1 order by id desc limit 1), 0))
     returning n";
 
+const SELECT_EVENTS: &str =
+    "select id, at_ms, server, tool, from_state, to_state, reason, failures,
+    trips, open_for_ms, error, actor, note from breaker_events where true";
+
 const TRIM_EVENTS: &str = "delete from breaker_events where server = ?1 and id <=
     (select id from breaker_events where server = ?1 order by id desc limit 1 offset ?2)";
 
@@ -94,13 +98,33 @@ impl SqliteStore {
         limit: u32,
         before_id: Option<i64>,
     ) -> Result<Vec<BreakerEvent>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "select id, at_ms, server, tool, from_state, to_state, reason, failures, trips,
-                open_for_ms, error, actor, note from breaker_events where true",
-        );
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT_EVENTS);
         if let Some(server) = server {
             query.push(" and server = ").push_bind(server.as_str().to_owned());
         }
+        self.page_of_events(query, limit, before_id).await
+    }
+
+    pub(in crate::store) async fn breaker_transitions(
+        &self,
+        server: &ServerName,
+        tool_of: Option<&ToolName>,
+        limit: u32,
+        before_id: Option<i64>,
+    ) -> Result<Vec<BreakerEvent>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT_EVENTS);
+        query.push(" and server = ").push_bind(server.as_str().to_owned());
+        let tool = tool_of.map_or("", ToolName::as_str);
+        query.push(" and tool = ").push_bind(tool.to_owned());
+        self.page_of_events(query, limit, before_id).await
+    }
+
+    async fn page_of_events(
+        &self,
+        mut query: QueryBuilder<Sqlite>,
+        limit: u32,
+        before_id: Option<i64>,
+    ) -> Result<Vec<BreakerEvent>, StoreError> {
         if let Some(id) = before_id {
             query.push(" and id < ").push_bind(id);
         }

@@ -144,6 +144,15 @@ async fn the_history_of_breakers_is_read_in_pages_newest_first() {
     saved.retain(|event| event.server == name("b"));
     assert_eq!(plain(&pages), saved);
     assert_eq!(store.breaker_events(Some(&name("c")), 3, None).await.unwrap(), []);
+    let tool = ToolName::parse("t").unwrap();
+    for of in [None, Some(&tool)] {
+        let events = store.breaker_transitions(&name("b"), of, 99, None).await.unwrap();
+        let wanted = saved.iter().filter(|event| event.tool.as_ref() == of).cloned();
+        assert_eq!(plain(&events), wanted.collect::<Vec<_>>(), "{of:?}");
+        assert!(events.len() > 1, "{events:?}");
+        let older = store.breaker_transitions(&name("b"), of, 1, Some(events[0].id)).await.unwrap();
+        assert_eq!(older, &events[1..2]);
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use switchyard::app::{ADMIN_SOCKET, App, StartError};
 use switchyard::config::{self, Config, Environment};
+use switchyard::model::Knobs;
 use tempfile::TempDir;
 
 use super::{Answer, Http, PROGRAM, SOON, eventually};
@@ -42,6 +43,13 @@ impl TestApp {
     pub async fn try_start_in(folder: TempDir, yaml: &str) -> Result<Self, StartError> {
         let config = config::parse(yaml, "test.yaml", &environment())?;
         Self::run(folder, config, yaml).await
+    }
+
+    /// Starts a router with other numbers for all servers than the configuration gives.
+    pub async fn start_tuned(yaml: &str, tune: impl FnOnce(&mut Knobs)) -> Self {
+        let mut config = config::parse(yaml, "test.yaml", &environment()).unwrap();
+        tune(&mut config.defaults);
+        Self::run(tempfile::tempdir().unwrap(), config, yaml).await.unwrap()
     }
 
     /// Starts a router whose configuration is a file, which it watches.

@@ -2,6 +2,7 @@
 //! something that cannot be seen or done yet; asserts nothing about the router itself.
 
 mod app;
+mod figures;
 mod http;
 mod mcp;
 mod paged;
@@ -16,11 +17,12 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use app::TestApp;
+pub use figures::{breaker_state, figure, total, transitions};
 pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
 pub use paged::{Paged, Pages};
 pub use process::{Finished, Router, alive, command, free_port, switchyard};
-pub use rig::{Counts, Fault, GIGABYTE, Rig, RigCall};
+pub use rig::{Fault, GIGABYTE, Rig};
 pub use speaker::{Speaker, on_stage, play, progress_of};
 pub use stage::{Role, SUBSCRIPTION, Seen, Stage};
 pub use stream::{Stream, Wire, messages};

@@ -159,6 +159,11 @@ impl Router {
         switchyard(self.folder.path(), arguments).await
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     /// Its resident memory in bytes.
     pub fn resident(&self) -> u64 {
         self.status("VmRSS:")

@@ -32,7 +32,7 @@ use bytes::BytesMut;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -177,7 +177,9 @@ impl Rig {
             accepted: AtomicU64::new(0),
             open: AtomicU64::new(0),
         });
-        let address = listen("127.0.0.1:0".parse().unwrap(), &inner);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        listen(listener, &inner);
         let rig = Self { address, inner };
         for tool in tools {
             rig.define(tool, json!({ "name": tool, "inputSchema": { "type": "object" } }));
@@ -186,10 +188,6 @@ impl Rig {
         rig.set("GET", Fault::bare_status(405));
         rig.set("subscriptions/listen", Fault::OpenStream);
         rig
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     pub fn url(&self) -> String {
@@ -274,7 +272,10 @@ impl Rig {
     pub fn up(&self) {
         self.down();
         *self.inner.up.lock() = CancellationToken::new();
-        listen(self.address, &self.inner);
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(self.address).unwrap();
+        listen(socket.listen(1024).unwrap(), &self.inner);
     }
 
     // --- what it saw ---
@@ -339,12 +340,7 @@ impl Rig {
     }
 }
 
-fn listen(address: SocketAddr, inner: &Arc<Inner>) -> SocketAddr {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(address).unwrap();
-    let listener = socket.listen(1024).unwrap();
-    let address = listener.local_addr().unwrap();
+fn listen(listener: TcpListener, inner: &Arc<Inner>) {
     let (inner, down) = (Arc::clone(inner), inner.up.lock().clone());
     tokio::spawn(async move {
         loop {
@@ -367,7 +363,6 @@ fn listen(address: SocketAddr, inner: &Arc<Inner>) -> SocketAddr {
             });
         }
     });
-    address
 }
 
 impl Inner {

@@ -65,7 +65,7 @@ pub fn bomb() -> Vec<u8> {
         number(value, count);
     }
     number(0b01, 2); // one literal zero
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push(false);
     }
     let mut file = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];

@@ -1,0 +1,685 @@
+//! The breaker as callers, servers and operators see it: when it refuses, who may probe, what it
+//! remembers, and what it leaves alone.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
+use switchyard::app::ADMIN_SOCKET;
+use switchyard::model::{BreakerProbe, BreakerScope};
+use tokio::task::JoinHandle;
+
+use crate::support::{
+    Answer, Fault, Http, Rig, Router, SOON, TestApp, breaker_state, eventually, figure, total,
+    transitions,
+};
+
+/// One attempt for each call, so that a call is an attempt.
+const ONCE: &str = "retry_mode: off";
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn key(key: impl std::fmt::Display) -> String {
+    json!({ "key": key.to_string() }).to_string()
+}
+
+/// Calls until the breaker is open; the moment when it opened, at the latest.
+async fn trip(http: &Http, socket: &Http, rig: &Rig, tool: &str) -> Instant {
+    rig.set(tool, Fault::status(500));
+    eventually(SOON, "the breaker opens", || async {
+        http.call(&format!("up__{tool}"), &key("trip")).await;
+        (breaker_state(socket, "up").await == "open").then_some(())
+    })
+    .await;
+    Instant::now()
+}
+
+async fn trip_app(app: &TestApp, rig: &Rig, tool: &str) -> Instant {
+    trip(app.http(), &app.socket(), rig, tool).await
+}
+
+/// A call that begins again while it is refused, until it is let through and answered.
+fn persistent(http: &Http, tool: &'static str) -> JoinHandle<Answer> {
+    let http = http.clone();
+    tokio::spawn(async move {
+        loop {
+            let answer = http.call(tool, &key("persistent")).await;
+            let reason = answer.json()["reason"].clone();
+            if reason != "breaker_open" && reason != "breaker_probing" {
+                return answer;
+            }
+        }
+    })
+}
+
+#[track_caller]
+fn refused(answer: &Answer, reasons: &[&str]) -> Value {
+    let json = answer.json();
+    assert_eq!(answer.status, 503, "{json}");
+    assert_eq!(json["error_code"], "MCPCircuitOpenError", "{json}");
+    assert!(reasons.contains(&json["reason"].as_str().unwrap()), "{json}");
+    assert_eq!(json["outcome"], "not_sent", "{json}");
+    assert_eq!(json["retriable"], true, "{json}");
+    assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1, "{json}");
+    json
+}
+
+/// A thousand callers at the moment when the open period ends: one of them is let through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_open_one_permit() {
+    const CALLERS: usize = 1000;
+    const PERIOD: Duration = Duration::from_millis(1500);
+    const QUICK: f64 = 5.0;
+    let rig = Rig::legacy(&["probe"]).await;
+    let settings = format!(
+        "{ONCE}, circuit_breaker_threshold: 1, circuit_breaker_timeout: 1500ms, max_concurrency: 2000"
+    );
+    let app = TestApp::start(&rig.yaml("up", &settings)).await.ready().await;
+    let mut slowest = Vec::new();
+    for round in 0..5 {
+        let mut lines = Vec::new();
+        for _ in 0..CALLERS {
+            lines.push(app.http().line().await);
+        }
+        let opened = trip_app(&app, &rig, "probe").await;
+        rig.set("probe", Fault::hold(Fault::None));
+        let before = rig.counts("probe").requests;
+        let at = tokio::time::Instant::from_std(opened + PERIOD);
+        let callers: Vec<_> = lines
+            .into_iter()
+            .map(|mut line| {
+                let http = app.http().clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep_until(at).await;
+                    let body = format!(r#"{{"tool_name":"up__probe","arguments":{}}}"#, key("x"));
+                    let call = http.request(&http::Method::POST, "/mcp/call").body(body);
+                    line.send(call).await
+                })
+            })
+            .collect();
+        // All but the probe are answered while it is under way.
+        eventually(SOON * 2, "all but one are answered", || async {
+            let over = callers.iter().filter(|caller| caller.is_finished()).count();
+            (over == CALLERS - 1).then_some(())
+        })
+        .await;
+        assert_eq!(rig.counts("probe").requests - before, 1);
+        assert_eq!(breaker_state(&app.socket(), "up").await, "half_open");
+        rig.release();
+        let mut times: Vec<f64> = Vec::new();
+        let mut served = 0;
+        for answer in futures_util::future::join_all(callers).await {
+            let answer = answer.unwrap();
+            if answer.json()["success"] == true {
+                served += 1;
+                continue;
+            }
+            let json = refused(&answer, &["breaker_probing", "breaker_open"]);
+            times.push(json["execution_time_ms"].as_f64().unwrap());
+        }
+        assert_eq!((served, times.len()), (1, CALLERS - 1));
+        assert_eq!(rig.counts("probe").requests - before, 1);
+        assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+        let worst = times.iter().copied().fold(0.0, f64::max);
+        let late = times.iter().filter(|time| **time > QUICK).count();
+        println!("round {round}: the slowest refusal took {worst:.3} ms, {late} more than {QUICK}");
+        slowest.push(worst);
+        // The machine may take the processor away for longer than that.
+        if worst <= QUICK {
+            app.stop().await;
+            return;
+        }
+    }
+    panic!("some of {CALLERS} refusals took longer than {QUICK} ms each time: {slowest:?}");
+}
+
+/// The caller of a probe goes away, again and again: the next caller probes at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_open_cancel_returns_permit() {
+    const QUICK: Duration = Duration::from_millis(10);
+    let rounds = figure(100, 1000);
+    for rig in [Rig::legacy(&["probe"]).await, Rig::modern(&["probe"]).await] {
+        let settings = format!(
+            "{ONCE}, circuit_breaker_threshold: 1, circuit_breaker_timeout: 100ms, timeout: 60s"
+        );
+        let app = TestApp::start(&rig.yaml("up", &settings)).await.ready().await;
+        trip_app(&app, &rig, "probe").await;
+        rig.set("probe", Fault::HangBeforeHeaders);
+        let mut since = Instant::now();
+        let mut probe = persistent(app.http(), "up__probe");
+        rig.call("probe", since).await;
+        let mut waits = Vec::new();
+        for _ in 0..rounds {
+            refused(&app.http().call("up__probe", &key("x")).await, &["breaker_probing"]);
+            probe.abort();
+            since = Instant::now();
+            probe = persistent(app.http(), "up__probe");
+            waits.push(rig.call("probe", since).await.at.duration_since(since));
+        }
+        assert_eq!(breaker_state(&app.socket(), "up").await, "half_open");
+        assert_eq!(transitions(&app.socket(), "up", &[]).await, 2.0);
+        probe.abort();
+        rig.set("probe", Fault::None);
+        let answer = persistent(app.http(), "up__probe").await.unwrap();
+        assert_eq!(answer.json()["success"], true, "{}", answer.text());
+        assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+        waits.sort_unstable();
+        let (median, last) = (waits[rounds / 2], waits[rounds - 1]);
+        let late = waits.iter().filter(|wait| **wait > QUICK).count();
+        println!(
+            "admitted after {median:?} in the median, {last:?} at most; {late} of {rounds} late"
+        );
+        // What is measured includes that the kernel tells the router of the caller's going.
+        assert!(late * 50 <= rounds, "{late} of {rounds} took longer than {QUICK:?}: {last:?}");
+        assert!(last < SOON);
+        app.stop().await;
+    }
+}
+
+/// A probe without an answer holds the breaker half-open for its lease and no longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_open_hung_probe() {
+    let rig = Rig::legacy(&["probe"]).await;
+    let settings = format!(
+        "{ONCE}, circuit_breaker_threshold: 1, circuit_breaker_timeout: 400ms, timeout: 30s"
+    );
+    let app = TestApp::start_tuned(&rig.yaml("up", &settings), |knobs| {
+        knobs.half_open_lease = Some(millis(500));
+    })
+    .await
+    .ready()
+    .await;
+    let socket = app.socket();
+    trip_app(&app, &rig, "probe").await;
+    rig.set("probe", Fault::hold(Fault::status(500)));
+    let since = Instant::now();
+    let probe = persistent(app.http(), "up__probe");
+    let probed = rig.call("probe", since).await.at;
+    let refusal = app.http().call("up__probe", &key("x")).await;
+    refused(&refusal, &["breaker_probing"]);
+    // Nobody calls meanwhile: the lease ends all the same.
+    let reopened = eventually(SOON, "the lease is over", || async {
+        match breaker_state(&socket, "up").await.as_str() {
+            "half_open" => None,
+            "open" => Some(Instant::now()),
+            other => panic!("the breaker is {other}"),
+        }
+    });
+    let lease = reopened.await.duration_since(probed);
+    assert!(lease >= millis(480) && lease < millis(1500), "{lease:?}");
+    assert_eq!(transitions(&socket, "up", &["reason=\"probe_lease_expired\""]).await, 1.0);
+    assert_eq!(rig.counts("probe").requests, 2);
+    // The next probe closes it while the first still hangs, and what that comes to is no matter.
+    rig.set("probe", Fault::None);
+    let answer = persistent(app.http(), "up__probe").await.unwrap();
+    assert_eq!(answer.json()["success"], true, "{}", answer.text());
+    assert_eq!(breaker_state(&socket, "up").await, "closed");
+    let before = transitions(&socket, "up", &[]).await;
+    rig.release();
+    assert_eq!(probe.await.unwrap().json()["success"], false);
+    assert_eq!(breaker_state(&socket, "up").await, "closed");
+    assert_eq!(transitions(&socket, "up", &[]).await, before);
+    assert_eq!(total(&socket, "switchyard_breaker_stale_results_total", &[]).await, 1.0);
+    app.stop().await;
+}
+
+/// What was under way when the breaker changed its state says nothing of the server as it is then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stale_results_ignored() {
+    for closed_again in [false, true] {
+        let rig = Rig::legacy(&["slow", "bad"]).await;
+        let settings = format!(
+            "{ONCE}, circuit_breaker_threshold: 3, circuit_breaker_timeout: {}, max_concurrency: 200",
+            if closed_again { "200ms" } else { "30s" }
+        );
+        let app = TestApp::start(&rig.yaml("up", &settings)).await.ready().await;
+        let socket = app.socket();
+        rig.next("slow", &vec![Fault::hold(Fault::None); 50]);
+        rig.next("slow", &vec![Fault::hold(Fault::status(500)); 50]);
+        let calls: Vec<_> = (0..100)
+            .map(|number| {
+                let http = app.http().clone();
+                tokio::spawn(async move { http.call("up__slow", &key(number)).await })
+            })
+            .collect();
+        eventually(SOON, "all calls are under way", || async {
+            (rig.counts("slow").requests == 100).then_some(())
+        })
+        .await;
+        trip_app(&app, &rig, "bad").await;
+        let state = match closed_again {
+            false => "open",
+            true => {
+                rig.set("bad", Fault::None);
+                let answer = persistent(app.http(), "up__bad").await.unwrap();
+                assert_eq!(answer.json()["success"], true);
+                "closed"
+            }
+        };
+        let before = transitions(&socket, "up", &[]).await;
+        rig.release();
+        let mut served = 0;
+        for call in calls {
+            served += u32::from(call.await.unwrap().json()["success"] == true);
+        }
+        assert_eq!(served, 50);
+        assert_eq!(breaker_state(&socket, "up").await, state);
+        assert_eq!(transitions(&socket, "up", &[]).await, before);
+        assert_eq!(total(&socket, "switchyard_breaker_stale_results_total", &[]).await, 100.0);
+        app.stop().await;
+    }
+}
+
+/// Errors of tools neither open a breaker nor keep it from opening; to a half-open one they prove
+/// that the server lives.
+#[tokio::test]
+async fn tool_error_neutral() {
+    let rig = Rig::legacy(&["tool"]).await;
+    let settings = format!("{ONCE}, circuit_breaker_threshold: 5, circuit_breaker_timeout: 200ms");
+    let app = TestApp::start(&rig.yaml("up", &settings)).await.ready().await;
+    let socket = app.socket();
+    let call = || app.http().call("up__tool", "{}");
+    rig.next("tool", &vec![Fault::status(500); 4]);
+    rig.next("tool", &vec![Fault::RpcError(-32603); 50]);
+    rig.next("tool", &vec![Fault::ToolError; 50]);
+    for _ in 0..104 {
+        assert_eq!(call().await.json()["success"], false);
+    }
+    assert_eq!(breaker_state(&socket, "up").await, "closed");
+    for (number, alive) in [Fault::RpcError(-32603), Fault::ToolError].into_iter().enumerate() {
+        // One more failure in the first round; in the second the success of the probe began anew.
+        let failures = if number == 0 { 1 } else { 5 };
+        for failure in 1..=failures {
+            assert_eq!(breaker_state(&socket, "up").await, "closed", "before {failure}");
+            rig.next("tool", &[Fault::status(500)]);
+            call().await;
+        }
+        assert_eq!(breaker_state(&socket, "up").await, "open");
+        rig.next("tool", &[alive]);
+        let answer = persistent(app.http(), "up__tool").await.unwrap();
+        assert_eq!(answer.json()["success"], false, "{}", answer.text());
+        assert_eq!(breaker_state(&socket, "up").await, "closed");
+    }
+    assert_eq!(call().await.json()["success"], true);
+    assert_eq!(rig.counts("tool").requests, 104 + 1 + 1 + 5 + 1 + 1);
+    app.stop().await;
+}
+
+/// A router over a database where the breaker of `up` is open.
+struct Restarted {
+    rig: Rig,
+    period: Duration,
+    opened: Instant,
+}
+
+impl Restarted {
+    async fn open(period: Duration) -> (Self, Router) {
+        let rig = Rig::legacy(&["tool"]).await;
+        let settings = format!(
+            "{ONCE}, circuit_breaker_threshold: 2, circuit_breaker_timeout: {}ms",
+            period.as_millis()
+        );
+        let router = Router::start(&rig.yaml("up", &settings)).await;
+        eventually(SOON, "the tool is there", || async {
+            let answer = router.http.call("up__tool", &key("first")).await;
+            (answer.json()["success"] == true).then_some(())
+        })
+        .await;
+        let opened = trip(&router.http, &socket(&router), &rig, "tool").await;
+        rig.set("tool", Fault::hold(Fault::None));
+        (Self { rig, period, opened }, router)
+    }
+
+    /// Calls without pause until one is let through; when that was, and what it was told before.
+    async fn probed(&self, router: &Router) -> Instant {
+        let before = self.rig.counts("tool").requests;
+        let since = Instant::now();
+        let probe = persistent(&router.http, "up__tool");
+        let limit = self.period + SOON;
+        eventually(limit, "a probe is let through", || async {
+            (self.rig.counts("tool").requests > before).then_some(())
+        })
+        .await;
+        let at = self.rig.call("tool", since).await.at;
+        // It is the only one for as long as it is under way.
+        for _ in 0..20 {
+            let answer = router.http.call("up__tool", &key("x")).await;
+            refused(&answer, &["breaker_probing"]);
+        }
+        assert_eq!(self.rig.counts("tool").requests, before + 1);
+        self.rig.release();
+        assert_eq!(probe.await.unwrap().json()["success"], true);
+        self.rig.set("tool", Fault::None);
+        assert_eq!(breaker_state(&socket(router), "up").await, "closed");
+        at
+    }
+}
+
+fn socket(router: &Router) -> Http {
+    Http::socket(router.data_dir().join(ADMIN_SOCKET))
+}
+
+/// `kill -9` of a router does not send the next one to a server that is known to be down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restart_open_12s() {
+    let full = figure(0, 1) == 1;
+    let (period, left, down) = match full {
+        true => (Duration::from_secs(30), Duration::from_secs(12), Duration::from_secs(2)),
+        false => (millis(3500), Duration::from_secs(3), Duration::from_secs(1)),
+    };
+    let (open, router) = Restarted::open(period).await;
+    let calls = open.rig.counts("tool").requests;
+    tokio::time::sleep_until((open.opened + period - left).into()).await;
+    let address = router.address;
+    let killed = Instant::now();
+    let folder = router.kill().await;
+    tokio::time::sleep_until((killed + down).into()).await;
+    let router = Router::start_again(folder, address).await;
+    assert_eq!(breaker_state(&socket(&router), "up").await, "open");
+    let probed = open.probed(&router).await;
+    let after = probed.duration_since(killed);
+    println!("probed {after:?} after the end, {:?} after the opening", probed - open.opened);
+    assert!(after >= left - millis(300) && after <= left + millis(300), "{after:?}");
+    assert_eq!(open.rig.counts("tool").requests, calls + 1);
+    assert_eq!(router.stop().await.0, 0);
+}
+
+/// The clock of the wall is set while the router is down: the breaker never stays open for longer
+/// than it is configured to, and never for less than nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restart_clock_back() {
+    const HOUR: i64 = 3_600_000;
+    let period = millis(1500);
+    // What was opened in an hour has the whole period left; what was opened an hour ago, nothing.
+    for (shift, least, most) in
+        [(HOUR, period - millis(200), period + millis(300)), (-HOUR, Duration::ZERO, millis(300))]
+    {
+        let (open, router) = Restarted::open(period).await;
+        eventually(SOON, "the state is stored", || async {
+            (stored(&router).await.as_deref() == Some("open")).then_some(())
+        })
+        .await;
+        let (address, data) = (router.address, router.data_dir());
+        let folder = router.kill().await;
+        let mut database = open_database(&data).await;
+        let shifted = sqlx::query(
+            "update breakers set opened_at_ms = opened_at_ms + ?,
+             last_failure_at_ms = last_failure_at_ms + ?",
+        )
+        .bind(shift)
+        .bind(shift)
+        .execute(&mut database);
+        assert_eq!(shifted.await.unwrap().rows_affected(), 1);
+        database.close().await.unwrap();
+        let router = Router::start_again(folder, address).await;
+        let since = router.listening;
+        let after = open.probed(&router).await.duration_since(since);
+        println!("the clock was set by {shift} ms: probed after {after:?} of {period:?}");
+        assert!(after >= least && after <= most, "{after:?}");
+        assert_eq!(router.stop().await.0, 0);
+    }
+}
+
+async fn open_database(data: &std::path::Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(data.join("state.db"));
+    options.busy_timeout(SOON).connect().await.unwrap()
+}
+
+async fn stored(router: &Router) -> Option<String> {
+    let mut database = open_database(&router.data_dir()).await;
+    let row = sqlx::query_scalar("select state from breakers where server = 'up'");
+    row.fetch_optional(&mut database).await.unwrap()
+}
+
+/// A server that comes and goes, under steady traffic: it gets what a breaker allows, every caller
+/// an answer in time, and the router does not grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flapping_upstream() {
+    const PERIOD: Duration = Duration::from_secs(3);
+    const THRESHOLD: f64 = 5.0;
+    const PLACES: f64 = 16.0;
+    const GAP: Duration = Duration::from_millis(5);
+    const DEADLINE: Duration = Duration::from_secs(2);
+    // Up, refused; up, reset after the call; and so on.
+    let phases = figure(3, 200);
+    let rig = Rig::legacy(&["tool"]).await;
+    let settings = "circuit_breaker_threshold: 5, circuit_breaker_timeout: 1s, max_concurrency: 16, \
+        timeout: 1s, call_deadline: 2s, retry_delay: 100ms";
+    let router = Router::start(&rig.yaml("up", settings)).await;
+    let socket = socket(&router);
+    eventually(SOON, "the tool is there", || async {
+        let answer = router.http.call("up__tool", &key("first")).await;
+        (answer.json()["success"] == true).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    let mut beat = tokio::time::interval(GAP);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let (mut attempts, mut served, mut refusals, mut calls) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let (mut worst, mut worst_seen) = (0.0_f64, Duration::ZERO);
+    let mut outcomes = HashSet::new();
+    let mut memory = Vec::new();
+    for phase in 0..phases {
+        match phase % 4 {
+            1 => rig.down(),
+            3 => rig.set("tool", Fault::Reset),
+            0 if phase > 0 => rig.set("tool", Fault::None),
+            2 => rig.up(),
+            _ => {}
+        }
+        let mut callers = tokio::task::JoinSet::new();
+        let until = began + PERIOD * u32::try_from(phase + 1).unwrap();
+        while Instant::now() < until {
+            beat.tick().await;
+            calls += 1;
+            let (http, key) = (router.http.clone(), key(calls));
+            callers.spawn(async move {
+                let since = Instant::now();
+                (http.call("up__tool", &key).await.json(), since.elapsed())
+            });
+        }
+        while let Some(ended) = callers.join_next().await {
+            let (json, took) = ended.unwrap();
+            attempts += json["attempts"].as_u64().unwrap();
+            served += u64::from(json["success"] == true);
+            refusals += u64::from(json["error_code"] == "MCPCircuitOpenError");
+            worst = worst.max(json["execution_time_ms"].as_f64().unwrap());
+            worst_seen = worst_seen.max(took);
+            outcomes.insert(json["reason"].to_string());
+        }
+        memory.push(router.resident());
+    }
+    let limit = DEADLINE + millis(50);
+    assert!(worst <= limit.as_secs_f64() * 1000.0, "{worst} ms");
+    assert!(worst_seen <= limit, "{worst_seen:?}");
+    let opened = transitions(&socket, "up", &["from=\"closed\"", "to=\"open\""]).await;
+    let probes_failed = transitions(&socket, "up", &["reason=\"probe_failed\""]).await;
+    let failed = u32::try_from(attempts - served).unwrap();
+    let most = opened * (THRESHOLD + PLACES) + probes_failed;
+    println!(
+        "{calls} calls, {served} served, {refusals} refused; {attempts} attempts, {failed} failed of \
+         at most {most} ({opened} times opened, {probes_failed} probes failed); slowest {worst:.1} ms \
+         ({worst_seen:?} seen); memory {:?} MiB; {outcomes:?}",
+        memory.iter().map(|bytes| bytes >> 20).collect::<Vec<_>>()
+    );
+    assert!(opened >= 1.0 && refusals > 0 && served > 0);
+    assert!(f64::from(failed) <= most, "{failed} > {most}");
+    // Nobody pays for a call that was let through into a refusal twice.
+    assert_eq!(rig.executed_twice("tool"), Vec::<String>::new());
+    let early = memory[memory.len() / 4];
+    let last = *memory.last().unwrap();
+    assert!(last <= early + early / 10 + (8 << 20), "{early} bytes grew to {last}");
+    assert_eq!(router.stop().await.0, 0);
+}
+
+/// Calls on one connection, one after the other; the 99th of a hundred durations.
+async fn p99(http: &Http, tool: &str, calls: usize) -> Duration {
+    let mut line = http.line().await;
+    let mut times = Vec::with_capacity(calls);
+    for number in 0..calls {
+        let body = format!(r#"{{"tool_name":"{tool}","arguments":{}}}"#, key(number));
+        let call = http.request(&http::Method::POST, "/mcp/call").body(body);
+        let since = Instant::now();
+        let answer = line.send(call).await;
+        times.push(since.elapsed());
+        assert_eq!(answer.json()["success"], true, "{}", answer.text());
+    }
+    times.sort_unstable();
+    times[calls * 99 / 100]
+}
+
+/// Five hundred callers wait for a server that hangs; those of another one do not notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_upstream_isolated() {
+    const CALLERS: usize = 500;
+    let hung = Rig::legacy(&["tool"]).await;
+    let quick = Rig::legacy(&["tool"]).await;
+    let yaml = hung
+        .yaml("hung", "timeout: 60s, max_concurrency: 600, circuit_breaker_threshold: 1000")
+        + &quick.entry("quick", "");
+    let app = TestApp::start(&yaml).await.ready().await;
+    hung.set("tool", Fault::HangBeforeHeaders);
+    let calls = figure(600, 10_000);
+    p99(app.http(), "quick__tool", calls / 4).await;
+    let mut tries = Vec::new();
+    for _ in 0..4 {
+        let alone = p99(app.http(), "quick__tool", calls).await;
+        let before = hung.counts("tool").requests;
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|number| {
+                let http = app.http().clone();
+                tokio::spawn(async move { http.call("hung__tool", &key(number)).await })
+            })
+            .collect();
+        eventually(SOON * 2, "all wait for the server that hangs", || async {
+            (hung.counts("tool").requests - before == CALLERS as u64).then_some(())
+        })
+        .await;
+        let beside = p99(app.http(), "quick__tool", calls).await;
+        assert!(callers.iter().all(|caller| !caller.is_finished()));
+        callers.iter().for_each(JoinHandle::abort);
+        eventually(SOON * 2, "all are gone", || async {
+            (hung.counts("tool").closed >= before + CALLERS as u64).then_some(())
+        })
+        .await;
+        println!("p99 {alone:?} alone, {beside:?} beside {CALLERS} that hang");
+        if beside <= alone + (alone / 10).max(millis(1)) {
+            app.stop().await;
+            return;
+        }
+        tries.push((alone, beside));
+    }
+    panic!("p99 alone and beside: {tries:?}");
+}
+
+/// A caller in a hurry says nothing of the server.
+#[tokio::test]
+async fn a_callers_own_short_timeout_does_not_open_the_breaker() {
+    let rig = Rig::legacy(&["tool"]).await;
+    let settings = format!("{ONCE}, circuit_breaker_threshold: 2, timeout: 300ms");
+    let app = TestApp::start(&rig.yaml("up", &settings)).await.ready().await;
+    rig.set("tool", Fault::HangBeforeHeaders);
+    let call = |timeout: &str| {
+        let body = format!(r#"{{"tool_name":"up__tool","arguments":{{}},"timeout":{timeout}}}"#);
+        app.http().post("/mcp/call", body)
+    };
+    for _ in 0..10 {
+        let json = call("0.03").await.json();
+        assert_eq!(json["reason"], "timeout", "{json}");
+    }
+    assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+    // Neither does one that would have waited for longer than the server may take save it.
+    for timeout in ["5", "null"] {
+        assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+        let json = call(timeout).await.json();
+        assert_eq!(json["reason"], "timeout", "{json}");
+    }
+    assert_eq!(breaker_state(&app.socket(), "up").await, "open");
+    app.stop().await;
+}
+
+/// With a breaker for each tool, a tool that hangs takes no other with it; a server that is away
+/// takes all.
+#[tokio::test]
+async fn breakers_of_single_tools() {
+    let rig = Rig::legacy(&["hangs", "breaks", "works"]).await;
+    let settings = format!("{ONCE}, circuit_breaker_threshold: 3, timeout: 200ms");
+    let app = TestApp::start_tuned(&rig.yaml("up", &settings), |knobs| {
+        knobs.breaker_scope = Some(BreakerScope::Tool);
+    })
+    .await
+    .ready()
+    .await;
+    let socket = app.socket();
+    let call = async |tool: &str| app.http().call(&format!("up__{tool}"), "{}").await;
+    rig.set("hangs", Fault::HangBeforeHeaders);
+    rig.set("breaks", Fault::Reset);
+    for tool in ["hangs", "breaks"] {
+        for _ in 0..3 {
+            assert_eq!(call(tool).await.json()["outcome"], "unknown");
+        }
+        let json = refused(&call(tool).await, &["breaker_open"]);
+        let error = json["error"].as_str().unwrap();
+        assert!(error.contains(&format!("tool `{tool}`")), "{error}");
+        assert_eq!(rig.counts(tool).requests, 3);
+        assert_eq!(call("works").await.json()["success"], true);
+    }
+    assert_eq!(breaker_state(&socket, "up").await, "closed");
+    rig.down();
+    eventually(SOON, "the server is gone", || async { (rig.open() == 0).then_some(()) }).await;
+    for _ in 0..3 {
+        let json = call("works").await.json();
+        assert_eq!(json["outcome"], "not_sent", "{json}");
+        assert_eq!(json["reason"], "not_sent", "{json}");
+    }
+    assert_eq!(breaker_state(&socket, "up").await, "open");
+    let json = refused(&call("works").await, &["breaker_open"]);
+    assert!(!json["error"].as_str().unwrap().contains("tool `"), "{json}");
+    app.stop().await;
+}
+
+/// With an active probe no caller's tool runs before the server gave a sign of life.
+#[tokio::test]
+async fn an_active_probe_risks_no_tool() {
+    for (rig, sign) in
+        [(Rig::legacy(&["tool"]).await, "ping"), (Rig::modern(&["tool"]).await, "server/discover")]
+    {
+        let settings = format!(
+            "{ONCE}, circuit_breaker_threshold: 1, circuit_breaker_timeout: 200ms, timeout: 400ms"
+        );
+        let app = TestApp::start_tuned(&rig.yaml("up", &settings), |knobs| {
+            knobs.breaker_probe = Some(BreakerProbe::Active);
+        })
+        .await
+        .ready()
+        .await;
+        let socket = app.socket();
+        trip_app(&app, &rig, "tool").await;
+        rig.set("tool", Fault::None);
+        for (number, fault) in
+            [Fault::HangBeforeHeaders, Fault::Reset, Fault::status(500)].into_iter().enumerate()
+        {
+            rig.set(sign, fault.clone());
+            let asked = rig.asked(sign);
+            let answer = persistent(app.http(), "up__tool").await.unwrap();
+            let json = answer.json();
+            assert_eq!(json["success"], false, "{fault:?}: {json}");
+            assert_eq!(json["outcome"], "not_sent", "{fault:?}: {json}");
+            assert!(rig.asked(sign) > asked, "{fault:?}");
+            assert_eq!(rig.counts("tool").requests, 1, "{fault:?}");
+            assert_eq!(breaker_state(&socket, "up").await, "open", "{fault:?}");
+            let failed = transitions(&socket, "up", &["reason=\"probe_failed\""]).await;
+            assert_eq!(failed, (number + 1) as f64, "{fault:?}");
+        }
+        rig.set(sign, Fault::None);
+        let answer = persistent(app.http(), "up__tool").await.unwrap();
+        assert_eq!(answer.json()["success"], true, "{}", answer.text());
+        assert_eq!(rig.counts("tool").requests, 2);
+        assert_eq!(breaker_state(&socket, "up").await, "closed");
+        app.stop().await;
+    }
+}

@@ -1,0 +1,681 @@
+//! What is repeated after a failure and what never is, as servers count it and callers are told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use switchyard::model::RetryTimeouts;
+
+use crate::support::{
+    Fault, Http, Legacy, Rig, SOON, TestApp, breaker_state, eventually, figure, total,
+};
+
+/// A breaker that stays out of it, and short delays.
+const OFTEN: &str = "circuit_breaker_threshold: 1000000, retry_delay: 100ms";
+/// A budget that does, too.
+const ENDLESS: &str = "retry_budget: {ratio: 100, min_per_second: 1000}";
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn key(key: impl std::fmt::Display) -> String {
+    json!({ "key": key.to_string() }).to_string()
+}
+
+/// What a server does that ran the call and then does not say so.
+fn after_the_effect() -> Vec<Fault> {
+    vec![
+        Fault::Reset,
+        Fault::ResetMidAnswer,
+        Fault::Truncated,
+        Fault::StreamEnds,
+        Fault::HalfClose,
+        Fault::Garbage,
+        Fault::NoHttp,
+        Fault::WrongId,
+        Fault::InvalidUtf8,
+        Fault::ContentType("text/html"),
+        Fault::status(500),
+        Fault::status(502),
+    ]
+}
+
+fn idempotent() -> Value {
+    json!({ "idempotentHint": true })
+}
+
+async fn rigs(tools: &[&str]) -> [Rig; 2] {
+    [Rig::legacy(tools).await, Rig::modern(tools).await]
+}
+
+async fn router(rig: &Rig, settings: &str) -> TestApp {
+    TestApp::start(&rig.yaml("up", settings)).await.ready().await
+}
+
+async fn retries(app: &TestApp) -> f64 {
+    total(&app.socket(), "switchyard_retries_total", &["server=\"up\""]).await
+}
+
+async fn retries_after(app: &TestApp, reason: &str) -> f64 {
+    let reason = format!("reason=\"{reason}\"");
+    total(&app.socket(), "switchyard_retries_total", &["server=\"up\"", &reason]).await
+}
+
+async fn inflight(app: &TestApp) -> f64 {
+    total(&app.socket(), "switchyard_upstream_inflight", &["server=\"up\""]).await
+}
+
+async fn suppressed(app: &TestApp, why: &str) -> f64 {
+    let why = format!("why=\"{why}\"");
+    total(&app.socket(), "switchyard_retries_suppressed_total", &["server=\"up\"", &why]).await
+}
+
+/// Makes so many calls with keys of their own over so many connections, and gives the answers.
+async fn drive(http: &Http, tool: &str, calls: usize, lanes: usize) -> Vec<Value> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let lanes = (0..lanes).map(|_| {
+        let (http, next, tool) = (http.clone(), Arc::clone(&next), tool.to_owned());
+        tokio::spawn(async move {
+            let mut line = http.line().await;
+            let mut answers = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= calls {
+                    return answers;
+                }
+                let body = format!(r#"{{"tool_name":"{tool}","arguments":{}}}"#, key(number));
+                let call = http.request(&http::Method::POST, "/mcp/call").body(body);
+                answers.push(line.send(call).await.json());
+            }
+        })
+    });
+    let answers = futures_util::future::join_all(lanes).await;
+    let answers: Vec<Value> = answers.into_iter().flat_map(Result::unwrap).collect();
+    assert_eq!(answers.len(), calls);
+    answers
+}
+
+fn served(answers: &[Value]) -> usize {
+    answers.iter().filter(|answer| answer["success"] == true).count()
+}
+
+/// The calls that reached the server all ran, each once.
+#[track_caller]
+fn each_ran_once(rig: &Rig, tool: &str, calls: usize) {
+    let executed = rig.executed(tool);
+    assert_eq!(rig.executed_twice(tool), Vec::<String>::new());
+    assert_eq!(executed.len(), calls);
+}
+
+/// A server that is started anew: what it refused is said again, and runs once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retry_refused_connection() {
+    let calls = figure(100, 1000);
+    for rig in rigs(&["pay"]).await {
+        let settings = format!("{OFTEN}, {ENDLESS}, retry_attempts: 20, retry_max_delay: 300ms");
+        let mut app = router(&rig, &settings).await;
+        // Once over the connection that there was, once where the router has none yet.
+        for round in 0..2 {
+            rig.down();
+            eventually(SOON, "it is gone", || async { (rig.open() == 0).then_some(()) }).await;
+            if round == 1 {
+                app = TestApp::start_in(app.stop().await, &rig.yaml("up", &settings)).await;
+            }
+            let before = rig.executed("pay").len();
+            let repeated = retries_after(&app, "not_sent").await;
+            let callers: Vec<_> = (0..calls)
+                .map(|number| {
+                    let (http, key) = (app.http().clone(), key(format!("{round} {number}")));
+                    tokio::spawn(async move { http.call("up__pay", &key).await })
+                })
+                .collect();
+            eventually(SOON, "calls are repeated", || async {
+                (retries_after(&app, "not_sent").await > repeated).then_some(())
+            })
+            .await;
+            assert_eq!(rig.executed("pay").len(), before);
+            rig.up();
+            let mut most = 0;
+            for caller in callers {
+                let json = caller.await.unwrap().json();
+                assert_eq!(json["success"], true, "{json}");
+                most = most.max(json["attempts"].as_u64().unwrap());
+            }
+            assert!(most > 1);
+            each_ran_once(&rig, "pay", before + calls);
+        }
+        app.stop().await;
+    }
+}
+
+/// A server that ran the call and did not say so is not made to run it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_replay_after_send() {
+    let calls = figure(600, 10_000) / 2;
+    for rig in rigs(&["pay"]).await {
+        let app = router(&rig, &format!("{OFTEN}, {ENDLESS}, timeout: 10s")).await;
+        rig.mix("pay", 800, &after_the_effect());
+        let began = Instant::now();
+        let answers = drive(app.http(), "up__pay", calls, 16).await;
+        let well = served(&answers);
+        println!("{calls} calls, {well} served, in {:?}", began.elapsed());
+        each_ran_once(&rig, "pay", calls);
+        assert_eq!(rig.counts("pay").requests, calls as u64);
+        assert!(well > calls / 10 && well < calls / 3, "{well} of {calls}");
+        for json in answers.iter().filter(|json| json["success"] == false) {
+            assert_eq!(json["outcome"], "unknown", "{json}");
+            assert_eq!(json["retriable"], false, "{json}");
+            assert_eq!(json["attempts"], 1, "{json}");
+            let error = json["error"].as_str().unwrap();
+            assert!(error.contains("may have run"), "{json}");
+        }
+        assert_eq!(retries(&app).await, 0.0);
+        assert_eq!(suppressed(&app, "unsafe").await, (calls - well) as f64);
+        app.stop().await;
+    }
+}
+
+/// The same with a tool that may be run again: four attempts are enough, and the budget is a bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_safe_retries() {
+    let calls = figure(1000, 10_000);
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", idempotent());
+    let settings = format!(
+        "circuit_breaker_threshold: 1000, retry_delay: 100ms, retry_attempts: 3, \
+         retry_budget: {{ratio: 1.0}}, timeout: 10s"
+    );
+    let app = router(&rig, &settings).await;
+    rig.mix("read", 200, &after_the_effect());
+    let answers = drive(app.http(), "up__read", calls, 48).await;
+    let (well, asked) = (served(&answers), rig.counts("read").requests);
+    println!("{calls} calls at a fifth of faults: {well} served, {asked} attempts");
+    assert!(well * 100 >= calls * 99, "{well} of {calls}");
+    let attempts: u64 = answers.iter().map(|json| json["attempts"].as_u64().unwrap()).sum();
+    assert_eq!(attempts, asked);
+    assert!(answers.iter().all(|json| json["attempts"].as_u64().unwrap() <= 4));
+    assert_eq!(retries_after(&app, "ambiguous").await, (asked - calls as u64) as f64);
+    app.stop().await;
+
+    // The budget as it is by default, with more faults than it has retries for.
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", idempotent());
+    let settings = "circuit_breaker_threshold: 1000000, retry_delay: 100ms, timeout: 10s";
+    let app = router(&rig, settings).await;
+    rig.mix("read", 500, &after_the_effect());
+    let began = Instant::now();
+    let answers = drive(app.http(), "up__read", calls, 48).await;
+    let (well, asked) = (served(&answers), rig.counts("read").requests);
+    let most = calls as f64 * 0.2 + (began.elapsed().as_secs_f64() + 1.0) * 3.0;
+    let repeated = (asked - calls as u64) as f64;
+    println!(
+        "{calls} calls at half of faults: {well} served, {repeated} retries of at most {most}"
+    );
+    assert!(repeated <= most, "{repeated} > {most}");
+    assert!(repeated >= calls as f64 * 0.15, "{repeated}");
+    assert_eq!(retries(&app).await, repeated);
+    assert!(suppressed(&app, "budget").await > 0.0);
+    app.stop().await;
+}
+
+/// A server that closes idle connections at any moment, also when a call is just coming.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keepalive_race() {
+    let calls = figure(3000, 50_000) / 2;
+    for rig in rigs(&["pay"]).await {
+        let app = router(&rig, &format!("{OFTEN}, {ENDLESS}, timeout: 10s")).await;
+        rig.close_idle(500);
+        let (before, began) = (rig.connections(), Instant::now());
+        let answers = drive(app.http(), "up__pay", calls, 4).await;
+        let failed: Vec<_> = answers.iter().filter(|json| json["success"] == false).collect();
+        println!(
+            "{calls} calls over {} connections in {:?}: {} failed ({:.3} %), {} repeated",
+            rig.connections() - before,
+            began.elapsed(),
+            failed.len(),
+            failed.len() as f64 * 100.0 / calls as f64,
+            retries(&app).await
+        );
+        assert_eq!(rig.executed_twice("pay"), Vec::<String>::new());
+        assert!(rig.connections() - before > calls as u64 / 10);
+        for json in &failed {
+            assert_eq!(json["outcome"], "unknown", "{json}");
+        }
+        // Those that are not known to have run can be few only.
+        assert!(failed.len() * 50 <= calls, "{} of {calls}", failed.len());
+        assert!(rig.executed("pay").len() >= calls - failed.len());
+        app.stop().await;
+    }
+}
+
+/// A server that always fails gets a fifth more than it is offered, and behind a breaker next to
+/// nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retry_storm() {
+    let calls = figure(800, 20_000);
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", idempotent());
+    let app = router(&rig, "circuit_breaker_threshold: 1000000, retry_delay: 100ms").await;
+    rig.set("read", Fault::status(500));
+    let began = Instant::now();
+    let answers = drive(app.http(), "up__read", calls, 32).await;
+    let load = rig.counts("read").requests;
+    let most = calls as f64 * 1.2 + (began.elapsed().as_secs_f64() + 1.0) * 3.0;
+    println!("{calls} offered in {:?}: {load} came of at most {most}", began.elapsed());
+    assert_eq!(served(&answers), 0);
+    assert!(load as f64 <= most, "{load} > {most}");
+    assert!(load > calls as u64);
+    app.stop().await;
+
+    const PERIOD: Duration = Duration::from_millis(500);
+    const PERIODS: u32 = 6;
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", idempotent());
+    let app = router(&rig, "circuit_breaker_timeout: 500ms, retry_delay: 100ms").await;
+    rig.set("read", Fault::status(500));
+    eventually(SOON, "the breaker opens", || async {
+        app.http().call("up__read", "{}").await;
+        (breaker_state(&app.socket(), "up").await == "open").then_some(())
+    })
+    .await;
+    let (before, since) = (rig.counts("read").requests, Instant::now());
+    assert!(before <= 5 + 1, "{before}");
+    let mut offered = 0;
+    while since.elapsed() < PERIOD * PERIODS {
+        offered += drive(app.http(), "up__read", 100, 16).await.len();
+    }
+    let probes = rig.counts("read").requests - before;
+    println!("{offered} offered to an open breaker in {PERIODS} periods: {probes} came");
+    assert!(offered > 500);
+    assert!(probes >= 2 && probes <= u64::from(PERIODS) + 1, "{probes}");
+    app.stop().await;
+}
+
+/// Every way to fail is answered within the deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadline_never_exceeded() {
+    const DEADLINE: Duration = Duration::from_millis(450);
+    let slack = millis(50);
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", idempotent());
+    let settings = format!(
+        "{OFTEN}, {ENDLESS}, call_deadline: 450ms, timeout: 200ms, retry_attempts: 20, retry_max_delay: 100ms"
+    );
+    let app = TestApp::start_tuned(&rig.yaml("up", &settings), |knobs| {
+        knobs.retry_timeouts = Some(RetryTimeouts::ReplaySafe);
+    })
+    .await
+    .ready()
+    .await;
+    let mut faults = after_the_effect();
+    faults.extend([
+        Fault::HangBeforeHeaders,
+        Fault::HangAfterHeaders,
+        Fault::HangMidEvent,
+        Fault::HangMidJson,
+        Fault::CloseUnread,
+        Fault::status(503),
+        Fault::status(429),
+        Fault::retry_after(429, 60),
+        Fault::after(millis(190), Fault::status(500)),
+        Fault::Trickle(millis(20)),
+        Fault::Drip(millis(20), 1000),
+        Fault::Comments,
+        Fault::Informational,
+        Fault::Long(1 << 30),
+    ]);
+    let mut slowest = Duration::ZERO;
+    let try_it = async |what: &str| {
+        let mut took = Duration::MAX;
+        // The machine may be busy with something else just then.
+        for _ in 0..3 {
+            let since = Instant::now();
+            let answer = app.http().call("up__read", &key(what)).await;
+            took = took.min(since.elapsed());
+            let json = answer.json();
+            assert_eq!(json["success"], false, "{what}: {json}");
+            if took <= DEADLINE + slack {
+                return took;
+            }
+        }
+        panic!("{what}: {took:?}");
+    };
+    for fault in faults {
+        rig.set("read", fault.clone());
+        slowest = slowest.max(try_it(&format!("{fault:?}")).await);
+    }
+    rig.down();
+    slowest = slowest.max(try_it("refused").await);
+    println!("slowest {slowest:?} of {DEADLINE:?}");
+    assert!(slowest > DEADLINE / 2);
+    app.stop().await;
+}
+
+/// A server that wants to be left alone for longer than the call may take: the caller is told so at
+/// once, and for how long.
+#[tokio::test]
+async fn a_wait_beyond_the_deadline_fails_at_once() {
+    for rig in rigs(&["tool"]).await {
+        let app = router(&rig, &format!("{OFTEN}, call_deadline: 10s")).await;
+        let client = Legacy::connect(app.http()).await;
+        rig.set("tool", Fault::retry_after(429, 60));
+        let since = Instant::now();
+        let json = client.call("up__tool", "{}").await.json();
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        let data = &json["error"]["data"];
+        assert_eq!(data["retry_after_ms"], 60_000, "{json}");
+        assert_eq!(data["outcome"], "refused", "{json}");
+        assert_eq!(data["retriable"], true, "{json}");
+        assert_eq!(data["attempts"], 1, "{json}");
+        assert_eq!(suppressed(&app, "deadline").await, 1.0);
+        // One that fits is kept to.
+        rig.set("tool", Fault::None);
+        rig.next("tool", &[Fault::retry_after(429, 1)]);
+        let since = Instant::now();
+        let json = client.call("up__tool", "{}").await.json();
+        assert_eq!(json["result"]["content"][0]["text"], "{}", "{json}");
+        let took = since.elapsed();
+        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(2), "{took:?}");
+        assert_eq!(retries_after(&app, "refused").await, 1.0);
+        app.stop().await;
+    }
+}
+
+/// Servers can tell a repeat from a new call.
+#[tokio::test]
+async fn one_idempotency_key_for_all_attempts() {
+    for rig in rigs(&["read"]).await {
+        rig.annotate("read", json!({ "readOnlyHint": true }));
+        let app = router(&rig, OFTEN).await;
+        let mut keys = Vec::new();
+        for _ in 0..2 {
+            let before = rig.calls("read").len();
+            rig.next("read", &[Fault::status(500), Fault::Reset]);
+            let answer = app.http().call("up__read", &key("k")).await;
+            let json = answer.json();
+            assert_eq!(json["success"], true, "{json}");
+            assert_eq!(json["attempts"], 3, "{json}");
+            let calls = rig.calls("read").split_off(before);
+            assert_eq!(calls.len(), 3);
+            for call in &calls {
+                let key = &call.body["params"]["_meta"]["dev.switchyard/idempotencyKey"];
+                assert_eq!(*key, answer.id(), "{}", call.body);
+                assert_eq!(call.body["params"]["arguments"], calls[0].body["params"]["arguments"]);
+            }
+            let ids: Vec<_> = calls.iter().map(|call| call.body["id"].to_string()).collect();
+            assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], "{ids:?}");
+            keys.push(answer.id());
+            let entry = app.entry_of(&answer).await;
+            assert_eq!(entry["attempts"], 3, "{entry}");
+            assert_eq!(entry["outcome"], "ok", "{entry}");
+        }
+        assert_ne!(keys[0], keys[1]);
+        assert_eq!(retries_after(&app, "ambiguous").await, 4.0);
+        app.stop().await;
+    }
+}
+
+/// `retry_mode: seed` repeats as the predecessor did: all but timeouts and what tools answer.
+#[tokio::test]
+async fn seed_mode_repeats_what_may_have_run() {
+    let rig = Rig::legacy(&["tool"]).await;
+    let settings =
+        "retry_mode: seed, retry_delay: 100ms, timeout: 300ms, circuit_breaker_threshold: 5";
+    let app = router(&rig, settings).await;
+    let call = async || app.http().call("up__tool", &key("k")).await;
+    rig.next("tool", &[Fault::status(500), Fault::Reset]);
+    let json = call().await.json();
+    assert_eq!((&json["success"], &json["attempts"]), (&true.into(), &3.into()), "{json}");
+    assert_eq!(rig.executed("tool")["k"], 3);
+    for fault in [Fault::HangBeforeHeaders, Fault::RpcError(-32000), Fault::ToolError] {
+        let before = rig.counts("tool").requests;
+        rig.next("tool", std::slice::from_ref(&fault));
+        let json = call().await.json();
+        assert_eq!(json["success"], false, "{json}");
+        assert_eq!(json["attempts"], 1, "{json}");
+        assert_eq!(rig.counts("tool").requests - before, 1, "{fault:?}");
+        assert_eq!(call().await.json()["success"], true);
+    }
+    // Four attempts of one call and one of the next: each counts.
+    rig.set("tool", Fault::status(500));
+    let json = call().await.json();
+    assert_eq!(json["attempts"], 4, "{json}");
+    assert_eq!(json["outcome"], "unknown", "{json}");
+    assert_eq!(json["retriable"], false, "{json}");
+    assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+    let json = call().await.json();
+    assert_eq!(json["attempts"], 1, "{json}");
+    assert_eq!(json["error_code"], "MCPConnectionError", "{json}");
+    assert_eq!(breaker_state(&app.socket(), "up").await, "open");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_repeated_when_retries_are_off() {
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", json!({ "readOnlyHint": true }));
+    let app = router(&rig, &format!("{OFTEN}, retry_mode: off")).await;
+    for fault in [Fault::status(500), Fault::status(429), Fault::CloseUnread] {
+        let before = rig.counts("read").requests;
+        rig.next("read", std::slice::from_ref(&fault));
+        let json = app.http().call("up__read", "{}").await.json();
+        assert_eq!(json["success"], false, "{json}");
+        assert_eq!(json["attempts"], 1, "{json}");
+        assert_eq!(rig.counts("read").requests - before, 1, "{fault:?}");
+    }
+    rig.down();
+    eventually(SOON, "it is gone", || async { (rig.open() == 0).then_some(()) }).await;
+    let json = app.http().call("up__read", "{}").await.json();
+    assert_eq!((&json["attempts"], &json["outcome"]), (&1.into(), &"not_sent".into()), "{json}");
+    assert_eq!(retries(&app).await, 0.0);
+    app.stop().await;
+}
+
+/// Which tools may run again: the operator's word wins over the server's hints, which need trust.
+#[tokio::test]
+async fn the_operator_decides_what_is_safe_to_repeat() {
+    let overrides = "tool_overrides: {forbidden: {replay: unsafe}, allowed: {replay: safe}}";
+    for (trust, believed) in [("true", true), ("false", false)] {
+        for rig in rigs(&["forbidden", "allowed", "reads", "same", "plain"]).await {
+            rig.annotate("forbidden", json!({ "readOnlyHint": true, "idempotentHint": true }));
+            rig.annotate("reads", json!({ "readOnlyHint": true }));
+            rig.annotate("same", idempotent());
+            let settings = format!("{OFTEN}, trust_annotations: {trust}, {overrides}");
+            let app = router(&rig, &settings).await;
+            for (tool, repeated) in [
+                ("forbidden", false),
+                ("allowed", true),
+                ("reads", believed),
+                ("same", believed),
+                ("plain", false),
+            ] {
+                rig.next(tool, &[Fault::status(500)]);
+                let json = app.http().call(&format!("up__{tool}"), "{}").await.json();
+                assert_eq!(json["success"], repeated, "{tool}: {json}");
+                let requests = rig.counts(tool).requests;
+                assert_eq!(requests, if repeated { 2 } else { 1 }, "{tool}, trust: {trust}");
+                if !repeated {
+                    assert_eq!(json["outcome"], "unknown", "{tool}: {json}");
+                    assert_eq!(json["retriable"], false, "{tool}: {json}");
+                }
+                // What did not run is repeated for all.
+                rig.next(tool, &[Fault::status(429)]);
+                let json = app.http().call(&format!("up__{tool}"), "{}").await.json();
+                assert_eq!(json["success"], true, "{tool}: {json}");
+            }
+            app.stop().await;
+        }
+    }
+}
+
+/// An attempt that timed out is repeated only where the operator wants it and the tool allows it.
+#[tokio::test]
+async fn timeouts_are_repeated_only_on_request() {
+    for wanted in [false, true] {
+        let rig = Rig::legacy(&["read", "pay"]).await;
+        rig.annotate("read", idempotent());
+        let yaml = rig.yaml("up", &format!("{OFTEN}, timeout: 200ms"));
+        let app = TestApp::start_tuned(&yaml, |knobs| {
+            knobs.retry_timeouts = wanted.then_some(RetryTimeouts::ReplaySafe);
+        })
+        .await
+        .ready()
+        .await;
+        for (tool, repeated) in [("read", wanted), ("pay", false)] {
+            rig.next(tool, &[Fault::HangBeforeHeaders]);
+            let json = app.http().call(&format!("up__{tool}"), "{}").await.json();
+            assert_eq!(json["success"], repeated, "{tool}: {json}");
+            assert_eq!(json["attempts"], if repeated { 2 } else { 1 }, "{tool}: {json}");
+        }
+        assert_eq!(retries_after(&app, "timeout").await, f64::from(u8::from(wanted)));
+        app.stop().await;
+    }
+}
+
+/// A 503 may come after the effect, unless the operator knows that it does not.
+#[tokio::test]
+async fn a_503_is_repeated_where_it_is_a_refusal() {
+    for refusal in [false, true] {
+        let rig = Rig::legacy(&["pay"]).await;
+        let app = TestApp::start_tuned(&rig.yaml("up", OFTEN), |knobs| {
+            knobs.unavailable_is_refusal = Some(refusal);
+        })
+        .await
+        .ready()
+        .await;
+        rig.next("pay", &[Fault::status(503)]);
+        let json = app.http().call("up__pay", "{}").await.json();
+        assert_eq!(json["success"], refusal, "{json}");
+        assert_eq!(json["attempts"], if refusal { 2 } else { 1 }, "{json}");
+        if !refusal {
+            assert_eq!(json["outcome"], "unknown", "{json}");
+        }
+        // No other status is meant.
+        rig.next("pay", &[Fault::status(502)]);
+        let json = app.http().call("up__pay", "{}").await.json();
+        assert_eq!(
+            (&json["success"], &json["outcome"]),
+            (&false.into(), &"unknown".into()),
+            "{json}"
+        );
+        app.stop().await;
+    }
+}
+
+/// A breaker that opens during a call's retries ends the call, which is told what happened to it.
+#[tokio::test]
+async fn a_breaker_that_opens_ends_the_retries() {
+    let rig = Rig::legacy(&["read", "other"]).await;
+    rig.annotate("read", idempotent());
+    // Opened by the call's own attempts.
+    let settings = "circuit_breaker_threshold: 2, circuit_breaker_timeout: 20s, retry_delay: 100ms, \
+         retry_attempts: 10";
+    let app = router(&rig, settings).await;
+    let client = Legacy::connect(app.http()).await;
+    rig.set("read", Fault::Reset);
+    let since = Instant::now();
+    let json = client.call("up__read", "{}").await.json();
+    assert!(since.elapsed() < millis(600), "{:?}", since.elapsed());
+    ended_by_the_breaker(&json, 2);
+    assert_eq!(rig.counts("read").requests, 2);
+    assert_eq!(suppressed(&app, "breaker").await, 1.0);
+    assert_eq!(breaker_state(&app.socket(), "up").await, "open");
+    app.stop().await;
+    // Opened by another call's, while this one waits.
+    rig.set("read", Fault::Reset);
+    let settings = settings.replace("retry_delay: 100ms", "retry_delay: 600ms");
+    let app = router(&rig, &settings).await;
+    let client = Legacy::connect(app.http()).await;
+    let before = rig.counts("read").requests;
+    let waits = tokio::spawn(async move { client.call("up__read", "{}").await.json() });
+    eventually(SOON, "the first attempt is over", || async {
+        (rig.counts("read").requests > before && inflight(&app).await == 0.0).then_some(())
+    })
+    .await;
+    rig.set("other", Fault::status(500));
+    eventually(SOON, "the breaker opens", || async {
+        app.http().call("up__other", "{}").await;
+        (breaker_state(&app.socket(), "up").await == "open").then_some(())
+    })
+    .await;
+    ended_by_the_breaker(&waits.await.unwrap(), 1);
+    assert_eq!(rig.counts("read").requests - before, 1);
+    assert_eq!(suppressed(&app, "breaker").await, 1.0);
+    app.stop().await;
+}
+
+#[track_caller]
+fn ended_by_the_breaker(json: &Value, attempts: u32) {
+    let data = &json["error"]["data"];
+    assert_eq!(data["attempts"], attempts, "{json}");
+    assert_eq!(data["reason"], "ambiguous", "{json}");
+    assert_eq!(data["outcome"], "unknown", "{json}");
+    assert_eq!(data["error_code"], "MCPConnectionError", "{json}");
+    let wait = data["retry_after_ms"].as_u64().unwrap();
+    assert!((15_000..=20_000).contains(&wait), "{json}");
+}
+
+/// An attempt that was not sent does not make known what became of the one before it.
+#[tokio::test]
+async fn what_is_unknown_stays_unknown() {
+    for (mode, retriable) in [("safe", true), ("seed", false)] {
+        let rig = Rig::legacy(&["tool"]).await;
+        if retriable {
+            rig.annotate("tool", idempotent());
+        }
+        let settings = format!("{OFTEN}, retry_mode: {mode}, retry_attempts: 2");
+        let app = router(&rig, &settings).await;
+        rig.set("tool", Fault::HangBeforeHeaders);
+        let http = app.http().clone();
+        let since = Instant::now();
+        let call = tokio::spawn(async move { http.call("up__tool", "{}").await });
+        rig.call("tool", since).await;
+        rig.down();
+        let answer = call.await.unwrap();
+        let json = answer.json();
+        assert_eq!(json["attempts"], 3, "{mode}: {json}");
+        assert_eq!(json["reason"], "not_sent", "{mode}: {json}");
+        assert_eq!(json["outcome"], "unknown", "{mode}: {json}");
+        assert_eq!(json["retriable"], retriable, "{mode}: {json}");
+        let told = json["error"].as_str().unwrap().contains("may have run");
+        assert_eq!(told, !retriable, "{mode}: {json}");
+        assert!(!json["error"].as_str().unwrap().contains("nothing was sent"), "{mode}: {json}");
+        assert_eq!(app.entry_of(&answer).await["attempts"], 3);
+        assert_eq!(rig.executed("tool")["{}"], 1);
+        app.stop().await;
+    }
+}
+
+/// A caller that goes away while its call waits for a retry: there is none.
+#[tokio::test]
+async fn a_cancelled_wait_is_followed_by_no_attempt() {
+    for rig in rigs(&["read"]).await {
+        rig.annotate("read", idempotent());
+        let app = router(&rig, "retry_delay: 500ms, circuit_breaker_threshold: 1000").await;
+        rig.set("read", Fault::status(500));
+        let http = app.http().clone();
+        let since = Instant::now();
+        let call = tokio::spawn(async move { http.call("up__read", "{}").await });
+        rig.call("read", since).await;
+        eventually(SOON, "the attempt is over", || async {
+            (inflight(&app).await == 0.0).then_some(())
+        })
+        .await;
+        call.abort();
+        let entry = eventually(SOON, "the ledger has the call", || async {
+            app.calls("limit=10").await.into_iter().next()
+        })
+        .await;
+        assert_eq!(entry["outcome"], "cancelled", "{entry}");
+        assert_eq!(entry["attempts"], 1, "{entry}");
+        assert!(since.elapsed() < millis(450), "too late to be sure: {:?}", since.elapsed());
+        // Longer than the longest delay; that nothing happens shows only in time.
+        tokio::time::sleep(millis(700)).await;
+        assert_eq!(rig.counts("read").requests, 1);
+        assert_eq!(retries(&app).await, 0.0);
+        assert_eq!(app.calls("limit=10").await.len(), 1);
+        app.stop().await;
+    }
+}
