@@ -55,6 +55,8 @@ pub struct App {
     audit: AuditWriter,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// How long calls in flight have to end.
+    shutdown_timeout: Duration,
     socket: PathBuf,
 }
 
@@ -207,6 +209,7 @@ impl App {
             tasks: tasks.clone(),
             calls: TaskTracker::new(),
             stop: stop.clone(),
+            abort: CancellationToken::new(),
         });
         let hearing = Arc::downgrade(&edge);
         registry.on_notice(Box::new(move |server, scope, notice| {
@@ -248,7 +251,19 @@ impl App {
                 config.data_dir.display()
             );
         }
-        Ok(Self { address, door, edge, registry, store, audit, tasks, stop, socket })
+        let shutdown_timeout = config.shutdown_timeout;
+        Ok(Self {
+            address,
+            door,
+            edge,
+            registry,
+            store,
+            audit,
+            tasks,
+            stop,
+            shutdown_timeout,
+            socket,
+        })
     }
 
     /// The address that is listened on.
@@ -269,12 +284,12 @@ impl App {
         self.shutdown().await
     }
 
-    /// Ends: stops accepting, drains calls for a bounded time, closes connections and child
-    /// processes, flushes the ledger, closes the database.
+    /// Ends: takes no new calls, lets those in flight end for a bounded time and cancels the rest,
+    /// closes connections and child processes, flushes the ledger, closes the database.
     pub async fn shutdown(self) -> ShutdownSummary {
         // Streams end first: they would keep their connections open for ever.
         self.stop.cancel();
-        self.door.close().await;
+        self.door.close(self.shutdown_timeout).await;
         self.registry.close().await;
         // What did not end in time is dropped with its thread, and recorded as it is dropped.
         self.door.stop().await;

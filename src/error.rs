@@ -51,13 +51,15 @@ pub enum ErrorCode {
     Conflict,
     /// A limit of the router is reached.
     LimitReached,
+    /// The router is ending and takes no new requests.
+    ShuttingDown,
     /// A fault of ours.
     Unexpected,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the table.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Tool,
         Self::Rpc,
         Self::Timeout,
@@ -80,6 +82,7 @@ impl ErrorCode {
         Self::MethodNotAllowed,
         Self::Conflict,
         Self::LimitReached,
+        Self::ShuttingDown,
         Self::Unexpected,
     ];
 
@@ -109,6 +112,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => "MCPMethodNotAllowedError",
             Self::Conflict => "MCPConflictError",
             Self::LimitReached => "MCPLimitReachedError",
+            Self::ShuttingDown => "MCPShuttingDownError",
             Self::Unexpected => "UnexpectedError",
         }
     }
@@ -137,7 +141,8 @@ impl ErrorCode {
             | Self::ServerDisabled
             | Self::Overloaded
             | Self::AuditUnavailable
-            | Self::LimitReached => 503,
+            | Self::LimitReached
+            | Self::ShuttingDown => 503,
         }
     }
 
@@ -165,6 +170,7 @@ impl ErrorCode {
             | Self::MethodNotAllowed
             | Self::Conflict
             | Self::LimitReached
+            | Self::ShuttingDown
             | Self::Unexpected => -32603,
         }
     }
@@ -195,6 +201,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => "method not allowed",
             Self::Conflict => "conflict",
             Self::LimitReached => "a limit is reached",
+            Self::ShuttingDown => "the router is stopping",
             Self::Unexpected => "internal error",
         }
     }

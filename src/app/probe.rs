@@ -143,7 +143,7 @@ async fn ask(
         }
         let page = ToolList::parse(&answer.value).map_err(|error| error.to_string())?;
         ok.notes.extend(page.problems.iter().map(ToString::to_string));
-        tools.extend(page.tools.into_iter().filter(|tool| spec.tools.admits(tool.name.as_str())));
+        tools.extend(page.tools.into_iter().filter(|tool| spec.offers(tool.name.as_str())));
         match page.next_cursor {
             None => break,
             Some(next) if Some(&next) == cursor.as_ref() => {

@@ -80,7 +80,7 @@ fn tools(
             .get(&handle.name)
             .into_iter()
             .flatten()
-            .filter(|tool| offers(handle, tool))
+            .filter(|tool| handle.spec.offers(tool.row.tool.as_str()))
             .collect();
         entries.held.extend(
             tools
@@ -101,12 +101,6 @@ fn tools(
         let Some(exposed) = exposed else { continue };
         entries.tools.push(Arc::new(tool_entry(handle, tool, exposed, settings, metrics, before)));
     }
-}
-
-fn offers(handle: &ServerHandle, tool: &KnownTool) -> bool {
-    let name = tool.row.tool.as_str();
-    let hidden = handle.spec.tool_overrides.get(name).is_some_and(|o| o.hidden);
-    handle.spec.tools.admits(name) && !hidden
 }
 
 fn tool_entry(

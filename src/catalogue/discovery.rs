@@ -257,13 +257,17 @@ impl Discovery {
         self.rebuild();
     }
 
-    /// Tools that are not callable (gone or held), for display.
+    /// Tools that are not callable (gone or held), for display: of those that are offered.
     #[must_use]
     pub fn inactive(&self) -> Vec<KnownTool> {
+        let servers = self.registry.servers();
         let known = self.known.lock();
         known
-            .values()
-            .flatten()
+            .iter()
+            .filter_map(|(server, tools)| Some((servers.get(server)?, tools)))
+            .flat_map(|(server, tools)| tools.iter().map(move |tool| (server, tool)))
+            .filter(|(server, tool)| server.spec.offers(tool.row.tool.as_str()))
+            .map(|(_, tool)| tool)
             .filter(|tool| matches!(tool.row.status, ToolStatus::Gone | ToolStatus::Held))
             .cloned()
             .collect()
@@ -624,7 +628,7 @@ impl Discovery {
         for handle in servers.values() {
             let tools = known.get(&handle.name).map_or(&[][..], Vec::as_slice);
             let tools = if handle.enabled { tools } else { &[] };
-            handle.metrics.set_tools(&snapshot::count(tools));
+            handle.metrics.set_tools(&snapshot::count(&handle.spec, tools));
         }
         let build = BuildSettings {
             naming: settings.naming,

@@ -17,8 +17,8 @@ use super::page::{CursorError, Listing, OfferedList, Page};
 use super::view::ViewCatalogue;
 use crate::metrics::{Metrics, ToolMetrics};
 use crate::model::{
-    ArgumentsLevel, Era, ExposedName, NamingMode, Replay, ResultsLevel, ServerName, Timestamp,
-    ToolName, ToolStatus, ToolTarget, ViewName, ViewSpec, nearest,
+    ArgumentsLevel, Era, ExposedName, NamingMode, Replay, ResultsLevel, ServerName, ServerSpec,
+    Timestamp, ToolName, ToolStatus, ToolTarget, ViewName, ViewSpec, nearest,
 };
 use crate::protocol::ToolDefinition;
 use crate::registry::{ServerBreaker, ServerHandle};
@@ -348,10 +348,10 @@ impl Catalogue {
     }
 }
 
-/// Tools by server and status, for the metrics.
-pub(super) fn count(known: &[KnownTool]) -> HashMap<ToolStatus, i64> {
+/// Tools that a server offers by status, for the metrics.
+pub(super) fn count(spec: &ServerSpec, known: &[KnownTool]) -> HashMap<ToolStatus, i64> {
     let mut counts = HashMap::new();
-    for tool in known {
+    for tool in known.iter().filter(|tool| spec.offers(tool.row.tool.as_str())) {
         *counts.entry(tool.row.status).or_insert(0) += 1;
     }
     counts

@@ -15,7 +15,7 @@ use crate::guard;
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Runs the router: reads the configuration, connects to the servers in it, and answers MCP clients on one address.\n\nWithout --config and without ./switchyard.yaml it starts with defaults; servers can be added while it runs. SIGHUP or `switchyard reload` reads the configuration again; SIGTERM or Ctrl-C ends it after calls in flight, a second one at once.",
+    long_about = "Runs the router: reads the configuration, connects to the servers in it, and answers MCP clients on one address.\n\nWithout --config and without ./switchyard.yaml it starts with defaults; servers can be added while it runs. SIGHUP or `switchyard reload` reads the configuration again; SIGTERM or Ctrl-C ends it after calls in flight (at most shutdown_timeout, 10 s), a second one at once.",
     after_help = "Examples:\n  switchyard serve\n  switchyard serve --config /etc/switchyard.yaml --data-dir /var/lib/switchyard\n  switchyard serve --listen 127.0.0.1:0         a free port, printed when it listens\n  switchyard serve --log switchyard=debug"
 )]
 pub(super) struct Args {

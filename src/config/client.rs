@@ -10,7 +10,7 @@ use serde_yaml::Spanned;
 
 use super::error::ConfigError;
 use super::expand;
-use super::raw::RawServer;
+use super::knobs::RawServer;
 use super::reader::Reader;
 use super::scalar::{Field, Key, Node, from_yaml};
 use super::server_to_json_full;

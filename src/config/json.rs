@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::error::ConfigError;
 use super::expand;
-use super::raw::{RawConfig, RawServer};
+use super::knobs::{self, RawServer};
+use super::raw::RawConfig;
 use super::reader::Reader;
 use super::scalar::from_yaml;
 use crate::model::{
@@ -156,47 +157,10 @@ pub fn server_to_json_full(spec: &ServerSpec) -> Value {
     if spec.audit != AuditLevels::default() {
         put("audit", levels(spec.audit));
     }
-    knobs(spec, &mut put);
+    for (key, value) in knobs::shown(&spec.knobs) {
+        put(key, value);
+    }
     Value::Object(out)
-}
-
-fn knobs(spec: &ServerSpec, put: &mut impl FnMut(&str, Value)) {
-    let knobs = &spec.knobs;
-    let spans = [
-        ("timeout", knobs.timeout),
-        ("connect_timeout", knobs.connect_timeout),
-        ("call_deadline", knobs.call_deadline),
-        ("retry_delay", knobs.retry_delay),
-        ("retry_max_delay", knobs.retry_max_delay),
-        ("circuit_breaker_timeout", knobs.circuit_breaker_timeout),
-        ("session_idle_timeout", knobs.session_idle_timeout),
-        ("stall_timeout", knobs.stall_timeout),
-    ];
-    for (key, span) in spans {
-        if let Some(span) = span {
-            put(key, format_duration(span).into());
-        }
-    }
-    let counts = [
-        ("retry_attempts", knobs.retry_attempts),
-        ("circuit_breaker_threshold", knobs.circuit_breaker_threshold),
-        ("max_concurrency", knobs.max_concurrency),
-        ("max_sessions", knobs.max_sessions),
-    ];
-    for (key, count) in counts {
-        if let Some(count) = count {
-            put(key, count.into());
-        }
-    }
-    if let Some(size) = knobs.max_response_size {
-        put("max_response_size", size.into());
-    }
-    if let Some(mode) = knobs.retry_mode {
-        put("retry_mode", json!(mode));
-    }
-    if let Some(budget) = knobs.retry_budget {
-        put("retry_budget", json!(budget));
-    }
 }
 
 fn map(values: &BTreeMap<String, String>) -> Value {

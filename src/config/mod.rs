@@ -7,6 +7,7 @@ pub mod client;
 mod error;
 pub mod expand;
 mod json;
+mod knobs;
 mod raw;
 mod reader;
 mod refuse;
@@ -77,6 +78,8 @@ pub struct Config {
     pub defaults: Knobs,
     /// How often servers that failed are asked again, at the latest.
     pub health_check_interval: Duration,
+    /// How long calls in flight have to end at shutdown.
+    pub shutdown_timeout: Duration,
     /// The servers of the file, as written: references are expanded at connect.
     pub servers: BTreeMap<ServerName, ServerSpec>,
     /// Parts of the catalogue with a path of their own.
@@ -212,6 +215,7 @@ impl Config {
             data_dir: PathBuf::from("./switchyard-data"),
             defaults: Knobs::default(),
             health_check_interval: Duration::from_secs(30),
+            shutdown_timeout: Duration::from_secs(10),
             servers: BTreeMap::new(),
             views: BTreeMap::new(),
             audit: AuditConfig::default(),

@@ -7,12 +7,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_yaml::Spanned;
 
+use super::knobs::{RawKnobs, RawServer};
 use super::scalar::{Bytes, Field, Key, Node};
 use super::{AuthMode, Durability};
-use crate::model::{
-    ArgumentsLevel, NamingMode, OnChange, Replay, ResultsLevel, RetryMode, SessionMode,
-    TransportKind,
-};
+use crate::model::{ArgumentsLevel, NamingMode, Replay, ResultsLevel};
 
 /// Configuration of Switchyard. Every key is optional. Any text may refer to environment
 /// variables: `${NAME}`, `${NAME:-default}`, `${NAME:?message}`; `$$` is a dollar sign.
@@ -32,6 +30,9 @@ pub(super) struct RawConfig {
     /// How often servers that failed are asked again, at the latest. Default: 30 s.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub(super) health_check_interval: Option<Field<Duration>>,
+    /// How long calls in flight have to end after SIGTERM before they are cancelled; `0`: no time.
+    /// Default: 10 s.
+    pub(super) shutdown_timeout: Option<Field<Duration>>,
     /// The MCP servers, by name.
     #[schemars(with = "Option<BTreeMap<String, RawServer>>")]
     pub(super) mcp_servers: Option<BTreeMap<Key, Spanned<RawServer>>>,
@@ -66,53 +67,6 @@ pub(super) struct RawConfig {
     pub(super) connection_pool_size: Option<Spanned<Node>>,
 }
 
-/// Numbers that hold for one server, or for all in `defaults`.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawKnobs {
-    /// Time limit of one attempt. Default: 30 s.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) timeout: Option<Field<Duration>>,
-    /// Time limit for reaching the server. Default: 5 s.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) connect_timeout: Option<Field<Duration>>,
-    /// Time limit of the whole call. Default: all attempts and delays, at most 10 min.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) call_deadline: Option<Field<Duration>>,
-    /// Retries after the first attempt. Default: 3.
-    #[schemars(extend("maximum" = 100))]
-    pub(super) retry_attempts: Option<Field<u32>>,
-    /// First delay between attempts; doubles. Default: 1 s.
-    pub(super) retry_delay: Option<Field<Duration>>,
-    /// Longest delay between attempts. Default: 30 s.
-    pub(super) retry_max_delay: Option<Field<Duration>>,
-    /// `safe`: what provably did not run; `seed`: as the predecessor did; `off`. Default: safe.
-    pub(super) retry_mode: Option<Field<RetryMode>>,
-    /// How much of the traffic may be retries.
-    pub(super) retry_budget: Option<RawBudget>,
-    /// Consecutive failures that open the breaker. Default: 5.
-    #[schemars(extend("minimum" = 1))]
-    pub(super) circuit_breaker_threshold: Option<Field<u32>>,
-    /// How long an open breaker refuses. Default: 30 s.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) circuit_breaker_timeout: Option<Field<Duration>>,
-    /// Calls in flight at the server; more wait in a bounded queue. Default: 64.
-    #[schemars(extend("minimum" = 1, "maximum" = 100_000))]
-    pub(super) max_concurrency: Option<Field<u32>>,
-    /// Largest answer. Default: 16 MiB.
-    #[schemars(extend("minimum" = 1024))]
-    pub(super) max_response_size: Option<Field<Bytes>>,
-    /// Longest silence of an answer over HTTP that has begun. Default: only `timeout` bounds it.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) stall_timeout: Option<Field<Duration>>,
-    /// With `sessions: isolated`: sessions at the server. Default: 100.
-    #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
-    pub(super) max_sessions: Option<Field<u32>>,
-    /// With `sessions: isolated`: how long a session may be unused. Default: 10 min.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) session_idle_timeout: Option<Field<Duration>>,
-}
-
 /// How much of a server's traffic may be retries.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -123,86 +77,9 @@ pub(super) struct RawBudget {
     /// Retries per second that are always allowed. Default: 3.
     #[schemars(extend("maximum" = 1000))]
     pub(super) min_per_second: Option<Field<f64>>,
-}
-
-// The numbers of `RawKnobs` stand here again: flattening them in would lose the check of unknown keys
-// and the places of values.
-/// One MCP server: `url` for one that is reached over HTTP, `command` for one that is started.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawServer {
-    /// `http`, `sse`, `stdio` or `jsonrpc`. Default: by `url` or `command`.
-    pub(super) transport: Option<Field<TransportKind>>,
-    /// Address of the MCP endpoint.
-    pub(super) url: Option<Field<String>>,
-    /// Headers of every request.
-    pub(super) headers: Option<BTreeMap<String, Field<String>>>,
-    /// Program to start, looked up in PATH.
-    pub(super) command: Option<Field<String>>,
-    /// Its arguments.
-    pub(super) args: Option<Vec<Field<String>>>,
-    /// Its environment, beside PATH, HOME and a few others.
-    pub(super) env: Option<BTreeMap<String, Field<String>>>,
-    /// Its working folder.
-    pub(super) cwd: Option<Field<String>>,
-    /// For people.
-    pub(super) description: Option<Field<String>>,
-    /// Whether calls are routed to it. Default: true.
-    pub(super) enabled: Option<Field<bool>>,
-    /// Which of its tools are offered.
-    pub(super) tools: Option<RawFilter>,
-    /// What you say about single tools, by the server's own name of the tool.
-    pub(super) tool_overrides: Option<BTreeMap<String, RawOverride>>,
-    /// `shared` (one session for all callers) or `isolated` (one for each session of a client).
-    /// Default: shared.
-    pub(super) sessions: Option<Field<SessionMode>>,
-    /// Whether readOnlyHint and idempotentHint are believed, for retries only. Default: true.
-    pub(super) trust_annotations: Option<Field<bool>>,
-    /// When a tool's definition changes: `accept`, `warn` or `hold`. Default: warn.
-    pub(super) on_change: Option<Field<OnChange>>,
-    /// What the ledger keeps of its calls.
-    pub(super) audit: Option<RawLevels>,
-    /// Time limit of one attempt.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) timeout: Option<Field<Duration>>,
-    /// Time limit for reaching the server.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) connect_timeout: Option<Field<Duration>>,
-    /// Time limit of the whole call.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) call_deadline: Option<Field<Duration>>,
-    /// Retries after the first attempt.
-    #[schemars(extend("maximum" = 100))]
-    pub(super) retry_attempts: Option<Field<u32>>,
-    /// First delay between attempts; doubles.
-    pub(super) retry_delay: Option<Field<Duration>>,
-    /// Longest delay between attempts.
-    pub(super) retry_max_delay: Option<Field<Duration>>,
-    /// `safe`, `seed` or `off`.
-    pub(super) retry_mode: Option<Field<RetryMode>>,
-    /// How much of the traffic may be retries.
-    pub(super) retry_budget: Option<RawBudget>,
-    /// Consecutive failures that open the breaker.
-    #[schemars(extend("minimum" = 1))]
-    pub(super) circuit_breaker_threshold: Option<Field<u32>>,
-    /// How long an open breaker refuses.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) circuit_breaker_timeout: Option<Field<Duration>>,
-    /// Calls in flight at the server.
-    #[schemars(extend("minimum" = 1, "maximum" = 100_000))]
-    pub(super) max_concurrency: Option<Field<u32>>,
-    /// Largest answer.
-    #[schemars(extend("minimum" = 1024))]
-    pub(super) max_response_size: Option<Field<Bytes>>,
-    /// Longest silence of an answer over HTTP that has begun.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) stall_timeout: Option<Field<Duration>>,
-    /// With `sessions: isolated`: sessions at the server.
-    #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
-    pub(super) max_sessions: Option<Field<u32>>,
-    /// With `sessions: isolated`: how long a session may be unused.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub(super) session_idle_timeout: Option<Field<Duration>>,
+    /// The most retries that can be saved up. Default: 100.
+    #[schemars(extend("minimum" = 1, "maximum" = 1_000_000))]
+    pub(super) cap: Option<Field<f64>>,
 }
 
 /// Globs over the server's own names; `deny` wins.

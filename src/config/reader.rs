@@ -10,13 +10,13 @@ use serde_yaml::Location;
 
 use super::error::{Problem, position};
 use super::expand::{self, Variables};
-use super::raw::{RawBudget, RawKnobs, RawLevels, RawOverride, RawServer};
+use super::knobs::RawServer;
+use super::raw::{RawLevels, RawOverride};
 use super::refuse;
 use super::scalar::{Field, FromScalar, Node, from_yaml};
 use super::secrecy::{self, Place};
 use crate::model::{
-    AuditLevels, Knobs, RetryBudget, Secret, ServerSpec, ToolFilter, ToolOverride, TransportKind,
-    TransportSpec,
+    AuditLevels, Secret, ServerSpec, ToolFilter, ToolOverride, TransportKind, TransportSpec,
 };
 
 /// Reads fields and collects what is wrong with them.
@@ -27,6 +27,9 @@ pub(super) struct Reader<'a> {
     pub(super) problems: Vec<Problem>,
     pub(super) secrets: Vec<Secret>,
     pub(super) notes: Vec<String>,
+    /// How long a breaker is open at first where a server does not say; `None` where that is not
+    /// known.
+    pub(super) first_opening: Option<Duration>,
 }
 
 impl<'a> Reader<'a> {
@@ -38,6 +41,7 @@ impl<'a> Reader<'a> {
             problems: Vec::new(),
             secrets: Vec::new(),
             notes: Vec::new(),
+            first_opening: None,
         }
     }
 
@@ -49,6 +53,7 @@ impl<'a> Reader<'a> {
             problems: Vec::new(),
             secrets: Vec::new(),
             notes: Vec::new(),
+            first_opening: None,
         }
     }
 
@@ -185,70 +190,6 @@ impl<'a> Reader<'a> {
         Some(list.iter().filter_map(|field| self.get(Some(field))).collect())
     }
 
-    pub(super) fn knobs(&mut self, raw: &RawKnobs) -> Knobs {
-        Knobs {
-            timeout: self.span("timeout", raw.timeout.as_ref()),
-            connect_timeout: self.span("connect_timeout", raw.connect_timeout.as_ref()),
-            call_deadline: self.span("call_deadline", raw.call_deadline.as_ref()),
-            retry_attempts: self.check(
-                "retry_attempts",
-                raw.retry_attempts.as_ref(),
-                "from 0 to 100",
-                |attempts| *attempts <= 100,
-            ),
-            retry_delay: self.get(raw.retry_delay.as_ref()),
-            retry_max_delay: self.get(raw.retry_max_delay.as_ref()),
-            retry_mode: self.get(raw.retry_mode.as_ref()),
-            retry_budget: raw.retry_budget.as_ref().map(|budget| self.budget(budget)),
-            circuit_breaker_threshold: self.check(
-                "circuit_breaker_threshold",
-                raw.circuit_breaker_threshold.as_ref(),
-                "at least 1",
-                |threshold| *threshold >= 1,
-            ),
-            circuit_breaker_timeout: self
-                .span("circuit_breaker_timeout", raw.circuit_breaker_timeout.as_ref()),
-            max_concurrency: self.check(
-                "max_concurrency",
-                raw.max_concurrency.as_ref(),
-                "from 1 to 100000",
-                |places| (1..=100_000).contains(places),
-            ),
-            max_response_size: self
-                .check(
-                    "max_response_size",
-                    raw.max_response_size.as_ref(),
-                    "at least 1KiB",
-                    |size| size.0 >= 1024,
-                )
-                .map(|size| size.0),
-            stall_timeout: self.span("stall_timeout", raw.stall_timeout.as_ref()),
-            max_sessions: self.check(
-                "max_sessions",
-                raw.max_sessions.as_ref(),
-                "from 1 to 10000",
-                |sessions| (1..=10_000).contains(sessions),
-            ),
-            session_idle_timeout: self
-                .span("session_idle_timeout", raw.session_idle_timeout.as_ref()),
-            ..Knobs::default()
-        }
-    }
-
-    fn budget(&mut self, raw: &RawBudget) -> RetryBudget {
-        let usual = RetryBudget::default();
-        let fine = |value: &f64| value.is_finite() && (0.0..=1000.0).contains(value);
-        RetryBudget {
-            ratio: self
-                .check("ratio", raw.ratio.as_ref(), "from 0 to 1000", fine)
-                .unwrap_or(usual.ratio),
-            min_per_second: self
-                .check("min_per_second", raw.min_per_second.as_ref(), "from 0 to 1000", fine)
-                .unwrap_or(usual.min_per_second),
-            cap: usual.cap,
-        }
-    }
-
     pub(super) fn levels(&mut self, raw: Option<&RawLevels>) -> AuditLevels {
         raw.map_or_else(AuditLevels::default, |raw| AuditLevels {
             arguments: self.get(raw.arguments.as_ref()),
@@ -274,7 +215,7 @@ impl<'a> Reader<'a> {
     ) -> Option<ServerSpec> {
         let transport = self.transport(name, raw, at)?;
         let mut spec = ServerSpec::new(transport);
-        spec.knobs = self.knobs(&raw.knobs());
+        spec.knobs = raw.read(self);
         spec.description = self.get(raw.description.as_ref()).unwrap_or_default();
         spec.enabled = self.get(raw.enabled.as_ref()).unwrap_or(true);
         if let Some(filter) = &raw.tools {
@@ -454,30 +395,4 @@ impl<'a> Reader<'a> {
 
 fn first(map: Option<&BTreeMap<String, Field<String>>>) -> Option<Location> {
     map?.values().next().map(|field| field.at)
-}
-
-impl RawServer {
-    /// The numbers of the server in the shape that `defaults` has.
-    pub(super) fn knobs(&self) -> RawKnobs {
-        RawKnobs {
-            timeout: self.timeout.clone(),
-            connect_timeout: self.connect_timeout.clone(),
-            call_deadline: self.call_deadline.clone(),
-            retry_attempts: self.retry_attempts.clone(),
-            retry_delay: self.retry_delay.clone(),
-            retry_max_delay: self.retry_max_delay.clone(),
-            retry_mode: self.retry_mode.clone(),
-            retry_budget: self.retry_budget.as_ref().map(|budget| RawBudget {
-                ratio: budget.ratio.clone(),
-                min_per_second: budget.min_per_second.clone(),
-            }),
-            circuit_breaker_threshold: self.circuit_breaker_threshold.clone(),
-            circuit_breaker_timeout: self.circuit_breaker_timeout.clone(),
-            max_concurrency: self.max_concurrency.clone(),
-            max_response_size: self.max_response_size.clone(),
-            stall_timeout: self.stall_timeout.clone(),
-            max_sessions: self.max_sessions.clone(),
-            session_idle_timeout: self.session_idle_timeout.clone(),
-        }
-    }
 }

@@ -416,6 +416,10 @@ choices! {
         "streamable-http" => Self::Http, "streamable_http" => Self::Http, "streamableHttp" => Self::Http,
     }
     crate::model::RetryMode { "safe" => Self::Safe, "seed" => Self::Seed, "off" => Self::Off }
+    crate::model::RetryJitter { "equal" => Self::Equal, "full" => Self::Full }
+    crate::model::RetryTimeouts { "never" => Self::Never, "replay_safe" => Self::ReplaySafe }
+    crate::model::BreakerScope { "server" => Self::Server, "tool" => Self::Tool }
+    crate::model::BreakerProbe { "call" => Self::Call, "active" => Self::Active }
     crate::model::SessionMode { "shared" => Self::Shared, "isolated" => Self::Isolated }
     crate::model::OnChange { "accept" => Self::Accept, "warn" => Self::Warn, "hold" => Self::Hold }
     crate::model::NamingMode { "prefix" => Self::Prefix, "bare" => Self::Bare }

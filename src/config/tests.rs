@@ -1,5 +1,7 @@
 //! What a file may say, and what is said back when it may not.
 
+mod knobs;
+
 use proptest::prelude::*;
 
 use super::*;

@@ -11,7 +11,10 @@ use super::refuse;
 use super::scalar::{Field, Node};
 use super::secrecy::Place;
 use super::{AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, Limits, StdioCommand, client};
-use crate::model::{Knobs, ServerName, ToolFilter, ViewName, ViewSpec, did_you_mean, nearest};
+use crate::model::{
+    BreakerSettings, ServerName, ServerSettings, ToolFilter, ViewName, ViewSpec, did_you_mean,
+    nearest,
+};
 
 /// Key names whose values the ledger never keeps, unless the file has a list of its own.
 const REDACT: [&str; 5] = ["password", "token", "secret", "api_key", "authorization"];
@@ -139,9 +142,11 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
         };
         reader.problem(&field.at, message);
     }
+    reader.first_opening = Some(BreakerSettings::default().open_for);
     if let Some(raw) = &raw.defaults {
-        config.defaults = reader.knobs(raw);
+        config.defaults = raw.read(reader);
     }
+    reader.first_opening = Some(ServerSettings::resolve(&config.defaults).breaker.open_for);
     if let Some(timeout) = reader.span("default_timeout", raw.default_timeout.as_ref()) {
         config.defaults.timeout.get_or_insert(timeout);
     }
@@ -157,6 +162,9 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     if let Some(interval) = reader.span("health_check_interval", raw.health_check_interval.as_ref())
     {
         config.health_check_interval = interval;
+    }
+    if let Some(timeout) = reader.get(raw.shutdown_timeout.as_ref()) {
+        config.shutdown_timeout = timeout;
     }
     if let Some(naming) = reader.get(raw.naming.as_ref()) {
         config.naming = naming;
@@ -191,20 +199,27 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     }
 }
 
-/// Says which settings are read and checked and have no effect yet.
+/// Says which settings are read and checked and have no effect: in this version, or beside the others.
 fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
-    let waits = |knobs: &Knobs| {
-        knobs.retry_attempts.is_some()
-            || knobs.retry_delay.is_some()
-            || knobs.retry_max_delay.is_some()
-            || knobs.retry_mode.is_some()
-            || knobs.retry_budget.is_some()
-            || knobs.circuit_breaker_threshold.is_some()
-            || knobs.circuit_breaker_timeout.is_some()
-    };
     let mut note = |text: String| reader.notes.push(text);
-    if waits(&config.defaults) || config.servers.values().any(|spec| waits(&spec.knobs)) {
-        note("`retry_*` and `circuit_breaker_*` have no effect in this version: every call is one attempt".to_owned());
+    for (name, spec) in &config.servers {
+        let own = &spec.knobs;
+        let all = own.or(&config.defaults);
+        let mut idle = |key: &str, needs: &str| {
+            note(format!("server `{name}`: `{key}` has no effect without {needs}"));
+        };
+        if own.breaker_window_rate.is_some() && all.breaker_window.is_none() {
+            idle("breaker_window_rate", "`breaker_window`");
+        }
+        if own.breaker_min_calls.is_some()
+            && all.breaker_window.is_none()
+            && all.slow_call.is_none()
+        {
+            idle("breaker_min_calls", "`breaker_window` or `slow_call`");
+        }
+        if own.slow_call_rate.is_some() && all.slow_call.is_none() {
+            idle("slow_call_rate", "`slow_call`");
+        }
     }
     let audit = raw.audit.as_ref();
     if audit.is_some_and(|audit| audit.retention.is_some() || audit.max_size.is_some()) {

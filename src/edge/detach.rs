@@ -9,25 +9,29 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::Edge;
 use crate::router::Relay;
 
 /// A boxed future that is finished in the background when it is dropped before its end. There it
-/// hears of nothing but its client's cancellation: what servers ask it finds nobody.
+/// hears of nothing but its client's cancellation and the router's end: what servers ask it finds nobody.
 pub(super) struct Detached<T: Send + 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: TaskTracker,
+    abort: CancellationToken,
     relay: Option<Arc<Relay>>,
 }
 
 impl<T: Send + 'static> Detached<T> {
     pub(super) fn new(
         future: impl Future<Output = T> + Send + 'static,
-        tasks: &TaskTracker,
+        edge: &Edge,
         relay: Option<Arc<Relay>>,
     ) -> Self {
-        Self { future: Some(Box::pin(future)), tasks: tasks.clone(), relay }
+        let (tasks, abort) = (edge.calls.clone(), edge.abort.clone());
+        Self { future: Some(Box::pin(future)), tasks, abort, relay }
     }
 }
 
@@ -55,16 +59,21 @@ impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
         if let Some(future) = self.future.take()
             && tokio::runtime::Handle::try_current().is_ok()
+            && !self.abort.is_cancelled()
         {
-            let Some(relay) = self.relay.take() else {
-                self.tasks.spawn(future);
-                return;
+            let abort = self.abort.clone();
+            let relay = self.relay.take().inspect(|relay| relay.close());
+            let cancelled = async move {
+                match relay {
+                    Some(relay) => relay.cancelled().await,
+                    None => std::future::pending().await,
+                }
             };
-            relay.close();
             self.tasks.spawn(async move {
                 tokio::select! {
                     _answer = future => {}
-                    () = relay.cancelled() => {}
+                    () = cancelled => {}
+                    () = abort.cancelled() => {}
                 }
             });
         }

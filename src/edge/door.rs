@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
+use http::header::CONNECTION;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::Incoming;
@@ -32,7 +33,7 @@ use super::workers::{Handover, Workers};
 use super::{Edge, api, mcp, origin};
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{CallId, Entrance, ProtocolVersion, Scope};
+use crate::model::{CallId, Entrance, ProtocolVersion, Scope, format_duration};
 use crate::router::Refusal;
 
 /// An answer's body: whole for MCP, whatever axum makes for the rest.
@@ -44,13 +45,16 @@ const IDLE: Duration = Duration::from_secs(75);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// All headers of a request together, in bytes.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// How long a connection may take to finish its requests after the stop.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long calls that were cancelled at the end of the drain have to say so to their clients.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What a request to an MCP endpoint counts as before its version is known.
 const MCP: Entrance = Entrance::Mcp(ProtocolVersion::LATEST_LEGACY);
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The path of calls that are not MCP.
+const CALL: &str = "/mcp/call";
 
 /// The path of a view is this and its name.
 const VIEWS: &str = "/mcp/v/";
@@ -67,15 +71,22 @@ pub struct FrontDoor {
     rest: axum::Router,
     closing: Arc<Closing>,
     connections: TaskTracker,
+    /// Connections that came during the drain. Each hears that there is none to be served by, and
+    /// the end does not wait for them.
+    late: TaskTracker,
     workers: OnceLock<Workers>,
 }
 
-/// Tells connections to finish. The flag is what they look at on every poll; the token only wakes
-/// them once, because waiting on it takes a lock that all connections would share.
+/// Tells connections to finish. The flags are what they look at on every poll; the tokens only wake
+/// them once, because waiting on one takes a lock that all connections would share.
 #[derive(Debug, Default)]
 struct Closing {
     flag: AtomicBool,
     token: CancellationToken,
+    /// The time for the drain is over: requests are ended where they stand.
+    over: AtomicBool,
+    /// Nothing is accepted any more.
+    ended: CancellationToken,
 }
 
 /// What a listener is.
@@ -98,6 +109,7 @@ impl FrontDoor {
             edge,
             closing: Arc::default(),
             connections: TaskTracker::new(),
+            late: TaskTracker::new(),
             workers: OnceLock::new(),
         });
         let serving = Arc::downgrade(&door);
@@ -110,11 +122,12 @@ impl FrontDoor {
         Ok(door)
     }
 
-    /// Accepts connections until [`FrontDoor::close`].
+    /// Accepts connections until [`FrontDoor::close`] is done: those that come while it drains are
+    /// told so, which says more than a refused connection.
     pub async fn serve(self: Arc<Self>, listening: Listening) {
         loop {
             let accepted = tokio::select! {
-                () = self.closing.token.cancelled() => return,
+                () = self.closing.ended.cancelled() => return,
                 accepted = accept(&listening) => accepted,
             };
             match accepted {
@@ -132,23 +145,31 @@ impl FrontDoor {
         }
     }
 
-    /// Stops accepting, lets open requests finish for a bounded time, and ends.
-    pub async fn close(&self) {
+    /// Takes no new requests, lets open ones finish within `bound`, and ends; those that do not
+    /// finish are cancelled at their servers, and their clients told.
+    pub async fn close(&self, bound: Duration) {
         self.closing.flag.store(true, Ordering::Release);
         self.closing.token.cancel();
         self.connections.close();
         self.edge.calls.close();
-        let drained = async {
-            self.connections.wait().await;
-            self.edge.calls.wait().await;
-        };
-        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        if tokio::time::timeout(bound, self.drained()).await.is_err() {
+            let calls = self.edge.metrics.inflight_requests.get();
             tracing::warn!(
-                connections = self.connections.len(),
-                "{} connections did not finish in time",
-                self.connections.len()
+                calls,
+                "{calls} requests did not finish within {}; they are cancelled (shutdown_timeout)",
+                format_duration(bound)
             );
+            self.closing.over.store(true, Ordering::Release);
+            self.edge.abort.cancel();
+            // Whoever takes no answer now is cut off with its thread.
+            let _ = tokio::time::timeout(FAREWELL, self.drained()).await;
         }
+        self.closing.ended.cancel();
+    }
+
+    async fn drained(&self) {
+        self.connections.wait().await;
+        self.edge.calls.wait().await;
     }
 
     /// Ends the threads that served connections.
@@ -176,7 +197,10 @@ impl FrontDoor {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let this = Arc::clone(self);
-        self.connections.spawn(async move {
+        // Told to finish before its first request, it would close without a word.
+        let is_late = self.closing.flag.load(Ordering::Acquire);
+        let tracker = if is_late { &self.late } else { &self.connections };
+        tracker.spawn(async move {
             let service = service_fn(|request| {
                 let this = Arc::clone(&this);
                 async move { Ok::<_, Infallible>(this.answer(request, door, local).await) }
@@ -188,7 +212,8 @@ impl FrontDoor {
                 .serve_connection(io, service);
             let mut connection = pin!(connection);
             let mut stop = pin!(this.closing.token.cancelled());
-            let (mut watching, mut ending) = (false, false);
+            let mut over = pin!(this.edge.abort.cancelled());
+            let (mut watching, mut ending) = (false, is_late);
             let served = std::future::poll_fn(|context| {
                 if !watching {
                     watching = true;
@@ -196,6 +221,7 @@ impl FrontDoor {
                 }
                 if !ending && this.closing.flag.load(Ordering::Acquire) {
                     ending = true;
+                    let _ = over.as_mut().poll(context);
                     connection.as_mut().graceful_shutdown();
                 }
                 match connection.as_mut().poll(context) {
@@ -219,15 +245,37 @@ impl FrontDoor {
         let inflight = &self.edge.metrics.inflight_requests;
         inflight.inc();
         let _inflight = Leave(inflight);
-        let mut response = match self.admit(request, id, door, local).await {
+        let admitted = self.unless_over(self.admit(request, id, door, local)).await;
+        let mut response = match admitted {
             Ok(response) => response,
             Err(error) => error.into_response().map(Either::Right),
         };
+        if self.closing.flag.load(Ordering::Relaxed) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let mut buffer = [0_u8; 36];
         if let Ok(value) = HeaderValue::from_str(id.encode(&mut buffer)) {
             response.headers_mut().insert(REQUEST_ID.clone(), value);
         }
         response
+    }
+
+    /// What `answer` gives, or that it was ended where it stood because the time for the drain is
+    /// over. To drop it is to cancel it at its server.
+    async fn unless_over<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let mut answer = pin!(answer);
+        let over = std::future::poll_fn(|context| match answer.as_mut().poll(context) {
+            Poll::Ready(answered) => Poll::Ready(Some(answered)),
+            Poll::Pending if self.closing.over.load(Ordering::Acquire) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        over.await.unwrap_or_else(|| {
+            let detail = "the router is stopping, and the request did not end in time (shutdown_timeout); a call was cancelled, and the ledger has it";
+            Err(ApiError::new(ErrorCode::ShuttingDown, detail))
+        })
     }
 
     async fn admit(
@@ -266,6 +314,18 @@ impl FrontDoor {
             }
         };
         let mut context = RequestContext { id, caller, view: None };
+        if self.closing.flag.load(Ordering::Relaxed) {
+            let error = ApiError::new(
+                ErrorCode::ShuttingDown,
+                "the router is stopping and takes no new requests; nothing was done",
+            );
+            let entrance = if path == CALL { Entrance::Rest } else { MCP };
+            let is_call = path == CALL || path == "/mcp" || path.starts_with(VIEWS);
+            if is_call && request.method() == Method::POST && context.caller.may(Scope::Call) {
+                self.refuse(&context, entrance, &error).await;
+            }
+            return Err(error);
+        }
         let mut is_endpoint = path == "/mcp";
         if !is_endpoint && let Some(name) = path.strip_prefix(VIEWS) {
             is_endpoint = true;
@@ -324,7 +384,7 @@ impl FrontDoor {
         let error = ApiError::new(ErrorCode::Authentication, detail);
         let view = path.strip_prefix(VIEWS);
         let entrance = match path {
-            "/mcp/call" => Some(Entrance::Rest),
+            CALL => Some(Entrance::Rest),
             _ => (path == "/mcp" || view.is_some()).then_some(MCP),
         };
         if let Some(entrance) = entrance {

@@ -106,6 +106,8 @@ pub struct Edge {
     pub calls: TaskTracker,
     /// Ends streams at shutdown.
     pub stop: tokio_util::sync::CancellationToken,
+    /// Ends calls that did not end by themselves at shutdown.
+    pub abort: tokio_util::sync::CancellationToken,
 }
 
 /// How long an API request that adds or changes a server waits for its first answer.

@@ -168,6 +168,12 @@ impl ServerSpec {
             audit: AuditLevels::default(),
         }
     }
+
+    /// Whether its tool of this upstream name is for anybody to see and call.
+    #[must_use]
+    pub fn offers(&self, tool: &str) -> bool {
+        self.tools.admits(tool) && !self.tool_overrides.get(tool).is_some_and(|said| said.hidden)
+    }
 }
 
 /// Which of a server's tools are offered: glob patterns over upstream names; `deny` wins.

@@ -128,6 +128,8 @@ pub struct ServerSettings {
     pub connect_timeout: Duration,
     /// The whole call's time limit.
     pub call_deadline: Duration,
+    /// Whether somebody chose that limit; else it follows from the other numbers.
+    pub call_deadline_is_chosen: bool,
     /// When a failed attempt is repeated.
     pub retry: RetrySettings,
     /// When attempts are not made at all.
@@ -155,14 +157,11 @@ impl ServerSettings {
     pub fn resolve(knobs: &Knobs) -> Self {
         let timeout = knobs.timeout.unwrap_or(Duration::from_secs(30));
         let retry = RetrySettings::resolve(knobs);
-        let longest = timeout
-            .saturating_mul(retry.attempts.saturating_add(1))
-            .saturating_add(retry.max_delay.saturating_mul(retry.attempts))
-            .min(LONGEST_CALL);
         Self {
             timeout,
             connect_timeout: knobs.connect_timeout.unwrap_or(Duration::from_secs(5)),
-            call_deadline: knobs.call_deadline.unwrap_or(longest),
+            call_deadline: knobs.call_deadline.unwrap_or_else(|| retry.longest_call(timeout)),
+            call_deadline_is_chosen: knobs.call_deadline.is_some(),
             retry,
             breaker: BreakerSettings::resolve(knobs),
             unavailable_is_refusal: knobs.unavailable_is_refusal.unwrap_or(false),
@@ -171,6 +170,16 @@ impl ServerSettings {
             stall_timeout: knobs.stall_timeout,
             max_sessions: knobs.max_sessions.unwrap_or(100),
             session_idle_timeout: knobs.session_idle_timeout.unwrap_or(Duration::from_secs(600)),
+        }
+    }
+
+    /// The time limit of a whole call whose attempts may take `timeout` each. A limit that nobody
+    /// chose makes room for a tool that was given more time than the others of its server.
+    #[must_use]
+    pub fn call_deadline_for(&self, timeout: Duration) -> Duration {
+        match self.call_deadline_is_chosen {
+            true => self.call_deadline,
+            false => self.call_deadline.max(self.retry.longest_call(timeout)),
         }
     }
 }
@@ -205,6 +214,14 @@ impl RetrySettings {
             timeouts: knobs.retry_timeouts.unwrap_or_default(),
             budget: knobs.retry_budget.unwrap_or_default(),
         }
+    }
+
+    /// All attempts and delays, with a cap.
+    fn longest_call(&self, timeout: Duration) -> Duration {
+        timeout
+            .saturating_mul(self.attempts.saturating_add(1))
+            .saturating_add(self.max_delay.saturating_mul(self.attempts))
+            .min(LONGEST_CALL)
     }
 }
 
@@ -372,5 +389,19 @@ mod tests {
         assert_eq!(ServerSettings::resolve(&knobs).call_deadline, Duration::from_secs(25));
         let knobs = Knobs { timeout: Some(Duration::from_secs(3600)), ..Knobs::default() };
         assert_eq!(ServerSettings::resolve(&knobs).call_deadline, LONGEST_CALL);
+    }
+    #[test]
+    fn a_deadline_that_nobody_chose_makes_room_for_a_slow_tool() {
+        let knobs = Knobs {
+            timeout: Some(Duration::from_secs(1)),
+            retry_attempts: Some(0),
+            ..Knobs::default()
+        };
+        let settings = ServerSettings::resolve(&knobs);
+        assert_eq!(settings.call_deadline_for(Duration::from_secs(60)), Duration::from_secs(60));
+        assert_eq!(settings.call_deadline_for(Duration::from_millis(1)), Duration::from_secs(1));
+        let chosen = Knobs { call_deadline: Some(Duration::from_secs(5)), ..knobs };
+        let settings = ServerSettings::resolve(&chosen);
+        assert_eq!(settings.call_deadline_for(Duration::from_secs(60)), Duration::from_secs(5));
     }
 }

@@ -228,6 +228,7 @@ impl Breaker {
                     _ => Forced::Closed,
                 };
                 let during = record.open_for.map(rest);
+                breaker.failures = record.failures;
                 breaker.state = State::Forced { kind, since: now, during };
             }
         }

@@ -42,6 +42,8 @@ struct Core {
     forced: Option<Order>,
     /// Something changed that is not in the database yet.
     unsaved: bool,
+    /// Its server is gone: what calls under way still report is nobody's.
+    retired: bool,
     /// Kept, so that a call allocates nothing.
     transitions: Vec<Transition>,
 }
@@ -126,6 +128,7 @@ impl ServerBreaker {
             last_error: stored.and_then(|row| row.last_error),
             forced,
             unsaved: false,
+            retired: false,
             transitions: Vec::new(),
         };
         let breaker = Self { server, tool, core: Mutex::new(core), metrics, journal };
@@ -267,6 +270,18 @@ impl ServerBreaker {
         })
     }
 
+    /// The server is gone, and perhaps another of its name is there.
+    pub(super) fn retire(&self) {
+        self.core.lock().retired = true;
+    }
+
+    /// Whether it stands as a new one would, in the database too.
+    pub(super) fn is_as_new(&self) -> bool {
+        let core = self.core.lock();
+        let closed = core.breaker.state() == BreakerState::Closed;
+        closed && core.breaker.failures() == 0 && !core.unsaved
+    }
+
     /// What [`Self::settle`] gave could not be stored.
     pub(super) fn unsaved(&self) {
         self.core.lock().unsaved = true;
@@ -299,6 +314,9 @@ impl ServerBreaker {
 
     /// Everything that a transition causes. Under the lock, so that the history has them in order.
     fn follow(&self, core: &mut Core, now: Uptime, cause: Option<&String>, order: Option<&Order>) {
+        if core.retired {
+            core.transitions.clear();
+        }
         if core.transitions.is_empty() {
             return;
         }

@@ -160,7 +160,13 @@ impl Breakers {
     /// The server is gone.
     pub(super) fn forget(&self, server: &ServerName) {
         self.stored.lock().retain(|(name, _), _| name != server);
-        self.live.lock().retain(|(name, _), _| name != server);
+        self.live.lock().retain(|(name, _), breaker| {
+            let stays = name != server;
+            if !stays {
+                breaker.retire();
+            }
+            stays
+        });
     }
 
     /// Stores what changes until `stop`, and once more then.
@@ -210,6 +216,10 @@ impl Breakers {
     }
 
     async fn store(&self, store: &Store, inbox: &mut Inbox) {
+        // A server can list other tools each time; of those that are gone only what failed is kept.
+        self.live.lock().retain(|(_, tool), breaker| {
+            tool.is_none() || Arc::strong_count(breaker) > 1 || !breaker.is_as_new()
+        });
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         let changed: Vec<_> =
             live.iter().filter_map(|breaker| breaker.settle().map(|row| (breaker, row))).collect();
@@ -246,4 +256,45 @@ async fn who_forced(store: &Store, row: &BreakerRow) -> Result<Option<Order>, St
     let last = store.breaker_transitions(&row.server, row.tool.as_ref(), 1, None).await?;
     let forced = last.into_iter().find(|event| event.to == row.record.state);
     Ok(forced.and_then(|event| event.actor.map(|actor| Order { actor, note: event.note })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Knobs, Uptime};
+    use crate::policy::Verdict;
+    use crate::registry::Turn;
+
+    fn fail(breaker: &ServerBreaker) {
+        let now = Uptime::from_millis(1);
+        let permit = breaker.acquire(now, Duration::from_secs(1), Turn::First).unwrap();
+        permit.report(Verdict::Failure, now, Some(&"refused"));
+    }
+
+    #[tokio::test]
+    async fn of_tools_that_are_gone_only_what_failed_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let breakers = Breakers::load(&store, Metrics::new().unwrap()).await.unwrap();
+        let settings = ServerSettings::resolve(&Knobs::default());
+        let server = ServerName::parse("s").unwrap();
+        let of = |tool: &str| {
+            let tool = ToolName::parse(tool).unwrap();
+            breakers.of(&server, Some(&tool), &settings)
+        };
+        let own = breakers.of(&server, None, &settings);
+        let held = of("held");
+        fail(&of("failed"));
+        for number in 0..100 {
+            drop(of(&format!("brief_{number}")));
+        }
+        assert_eq!(breakers.of_server(&server).len(), 103);
+        breakers.flush(&store).await;
+        let left: Vec<_> =
+            breakers.of_server(&server).iter().map(|breaker| breaker.view().tool).collect();
+        let tool = |name: &str| Some(ToolName::parse(name).unwrap());
+        assert_eq!(left, [None, tool("failed"), tool("held")]);
+        assert_eq!(of("failed").view().status.failures, 1);
+        drop((own, held));
+    }
 }

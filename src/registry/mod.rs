@@ -259,9 +259,11 @@ impl Registry {
             let _changing = self.changing.lock().await;
             let gone = self.expect_from_api(name)?;
             self.store.delete_server(name).await?;
+            self.reload().await?;
+            // Not before it is out of sight: else a catalogue that is being put together could bring
+            // a tool's breaker back.
             self.breakers.forget(name);
             self.metrics.forget_server(name);
-            self.reload().await?;
             gone
         };
         gone.close().await;
@@ -308,7 +310,7 @@ impl Registry {
         }
     }
 
-    /// Looks what child processes take, for metrics and lists. Reads files of the kernel: some
+    /// Looks at what child processes take, for metrics and lists. Reads files of the kernel: some
     /// milliseconds on a busy machine, so not for a thread that serves connections.
     pub fn measure_children(&self) {
         let servers = self.servers.load();

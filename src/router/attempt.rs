@@ -176,13 +176,16 @@ fn fail(
     let failure = error.failure_at(settings.unavailable_is_refusal);
     let problem = entry.server.scrub(&error.to_string());
     let now = clock::uptime();
-    // A caller may be in more of a hurry than the server was ever promised to bear.
-    let cut_short = record.call.deadline.is_some() && timeout < entry.timeout;
-    let verdict = match failure {
-        Failure::Timeout if cut_short => Verdict::Neutral,
-        _ if error.is_own_patience() && cut_short => Verdict::Neutral,
-        _ if permits.is_probe() && error.is_second_hand() => Verdict::Neutral,
-        _ => policy::verdict_of(error.blame(), settings.breaker.count_http_4xx),
+    // A caller may be in more of a hurry than the server was ever promised to bear, and earlier
+    // attempts may have left little. A tenth goes by before the attempt: callers often give the very
+    // limit of the server.
+    let promised = entry.timeout.min(settings.call_deadline);
+    let cut_short = timeout < promised.saturating_sub(promised / 10);
+    let no_trial =
+        cut_short && error.ran_out_of_time() || permits.is_probe() && error.is_second_hand();
+    let verdict = match no_trial {
+        true => Verdict::Neutral,
+        false => policy::verdict_of(error.blame(), settings.breaker.count_http_4xx),
     };
     permits.failed(verdict, failure, now, &problem);
     record.attempt_ends(

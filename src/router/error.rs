@@ -240,6 +240,16 @@ impl UpstreamError {
         matches!(self, Self::Connect(PoolError::Waited { .. }))
     }
 
+    /// Whether more time might have made it another end.
+    pub(super) const fn ran_out_of_time(&self) -> bool {
+        match self {
+            Self::Connect(error) => matches!(error, PoolError::Waited { .. }),
+            Self::Request(error) | Self::NoLife(error) => {
+                matches!(error, TransportError::Timeout { .. } | TransportError::NotRead { .. })
+            }
+        }
+    }
+
     /// Whether it repeats what an earlier try found, without a try of its own.
     pub(super) const fn is_second_hand(&self) -> bool {
         matches!(self, Self::Connect(PoolError::Backoff { .. }))

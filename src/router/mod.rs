@@ -84,7 +84,8 @@ impl Router {
         let entry = self.resolve(&record.call).await?;
         record.routed(&entry);
         let server = Arc::clone(&entry.server);
-        let total = record.call.deadline.unwrap_or(server.settings.call_deadline);
+        let total = record.call.deadline;
+        let total = total.unwrap_or_else(|| server.settings.call_deadline_for(entry.timeout));
         let deadline = Deadline::new(record.started, total);
         let first = {
             let place = admit::admit(&entry, deadline).await;

@@ -281,7 +281,7 @@ impl Shared {
         let supervised = Arc::clone(&shared);
         tasks.spawn(async move {
             supervise(supervised, child, read_end, stderr_end).await;
-            drop(started)
+            drop(started);
         });
         shared
     }

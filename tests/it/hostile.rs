@@ -110,9 +110,8 @@ async fn calls_that_do_not_end_are_on_record_when_the_router_does() {
     let rest = tokio::spawn(async move {
         http.request(&Method::POST, "/mcp/call")
             .body(r#"{"tool_name":"up__echo","arguments":{"text":"rest"}}"#)
-            .try_send()
+            .send()
             .await
-            .is_ok()
     });
     // The client leaves at once; in its era that is no cancellation.
     let legacy = tokio::spawn(async move { client.call("up__echo", r#"{"text":"legacy"}"#).await });
@@ -122,7 +121,8 @@ async fn calls_that_do_not_end_are_on_record_when_the_router_does() {
     .await;
     legacy.abort();
     let folder = app.stop().await;
-    assert!(!rest.await.unwrap());
+    let told = rest.await.unwrap().expect(503).json();
+    assert_eq!(told["error_code"], "MCPShuttingDownError", "{told}");
     let app = TestApp::start_in(folder, "").await;
     let calls = app.calls("limit=10").await;
     assert_eq!(calls.len(), 2, "{calls:?}");

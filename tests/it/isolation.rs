@@ -75,6 +75,70 @@ async fn bad_servers_do_not_touch_good_ones_and_say_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn discovery_one_hangs() {
+    const GOOD: usize = 48;
+    const HANGS: Duration = Duration::from_secs(8);
+    // Two seconds are promised; beside all other tests the processors are not ours. Whoever waited
+    // for the server that hangs would wait longer than either.
+    let full = std::env::var_os("SWITCHYARD_TEST_FULL").is_some_and(|value| value == "1");
+    let bound = Duration::from_secs(if full { 2 } else { 5 });
+    let mut good = Vec::new();
+    for _ in 0..GOOD {
+        good.push(upstream(Options::default()).await);
+    }
+    let (hangs, lies) = (upstream(Options::default()).await, upstream(Options::default()).await);
+    let mut servers = String::from("mcp_servers:\n");
+    for (number, up) in good.iter().enumerate() {
+        servers += &format!("  s{number}: {{url: \"{}\"}}\n", up.url());
+    }
+    for (name, up) in [("hangs", &hangs), ("lies", &lies)] {
+        servers +=
+            &format!("  {name}: {{url: \"{}\", timeout: 8s, connect_timeout: 8s}}\n", up.url());
+    }
+    // All are well once, so that there are lists to keep.
+    let app = TestApp::start(&servers).await.ready().await;
+    let listed = app.http().get("/mcp/tools").await.expect(200).json()["total"].clone();
+    assert_eq!(listed, (GOOD + 2) * 11);
+    let first = app.http().post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
+    let folder = app.stop().await;
+
+    hangs.faults().set(FaultPlan::all(Fault::Hang));
+    lies.faults().set(FaultPlan::all(Fault::Garbage));
+    let began = Instant::now();
+    let app = TestApp::start_in(folder, &servers).await;
+    let asked = Instant::now();
+    let again = app.http().post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
+    assert!(asked.elapsed() < Duration::from_millis(500), "no list waits: {:?}", asked.elapsed());
+    assert_eq!(again.body, first.body, "old lists are kept");
+    eventually(bound.saturating_sub(began.elapsed()), "48 are usable", || async {
+        let servers = app.http().get("/mcp/servers").await.json();
+        let usable = servers["servers"].as_array()?.iter().filter(|server| {
+            server["state"] == "up" && server["stale"] == false && server["tools"] == 11
+        });
+        (usable.count() == GOOD).then_some(())
+    })
+    .await;
+    for number in 0..GOOD {
+        let answer = app.http().call(&format!("s{number}__echo"), r#"{"text":"hi"}"#).await;
+        assert_eq!(answer.expect(200).json()["success"], true, "s{number}");
+    }
+    for name in ["hangs", "lies"] {
+        let server = eventually(HANGS + SOON, &format!("{name} shows its error"), || async {
+            let server = app.http().server(name).await?;
+            server["last_error"].is_string().then_some(server)
+        })
+        .await;
+        assert_eq!(
+            (&server["state"], &server["stale"], &server["tools"]),
+            (&"down".into(), &true.into(), &11.into()),
+            "{server}"
+        );
+    }
+    assert_eq!(app.http().get("/mcp/tools").await.json()["total"], listed, "and stay so");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn calls_that_hang_at_one_server_do_not_hold_up_another() {
     let bad = upstream(Options::default()).await;
     let good = upstream(Options::default()).await;

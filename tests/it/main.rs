@@ -19,6 +19,7 @@
 
 mod abuse;
 mod batches;
+mod breakers;
 mod cancel;
 mod children;
 mod cli;
@@ -37,12 +38,14 @@ mod listening;
 mod lists;
 mod metrics;
 mod mixup;
+mod overrides;
 mod registry;
 mod resilience;
 mod restart;
 mod resume;
 mod retries;
 mod sessions;
+mod shutdown;
 mod snapshots;
 mod stdio;
 mod streams;

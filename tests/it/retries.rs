@@ -4,17 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use switchyard::model::RetryTimeouts;
-
 use crate::support::{
     Fault, Http, Legacy, Rig, SOON, TestApp, breaker_state, eventually, figure, total,
 };
+use serde_json::{Value, json};
 
 /// A breaker that stays out of it, and short delays.
 const OFTEN: &str = "circuit_breaker_threshold: 1000000, retry_delay: 100ms";
 /// A budget that does, too.
-const ENDLESS: &str = "retry_budget: {ratio: 100, min_per_second: 1000}";
+const ENDLESS: &str = "retry_budget: {ratio: 100, min_per_second: 1000, cap: 100000}";
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -114,7 +112,9 @@ fn each_ran_once(rig: &Rig, tool: &str, calls: usize) {
 async fn retry_refused_connection() {
     let calls = figure(100, 1000);
     for rig in rigs(&["pay"]).await {
-        let settings = format!("{OFTEN}, {ENDLESS}, retry_attempts: 20, retry_max_delay: 300ms");
+        let settings = format!(
+            "{OFTEN}, {ENDLESS}, retry_attempts: 20, retry_max_delay: 300ms, max_concurrency: 2000"
+        );
         let mut app = router(&rig, &settings).await;
         // Once over the connection that there was, once where the router has none yet.
         for round in 0..2 {
@@ -243,8 +243,8 @@ async fn keepalive_race() {
         for json in &failed {
             assert_eq!(json["outcome"], "unknown", "{json}");
         }
-        // Those that are not known to have run can be few only.
-        assert!(failed.len() * 50 <= calls, "{} of {calls}", failed.len());
+        // Each surprise costs one call at most.
+        assert!(failed.len() as u64 <= rig.connections() - before);
         assert!(rig.executed("pay").len() >= calls - failed.len());
         app.stop().await;
     }
@@ -298,19 +298,8 @@ async fn retry_storm() {
 async fn deadline_never_exceeded() {
     const DEADLINE: Duration = Duration::from_millis(450);
     let slack = millis(50);
-    let rig = Rig::legacy(&["read"]).await;
-    rig.annotate("read", idempotent());
-    let settings = format!(
-        "{OFTEN}, {ENDLESS}, call_deadline: 450ms, timeout: 200ms, retry_attempts: 20, retry_max_delay: 100ms"
-    );
-    let app = TestApp::start_tuned(&rig.yaml("up", &settings), |knobs| {
-        knobs.retry_timeouts = Some(RetryTimeouts::ReplaySafe);
-    })
-    .await
-    .ready()
-    .await;
-    let mut faults = after_the_effect();
-    faults.extend([
+    let mut patient = after_the_effect();
+    patient.extend([
         Fault::HangBeforeHeaders,
         Fault::HangAfterHeaders,
         Fault::HangMidEvent,
@@ -322,32 +311,50 @@ async fn deadline_never_exceeded() {
         Fault::after(millis(190), Fault::status(500)),
         Fault::Trickle(millis(20)),
         Fault::Drip(millis(20), 1000),
-        Fault::Comments,
-        Fault::Informational,
-        Fault::Long(1 << 30),
     ]);
-    let mut slowest = Duration::ZERO;
-    let try_it = async |what: &str| {
+    let floods = [Fault::Comments, Fault::Informational, Fault::Long(1 << 30)];
+    let faults: Vec<Fault> = patient.iter().chain(&floods).cloned().collect();
+    let names: Vec<String> = (0..faults.len()).map(|number| format!("t{number}")).collect();
+    let rig = Rig::legacy(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for (name, fault) in names.iter().zip(&faults) {
+        rig.annotate(name, idempotent());
+        rig.set(name, fault.clone());
+    }
+    let settings = format!(
+        "{OFTEN}, {ENDLESS}, call_deadline: 450ms, timeout: 200ms, retry_attempts: 20, retry_max_delay: 100ms"
+    );
+    let app = TestApp::start(&rig.yaml("up", &format!("{settings}, retry_timeouts: replay_safe")))
+        .await
+        .ready()
+        .await;
+    let try_it = async |name: &str, fault: &str| {
         let mut took = Duration::MAX;
         // The machine may be busy with something else just then.
         for _ in 0..3 {
             let since = Instant::now();
-            let answer = app.http().call("up__read", &key(what)).await;
+            let answer = app.http().call(&format!("up__{name}"), &key(name)).await;
             took = took.min(since.elapsed());
             let json = answer.json();
-            assert_eq!(json["success"], false, "{what}: {json}");
+            assert_eq!(json["success"], false, "{fault}: {json}");
             if took <= DEADLINE + slack {
                 return took;
             }
         }
-        panic!("{what}: {took:?}");
+        panic!("{fault}: {took:?}");
     };
-    for fault in faults {
-        rig.set("read", fault.clone());
-        slowest = slowest.max(try_it(&format!("{fault:?}")).await);
+    let mut slowest = Duration::ZERO;
+    let (patient, floods) = names.split_at(patient.len());
+    // Some at a time of those that leave the processor alone.
+    for some in patient.chunks(6).chain(floods.chunks(1)) {
+        let tries = some.iter().map(|name| {
+            let number: usize = name[1..].parse().unwrap();
+            let (try_it, fault) = (&try_it, format!("{:?}", faults[number]));
+            async move { try_it(name, &fault).await }
+        });
+        slowest = slowest.max(*futures_util::future::join_all(tries).await.iter().max().unwrap());
     }
     rig.down();
-    slowest = slowest.max(try_it("refused").await);
+    slowest = slowest.max(try_it("t0", "refused").await);
     println!("slowest {slowest:?} of {DEADLINE:?}");
     assert!(slowest > DEADLINE / 2);
     app.stop().await;
@@ -410,6 +417,11 @@ async fn one_idempotency_key_for_all_attempts() {
             let entry = app.entry_of(&answer).await;
             assert_eq!(entry["attempts"], 3, "{entry}");
             assert_eq!(entry["outcome"], "ok", "{entry}");
+            let list = entry["attempt_list"].as_array().unwrap();
+            let ends: Vec<_> = list.iter().map(|one| (&one["outcome"], &one["failure"])).collect();
+            let (failed, ambiguous) = (Value::from("unavailable"), Value::from("ambiguous"));
+            let (ok, none) = (Value::from("ok"), Value::Null);
+            assert_eq!(ends, [(&failed, &ambiguous), (&failed, &ambiguous), (&ok, &none)]);
         }
         assert_ne!(keys[0], keys[1]);
         assert_eq!(retries_after(&app, "ambiguous").await, 4.0);
@@ -482,7 +494,7 @@ async fn the_operator_decides_what_is_safe_to_repeat() {
             rig.annotate("forbidden", json!({ "readOnlyHint": true, "idempotentHint": true }));
             rig.annotate("reads", json!({ "readOnlyHint": true }));
             rig.annotate("same", idempotent());
-            let settings = format!("{OFTEN}, trust_annotations: {trust}, {overrides}");
+            let settings = format!("{OFTEN}, {ENDLESS}, trust_annotations: {trust}, {overrides}");
             let app = router(&rig, &settings).await;
             for (tool, repeated) in [
                 ("forbidden", false),
@@ -516,13 +528,9 @@ async fn timeouts_are_repeated_only_on_request() {
     for wanted in [false, true] {
         let rig = Rig::legacy(&["read", "pay"]).await;
         rig.annotate("read", idempotent());
-        let yaml = rig.yaml("up", &format!("{OFTEN}, timeout: 200ms"));
-        let app = TestApp::start_tuned(&yaml, |knobs| {
-            knobs.retry_timeouts = wanted.then_some(RetryTimeouts::ReplaySafe);
-        })
-        .await
-        .ready()
-        .await;
+        let timeouts = if wanted { "replay_safe" } else { "never" };
+        let settings = format!("{OFTEN}, timeout: 200ms, retry_timeouts: {timeouts}");
+        let app = router(&rig, &settings).await;
         for (tool, repeated) in [("read", wanted), ("pay", false)] {
             rig.next(tool, &[Fault::HangBeforeHeaders]);
             let json = app.http().call(&format!("up__{tool}"), "{}").await.json();
@@ -539,12 +547,8 @@ async fn timeouts_are_repeated_only_on_request() {
 async fn a_503_is_repeated_where_it_is_a_refusal() {
     for refusal in [false, true] {
         let rig = Rig::legacy(&["pay"]).await;
-        let app = TestApp::start_tuned(&rig.yaml("up", OFTEN), |knobs| {
-            knobs.unavailable_is_refusal = Some(refusal);
-        })
-        .await
-        .ready()
-        .await;
+        let settings = format!("{OFTEN}, unavailable_is_refusal: {refusal}");
+        let app = router(&rig, &settings).await;
         rig.next("pay", &[Fault::status(503)]);
         let json = app.http().call("up__pay", "{}").await.json();
         assert_eq!(json["success"], refusal, "{json}");
@@ -582,6 +586,17 @@ async fn a_breaker_that_opens_ends_the_retries() {
     assert_eq!(rig.counts("read").requests, 2);
     assert_eq!(suppressed(&app, "breaker").await, 1.0);
     assert_eq!(breaker_state(&app.socket(), "up").await, "open");
+    app.stop().await;
+    // The same with the breaker of the tool alone, for a delay that would be long.
+    let long = settings.replace("retry_delay: 100ms", "retry_delay: 10s");
+    let long = long.replace("circuit_breaker_threshold: 2", "circuit_breaker_threshold: 1");
+    let app = router(&rig, &format!("{long}, breaker_scope: tool")).await;
+    let client = Legacy::connect(app.http()).await;
+    let since = Instant::now();
+    ended_by_the_breaker(&client.call("up__read", "{}").await.json(), 1);
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    assert_eq!(suppressed(&app, "breaker").await, 1.0);
+    assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
     app.stop().await;
     // Opened by another call's, while this one waits.
     rig.set("read", Fault::Reset);

@@ -96,6 +96,9 @@ pub(super) async fn live() -> impl IntoResponse {
 
 /// Ready: the database answers, the ledger takes calls, and servers had their chance to answer.
 pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
+    if edge.stop.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the router is stopping\n");
+    }
     let started = edge.discovery.start_up_done()
         || clock::uptime().since(crate::model::Uptime::default()) > START_UP_BOUND;
     if !started {

@@ -392,7 +392,7 @@ impl Asked<'_> {
     ) -> Reply {
         let answer = match self.era() {
             Era::Modern => Work::Bound(Box::pin(work)),
-            Era::Legacy => Work::Detached(Detached::new(work, &self.edge.calls, relay.clone())),
+            Era::Legacy => Work::Detached(Detached::new(work, self.edge, relay.clone())),
         };
         let questions = self.session.map(|session| Arc::clone(&session.live().questions));
         // Clients of earlier versions may stumble over an event without data.

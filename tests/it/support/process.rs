@@ -210,8 +210,13 @@ impl Router {
     }
 
     /// Ends it in order; its exit code and folder.
-    pub async fn stop(mut self) -> (i32, TempDir) {
+    pub async fn stop(self) -> (i32, TempDir) {
         self.signal("TERM").await;
+        self.ended().await
+    }
+
+    /// Waits for its end; its exit code and folder.
+    pub async fn ended(mut self) -> (i32, TempDir) {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends");
         (ended.unwrap().code().unwrap_or(-1), self.folder)
     }

@@ -319,7 +319,9 @@ impl Rig {
     /// Waits for a call that came after `since` and gives it.
     pub async fn call(&self, tool: &str, since: Instant) -> RigCall {
         eventually(SOON, &format!("a call of {tool} arrives"), || async {
-            self.calls(tool).into_iter().rev().find(|call| call.at >= since)
+            // Nothing else is copied: the calls that come meanwhile would wait for it.
+            let seen = self.inner.seen.lock();
+            seen.calls.iter().rev().find(|call| call.tool == tool && call.at >= since).cloned()
         })
         .await
     }
@@ -493,6 +495,7 @@ impl Inner {
         headers: HeaderMap,
         executes: bool,
     ) -> Arc<Mutex<CallEnd>> {
+        let at = Instant::now();
         let end = Arc::<Mutex<CallEnd>>::default();
         let mut seen = self.seen.lock();
         let counts = seen.counts.entry(tool.to_owned()).or_default();
@@ -506,7 +509,6 @@ impl Inner {
             seen.calls.pop_front();
         }
         let (tool, key) = (tool.to_owned(), key.to_owned());
-        let at = Instant::now();
         seen.calls.push_back(RigCall { at, tool, key, body, headers, end: Arc::clone(&end) });
         end
     }
