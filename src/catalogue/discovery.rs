@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::{self, BuildSettings, Known};
 use super::definitions::{KnownTool, SEEN, diff, same_but_for_time};
+use super::error::DiscoveryError;
 use super::lists::{self, OFFERS, ServerOffers, Walked};
 use super::page::OfferedList;
 use super::schedule::{self, Action, Listing, Turns, Wanted};
@@ -104,36 +105,6 @@ pub struct Discovery {
     catalogue: CatalogueHandle,
     rebuilt: watch::Sender<u64>,
     started: watch::Sender<bool>,
-}
-
-/// Why a list of a server could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum DiscoveryError {
-    /// It could not be reached or did not answer properly.
-    #[error("{0}")]
-    Unreachable(String),
-    /// It answered with an error.
-    #[error("the server answered {method} with the error {error}")]
-    Refused {
-        /// What it was asked.
-        method: &'static str,
-        /// The error, cut for display.
-        error: String,
-    },
-    /// A list makes no sense.
-    #[error("the server's answer to {method} cannot be used: {problem}")]
-    BadList {
-        /// What it was asked.
-        method: &'static str,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The server was changed or removed while it was asked.
-    #[error("the server was changed while it was asked for its lists")]
-    Replaced,
-    /// The list could not be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 impl Discovery {
@@ -332,7 +303,7 @@ impl Discovery {
         let lease = match within("no connection", server.lease()).await {
             Ok(Ok(lease)) => lease,
             Ok(Err(error)) => {
-                let error = DiscoveryError::Unreachable(error.to_string());
+                let error = DiscoveryError::of(&error, error.http_status());
                 return unasked(self.note_failure(server, error).await, server.connects());
             }
             Err(error) => {
@@ -483,7 +454,10 @@ impl Discovery {
     /// cost too much for that.
     async fn check(&self, server: &Arc<ServerHandle>) -> bool {
         let asked = async {
-            let lease = server.lease().await.map_err(|error| error.to_string())?;
+            let lease = server
+                .lease()
+                .await
+                .map_err(|error| DiscoveryError::of(&error, error.http_status()))?;
             let method = match lease.peer().version.era() {
                 Era::Legacy => "ping",
                 Era::Modern => "server/discover",
@@ -495,7 +469,7 @@ impl Discovery {
                     if !lease.is_alive() {
                         server.invalidate(&lease);
                     }
-                    Err(error.to_string())
+                    Err(DiscoveryError::of(&error, error.http_status()))
                 }
             }
         };
@@ -506,9 +480,12 @@ impl Discovery {
                 return true;
             }
             Ok(Err(problem)) => problem,
-            Err(_) => format!("no answer within {} s", LIST_DEADLINE.as_secs()),
+            Err(_) => DiscoveryError::Unreachable(format!(
+                "no answer within {} s",
+                LIST_DEADLINE.as_secs()
+            )),
         };
-        self.note_failure(server, DiscoveryError::Unreachable(problem)).await;
+        self.note_failure(server, problem).await;
         false
     }
 
@@ -536,7 +513,11 @@ impl Discovery {
                 "server {} could not be asked for its tools: {message}", server.name
             );
         }
-        let discovery = server.failed(&message, clock::timestamp());
+        let at = clock::timestamp();
+        let discovery = match error {
+            DiscoveryError::Unauthorized(_) => server.unauthorized(&message, at),
+            _ => server.failed(&message, at),
+        };
         self.mark_stale(&server.name);
         self.record(server, &discovery).await;
         error
@@ -751,7 +732,9 @@ impl Plan {
 
     /// Sees what happened between its turns.
     fn look(&mut self, now: Uptime) {
-        self.turns.look(self.handle.state() == ServerState::Up, now);
+        // Who does not let us in is asked in its turn only.
+        let up = self.handle.state() == ServerState::Up && !self.handle.is_unauthorized();
+        self.turns.look(up, now);
         // Behind a new connection may be a new program.
         let connects = self.handle.connects();
         if self.connects.is_some_and(|before| before != connects) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::discovery::DiscoveryError;
+use super::error::DiscoveryError;
 use super::page::OfferedList;
 use crate::model::Era;
 use crate::pool::Lease;
@@ -165,7 +165,7 @@ async fn walk<T>(
                 if !lease.is_alive() {
                     server.invalidate(lease);
                 }
-                return Err(DiscoveryError::Unreachable(error.to_string()));
+                return Err(DiscoveryError::of(&error, error.http_status()));
             }
         };
         if answer.kind == AnswerKind::Error {

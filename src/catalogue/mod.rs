@@ -7,6 +7,7 @@
 mod build;
 mod definitions;
 mod discovery;
+mod error;
 mod lists;
 mod naming;
 mod offers;
@@ -19,7 +20,8 @@ mod uri;
 mod view;
 
 pub use definitions::{KnownTool, diff};
-pub use discovery::{Discovery, DiscoveryError, DiscoverySettings};
+pub use discovery::{Discovery, DiscoverySettings};
+pub use error::DiscoveryError;
 pub use naming::{Collision, Names, expose};
 pub use offers::{PromptEntry, ResourceEntry, ResourceRoute, ResourceServer, TemplateEntry};
 pub use page::{CursorError, OfferedList, Page};

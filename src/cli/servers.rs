@@ -66,6 +66,12 @@ enum Action {
         /// The server's name
         name: String,
     },
+    /// Open a new connection to a server, or start its program anew
+    #[command(after_help = "Examples:\n  switchyard servers reconnect files")]
+    Reconnect {
+        /// The server's name
+        name: String,
+    },
     /// Ask a server for its tools again
     #[command(after_help = "Examples:\n  switchyard servers refresh files")]
     Refresh {
@@ -299,6 +305,12 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
                 context.out.line(context.out.paint(format!("disabled {name}"), Style::Good))?;
             }
             Ok(Status::Done)
+        }
+        Action::Reconnect { name } => {
+            let client = context.client()?;
+            let ask = Ask::post(&["mcp", "servers", &name, "reconnect"]);
+            client.request(ask.patient(REFRESH_PATIENCE)).await?;
+            report(context, &client, &name).await
         }
         Action::Refresh { name } => {
             let client = context.client()?;

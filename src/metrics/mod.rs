@@ -58,6 +58,7 @@ pub struct Metrics {
     upstream_inflight: IntGaugeVec,
     upstream_queue_depth: IntGaugeVec,
     upstream_sessions: IntGaugeVec,
+    upstream_reconnects: IntCounterVec,
     upstream_tools: IntGaugeVec,
     child_processes: IntGaugeVec,
     child_resident: IntGaugeVec,
@@ -97,6 +98,9 @@ impl AuthFailure {
         }
     }
 }
+
+/// Why a connection was opened again; the `reason` label.
+const RECONNECTS: [&str; 2] = ["lost", "admin"];
 
 /// How a tool's definition changed; the `kind` label.
 pub const CHANGE_KINDS: [&str; 3] = ["added", "changed", "removed"];
@@ -167,6 +171,12 @@ impl Metrics {
                 "switchyard_upstream_sessions",
                 "Isolated sessions at the server; 0 where all callers share one.",
                 &["server"],
+            )?,
+            upstream_reconnects: counters(
+                &registry,
+                "switchyard_upstream_reconnects_total",
+                "Connections to the server that were opened again, because one was lost or an operator asked for it.",
+                &["server", "reason"],
             )?,
             upstream_tools: gauges(
                 &registry,
@@ -272,6 +282,8 @@ impl Metrics {
             queue_depth: self.upstream_queue_depth.with_label_values(&[server]),
             sessions: self.upstream_sessions.with_label_values(&[server]),
             retries: self.retries(server),
+            reconnects: RECONNECTS
+                .map(|reason| self.upstream_reconnects.with_label_values(&[server, reason])),
             tools: statuses
                 .map(|status| {
                     (status, self.upstream_tools.with_label_values(&[server, status.as_str()]))
@@ -319,6 +331,9 @@ impl Metrics {
             let _ = self.definition_changes.remove_label_values(&[server, kind]);
         }
         self.breakers.forget(server);
+        for reason in RECONNECTS {
+            let _ = self.upstream_reconnects.remove_label_values(&[server, reason]);
+        }
         self.forget_tools(server);
     }
 
@@ -365,6 +380,7 @@ pub struct ServerMetrics {
     pub sessions: IntGauge,
     /// Retries.
     pub retries: RetryMetrics,
+    reconnects: [IntCounter; RECONNECTS.len()],
     tools: Vec<(ToolStatus, IntGauge)>,
     changes: Vec<(&'static str, IntCounter)>,
 }
@@ -381,6 +397,13 @@ pub struct ChildMetrics {
 }
 
 impl ServerMetrics {
+    /// Counts connections that were opened again.
+    pub fn count_reconnects(&self, lost: u64, asked: u64) {
+        for (counter, count) in self.reconnects.iter().zip([lost, asked]) {
+            counter.inc_by(count);
+        }
+    }
+
     /// Sets the number of tools by status; statuses not named become zero.
     pub fn set_tools(&self, counts: &HashMap<ToolStatus, i64>) {
         for (status, gauge) in &self.tools {

@@ -79,6 +79,11 @@ pub struct ServerHandle {
     log_level: AtomicU8,
     /// Whether the last attempt reached it.
     reachable: AtomicBool,
+    /// Whether it answers and does not let us in.
+    unauthorized: AtomicBool,
+    /// Connections opened again, as counted so far, and those of them that an operator asked for.
+    seen_reconnects: AtomicU64,
+    asked_reconnects: AtomicU64,
     /// One discovery at a time.
     pub discovering: tokio::sync::Mutex<()>,
 }
@@ -204,6 +209,9 @@ impl ServerHandle {
             last_success_second: AtomicU64::new(0),
             log_level: AtomicU8::new(u8::MAX),
             reachable: AtomicBool::new(true),
+            unauthorized: AtomicBool::new(false),
+            seen_reconnects: AtomicU64::new(0),
+            asked_reconnects: AtomicU64::new(0),
             discovering: tokio::sync::Mutex::new(()),
         }
     }
@@ -322,6 +330,7 @@ impl ServerHandle {
 
     /// Closes isolated sessions that were not used for long, in the background.
     pub(super) fn tidy(&self, now: Uptime) {
+        self.count_reconnects();
         if let Some(isolated) = &self.isolated {
             isolated.tidy(now);
         }
@@ -441,6 +450,10 @@ impl ServerHandle {
         if !self.reachable.load(Ordering::Relaxed) {
             return ServerState::Down;
         }
+        if self.is_unauthorized() {
+            // It answered, and its problem is in the status.
+            return ServerState::Up;
+        }
         match pool.state() {
             PoolState::Up => ServerState::Up,
             PoolState::Down { .. } => ServerState::Down,
@@ -461,6 +474,7 @@ impl ServerHandle {
         status.discovery = discovery;
         status.tried = true;
         drop(status);
+        self.unauthorized.store(false, Ordering::Relaxed);
         self.note_success(clock::timestamp());
     }
 
@@ -468,12 +482,48 @@ impl ServerHandle {
     pub fn failed(&self, error: &str, at: Timestamp) -> DiscoveryRow {
         self.last_success_second.store(0, Ordering::Relaxed);
         self.reachable.store(false, Ordering::Relaxed);
+        self.unauthorized.store(false, Ordering::Relaxed);
         let mut status = self.status.lock();
         status.discovery.error = Some(self.scrub(error));
         status.discovery.error_at = Some(at);
         status.tried = true;
         self.metrics.up.set(0);
         status.discovery.clone()
+    }
+
+    /// Notes a discovery or health check that the server answered with 401 or 403: it is up, and
+    /// what it offers cannot be seen.
+    pub fn unauthorized(&self, error: &str, at: Timestamp) -> DiscoveryRow {
+        let row = self.failed(error, at);
+        self.unauthorized.store(true, Ordering::Relaxed);
+        self.reachable.store(true, Ordering::Relaxed);
+        self.metrics.up.set(1);
+        row
+    }
+
+    /// Whether it was last seen to answer and not to let us in.
+    #[must_use]
+    pub fn is_unauthorized(&self) -> bool {
+        self.unauthorized.load(Ordering::Relaxed)
+    }
+
+    /// The next lease opens a new connection, at once.
+    pub(super) fn reconnect(&self) {
+        if let Ok(pool) = &self.pool {
+            self.asked_reconnects.fetch_add(1, Ordering::Relaxed);
+            pool.reset();
+        }
+    }
+
+    /// Counts connections that were opened since the last look, beside the first.
+    fn count_reconnects(&self) {
+        let again = self.connects().saturating_sub(1);
+        let before = self.seen_reconnects.swap(again, Ordering::Relaxed);
+        let grown = again.saturating_sub(before);
+        let asked = self.asked_reconnects.load(Ordering::Relaxed).min(grown);
+        self.asked_reconnects.fetch_sub(asked, Ordering::Relaxed);
+        let lost = grown.saturating_sub(asked);
+        self.metrics.count_reconnects(lost, asked);
     }
 
     /// Notes an answer to a call.
@@ -483,7 +533,11 @@ impl ServerHandle {
     }
 
     fn note_success(&self, at: Timestamp) {
-        if !self.reachable.swap(true, Ordering::Relaxed) {
+        let unauthorized = self.unauthorized.load(Ordering::Relaxed);
+        if unauthorized {
+            self.unauthorized.store(false, Ordering::Relaxed);
+        }
+        if !self.reachable.swap(true, Ordering::Relaxed) || unauthorized {
             self.status.lock().discovery.error = None;
         }
         // A gauge of seconds needs one write a second, not one a call.
@@ -500,6 +554,7 @@ impl ServerHandle {
 
     /// Notes that an attempt did not reach the server.
     pub fn unreachable(&self, error: &str, at: Timestamp) {
+        self.unauthorized.store(false, Ordering::Relaxed);
         self.reachable.store(false, Ordering::Relaxed);
         {
             let mut status = self.status.lock();

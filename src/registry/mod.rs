@@ -154,6 +154,17 @@ impl Registry {
         &self.store
     }
 
+    /// Gives up on the server's connection, whatever its state, and on what is known of failed tries:
+    /// whoever needs it next opens a new one at once.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn reconnect(&self, name: &ServerName) -> Result<Arc<ServerHandle>, RegistryError> {
+        let server = self.expect_server(name)?;
+        server.reconnect();
+        Ok(server)
+    }
+
     /// Brings the servers of a configuration in: those of the file are upserted, those gone from
     /// it are disabled and never deleted, those of the API are left alone. A name in both: the
     /// file wins.

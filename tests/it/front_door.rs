@@ -28,6 +28,7 @@ const ROUTES: &[(Method, &str, Option<&str>)] = &[
     (Method::POST, "/mcp/servers/up/enable", Some("admin")),
     (Method::POST, "/mcp/servers/up/disable", Some("admin")),
     (Method::POST, "/mcp/servers/up/refresh", Some("admin")),
+    (Method::POST, "/mcp/servers/up/reconnect", Some("admin")),
     (Method::GET, "/mcp/tools", Some("read")),
     (Method::GET, "/mcp/tools/up__echo/history", Some("read")),
     (Method::POST, "/mcp/tools/up__echo/approve", Some("admin")),

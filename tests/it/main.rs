@@ -28,6 +28,7 @@ mod eras;
 mod errors;
 mod fidelity;
 mod front_door;
+mod health;
 mod hostile;
 mod hostile_lists;
 mod input;

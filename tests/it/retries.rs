@@ -183,11 +183,9 @@ async fn replay_safe_retries() {
     let calls = figure(1000, 10_000);
     let rig = Rig::legacy(&["read"]).await;
     rig.annotate("read", idempotent());
-    let settings = format!(
-        "circuit_breaker_threshold: 1000, retry_delay: 100ms, retry_attempts: 3, \
-         retry_budget: {{ratio: 1.0}}, timeout: 10s"
-    );
-    let app = router(&rig, &settings).await;
+    let settings = "circuit_breaker_threshold: 1000, retry_delay: 100ms, retry_attempts: 3, \
+         retry_budget: {ratio: 1.0}, timeout: 10s";
+    let app = router(&rig, settings).await;
     rig.mix("read", 200, &after_the_effect());
     let answers = drive(app.http(), "up__read", calls, 48).await;
     let (well, asked) = (served(&answers), rig.counts("read").requests);

@@ -55,6 +55,7 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/servers/{name}/enable", post(servers::enable))
         .route("/mcp/servers/{name}/disable", post(servers::disable))
         .route("/mcp/servers/{name}/refresh", post(servers::refresh))
+        .route("/mcp/servers/{name}/reconnect", post(servers::reconnect))
         .route("/mcp/circuit-breakers/{name}/reset", post(breakers::reset))
         .route("/mcp/circuit-breakers/{name}/open", post(breakers::open))
         .route("/mcp/circuit-breakers/{name}/close", post(breakers::close))

@@ -247,6 +247,23 @@ pub(super) async fn refresh(
     Ok(Json(detail(&edge, &handle)))
 }
 
+/// Opens a new connection, and says whether the server works over it.
+pub(super) async fn reconnect(
+    State(edge): State<Shared>,
+    Extension(context): Extension<RequestContext>,
+    Path(name): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
+    let handle = find(&edge, &name)?;
+    if !handle.enabled {
+        let detail = format!("the server `{name}` is disabled; enable it first");
+        return Err(ApiError::new(ErrorCode::Conflict, detail));
+    }
+    let handle = edge.registry.reconnect(&handle.name)?;
+    note(&edge, &context.caller, "server.reconnected", &handle.name, &handle.spec).await;
+    first_contact(&edge, &handle).await;
+    Ok(Json(detail(&edge, &handle)))
+}
+
 /// Asks a new server for its tools, so that the answer can say whether it works; a slow one goes
 /// on in the background.
 async fn first_contact(edge: &Shared, handle: &Arc<ServerHandle>) {

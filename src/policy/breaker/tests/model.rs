@@ -286,6 +286,7 @@ fn live(seed: u64, events: usize) {
 
 /// A million lives with `SWITCHYARD_TEST_FULL`.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the full figure takes a minute")]
 fn state_machine_model() {
     let full = std::env::var("SWITCHYARD_TEST_FULL").is_ok_and(|value| value == "1");
     let lives = if full { 1_000_000 } else { 4_000 };
