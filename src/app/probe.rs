@@ -10,7 +10,7 @@ use crate::catalogue::expose;
 use crate::clock;
 use crate::config::Config;
 use crate::model::{ServerName, ServerSettings, ServerSpec, ToolName};
-use crate::pool::{Children, ConnectionPool, HttpClient};
+use crate::pool::{Children, ConnectionPool, HttpClient, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ToolDefinition, ToolList};
 use crate::registry::{connect_options, target};
 
@@ -120,7 +120,7 @@ async fn ask(
     spec: &ServerSpec,
     timeout: Duration,
 ) -> Result<(ProbeOk, Vec<ToolDefinition>), String> {
-    let lease = pool.lease().await.map_err(|error| error.to_string())?;
+    let lease = pool.lease(Urgency::Patient).await.map_err(|error| error.to_string())?;
     let peer = lease.peer();
     let server_name = peer.server_info.as_deref().and_then(|info| {
         RawObject::parse(info).ok()?.get_str("name").map(std::borrow::Cow::into_owned)

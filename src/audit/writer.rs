@@ -34,6 +34,8 @@ const HELD_BYTES: usize = 64 * 1024 * 1024;
 const ADMISSION: Duration = Duration::from_millis(250);
 /// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
 const COLLECT: Duration = Duration::from_millis(50);
+/// Bytes of a text that is redacted for others.
+const TEXT: usize = 1024;
 /// Calls in one commit.
 const BATCH: usize = 4_096;
 /// Rows encoded, or bytes redacted, before other tasks of the thread get a turn.
@@ -195,6 +197,12 @@ impl AuditWriter {
         self.shared.redactor.store(Arc::new(Redactor::new(key_names, secrets)));
     }
 
+    /// As [`AuditSlot::redacted`].
+    #[must_use]
+    pub fn redacted(&self, text: &str) -> String {
+        self.shared.redacted(text)
+    }
+
     /// Reserves a place for a call before it is dispatched. Waits only when none is free.
     ///
     /// # Errors
@@ -266,6 +274,10 @@ impl AuditWriter {
 }
 
 impl Shared {
+    fn redacted(&self, text: &str) -> String {
+        self.redactor.load().text(text, TEXT)
+    }
+
     fn is_over_bytes(&self) -> bool {
         self.held_bytes.load(Ordering::Relaxed) >= HELD_BYTES
     }
@@ -308,6 +320,12 @@ impl Shared {
 }
 
 impl AuditSlot {
+    /// A text without what the ledger would not keep of it, for others that keep texts.
+    #[must_use]
+    pub fn redacted(&self, text: &str) -> String {
+        self.shared.redacted(text)
+    }
+
     /// Hands a finished call over. Neither waits nor fails, so it may be done while a cancelled
     /// call is being dropped.
     pub fn record(self, entry: AuditEntry) {

@@ -23,7 +23,8 @@ const RETRIED: [Failure; 4] =
     [Failure::NotSent, Failure::Refused, Failure::Ambiguous, Failure::Timeout];
 
 /// Why a retry was not made, of those that a person would like to know of.
-const SUPPRESSED: [&str; 5] = ["unsafe", "attempts", "deadline", "budget", "breaker"];
+const SUPPRESSED: [&str; 8] =
+    ["unsafe", "attempts", "deadline", "budget", "breaker", "overload", "asked", "changed"];
 
 /// The families of metrics.
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl BreakerFamilies {
 }
 
 /// Handles for one breaker.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BreakerMetrics {
     server: ServerName,
     /// Of the server's own breaker; those of single tools only count.

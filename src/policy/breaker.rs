@@ -463,8 +463,9 @@ impl Breaker {
         }
     }
 
-    /// Does what an operator wants.
-    pub fn command(&mut self, command: Command, now: Uptime) -> Transition {
+    /// Does what an operator wants. `None` where nothing is to be told: it was closed and still is,
+    /// because the server is another thing now.
+    pub fn command(&mut self, command: Command, now: Uptime) -> Option<Transition> {
         let (state, reason) = match command {
             Command::ForceOpen { during } => {
                 (State::Forced { kind: Forced::Open, since: now, during }, TransitionReason::Forced)
@@ -478,7 +479,9 @@ impl Breaker {
         };
         self.failures = 0;
         self.trips = 0;
-        self.become_state(state, reason, now)
+        let was_closed = matches!(self.state, State::Closed);
+        let transition = self.become_state(state, reason, now);
+        (command != Command::Changed || !was_closed).then_some(transition)
     }
 
     /// Takes over other numbers. An open breaker stays open no longer than they give it.

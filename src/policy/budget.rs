@@ -48,6 +48,15 @@ impl Budget {
         false
     }
 
+    /// A retry that was taken out was not made after all.
+    pub fn put_back(&mut self) {
+        if self.settings.ratio > 0.0 {
+            self.earned = (self.earned + 1.0).min(self.settings.cap.max(1.0));
+        } else {
+            self.free = (self.free + 1.0).min(most_free(&self.settings));
+        }
+    }
+
     /// Takes over other numbers; what was saved up stays, within them.
     pub fn configure(&mut self, settings: RetryBudget) {
         self.settings = settings;

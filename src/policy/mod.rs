@@ -14,4 +14,4 @@ pub use breaker::{Breaker, BreakerStatus, Command, Rejection, Ticket, Transition
 pub use budget::Budget;
 pub use classify::{outcome_of, repeat_is_safe, replay_safe, verdict_of};
 pub use deadline::Deadline;
-pub use retry::{Decision, Failed, SHORTEST_DELAY, Suppressed, decide, delay};
+pub use retry::{Decision, Failed, SHORTEST_ATTEMPT, SHORTEST_DELAY, Suppressed, decide, delay};

@@ -11,6 +11,9 @@ use crate::model::{Failure, RetryJitter, RetryMode, RetrySettings, RetryTimeouts
 /// No delay is shorter, whatever the settings and the dice say: a server that just failed is not
 /// helped by being asked again at once.
 pub const SHORTEST_DELAY: Duration = Duration::from_millis(100);
+/// With less time left no attempt is begun: it would be cut off before it could be answered, and
+/// what then is known of it is less than before.
+pub const SHORTEST_ATTEMPT: Duration = Duration::from_millis(10);
 
 /// A failed attempt, as far as it matters for the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +56,27 @@ pub enum Suppressed {
     Budget,
     /// The breaker opened meanwhile.
     Breaker,
+    /// Too many calls wait for their next attempt already.
+    Overload,
+    /// The server asked the caller something during the attempt: a repeat would ask again.
+    Asked,
+    /// The server was changed, disabled or removed meanwhile, or the tool is another.
+    Changed,
 }
 
 impl Suppressed {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::Final, Self::Unsafe, Self::Attempts, Self::Deadline, Self::Budget, Self::Breaker];
+    pub const ALL: [Self; 9] = [
+        Self::Final,
+        Self::Unsafe,
+        Self::Attempts,
+        Self::Deadline,
+        Self::Budget,
+        Self::Breaker,
+        Self::Overload,
+        Self::Asked,
+        Self::Changed,
+    ];
 
     /// The name in the metrics.
     #[must_use]
@@ -70,6 +88,9 @@ impl Suppressed {
             Self::Deadline => "deadline",
             Self::Budget => "budget",
             Self::Breaker => "breaker",
+            Self::Overload => "overload",
+            Self::Asked => "asked",
+            Self::Changed => "changed",
         }
     }
 }
@@ -94,7 +115,7 @@ pub fn decide(
     }
     let after =
         delay(settings, failed.attempts, random).max(failed.retry_after.unwrap_or_default());
-    if after >= left {
+    if after.saturating_add(SHORTEST_ATTEMPT) > left {
         return Decision::Stop(Suppressed::Deadline);
     }
     Decision::Retry { after }

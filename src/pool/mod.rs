@@ -9,7 +9,7 @@ use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -22,7 +22,7 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::model::{Blame, Dialect, Failure, Timestamp, TransportKind, Uptime, format_duration};
 pub use crate::transport::{
-    Children, ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink,
+    CUT, Children, ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink,
     Offers, PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
 };
 
@@ -186,10 +186,45 @@ impl Deref for Lease {
     }
 }
 
+impl Lease {
+    /// Whether we closed the connection while it lived. What then fails says nothing of the server.
+    #[must_use]
+    pub fn was_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
+    }
+}
+
 #[derive(Debug)]
 struct Live {
     connection: Connection,
     since: Uptime,
+    /// Set before we close it.
+    closed: AtomicBool,
+}
+
+impl Live {
+    fn new(connection: Connection) -> Self {
+        Self { connection, since: clock::uptime(), closed: AtomicBool::new(false) }
+    }
+
+    async fn close(&self) {
+        self.connection.close().await;
+    }
+
+    /// From here on its end is our doing.
+    fn mark_closed(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+/// How urgently a connection is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// While the next try is not due, the failure of the last one is the answer.
+    Patient,
+    /// There is a try, however long ago the last one failed: whoever decides over a breaker learns
+    /// nothing from what was found before. Children are still not started in a circle.
+    AtOnce,
 }
 
 /// The connection to one server. Cheap to clone; all clones are one pool.
@@ -261,13 +296,13 @@ impl ConnectionPool {
     ///
     /// # Errors
     /// [`PoolError`]. After a failed try, at once for a short while; then the next call tries.
-    pub async fn lease(&self) -> Result<Lease, PoolError> {
+    pub async fn lease(&self, urgency: Urgency) -> Result<Lease, PoolError> {
         if let Some(live) = self.0.current.load_full()
             && live.connection.is_alive()
         {
             return Ok(Lease(live));
         }
-        let mut outcome = match self.decide() {
+        let mut outcome = match self.decide(urgency) {
             Decision::Use(live) => return Ok(Lease(live)),
             Decision::Fail(error) => return Err(error),
             Decision::Wait(outcome) => outcome,
@@ -301,10 +336,10 @@ impl ConnectionPool {
         let live = {
             let _slot = self.0.slot.lock();
             self.0.closed.cancel();
-            self.0.current.swap(None)
+            self.0.current.swap(None).inspect(|live| live.mark_closed())
         };
         if let Some(live) = live {
-            live.connection.close().await;
+            live.close().await;
         }
     }
 
@@ -355,7 +390,7 @@ impl ConnectionPool {
         self.0.connects.load(Ordering::Relaxed)
     }
 
-    fn decide(&self) -> Decision {
+    fn decide(&self, urgency: Urgency) -> Decision {
         let inner = &self.0;
         let mut slot = inner.slot.lock();
         if inner.closed.is_cancelled() {
@@ -370,7 +405,7 @@ impl ConnectionPool {
         if let Some(outcome) = &slot.connecting {
             return Decision::Wait(outcome.clone());
         }
-        if let Some(failed) = &slot.failed {
+        if let Some(failed) = slot.failed.as_ref().filter(|_| urgency == Urgency::Patient) {
             let retry_in = failed.retry_at.since(clock::uptime());
             if !retry_in.is_zero() {
                 let error = Arc::clone(&failed.error);
@@ -434,7 +469,7 @@ impl Inner {
     async fn settle(&self, opened: Result<Connection, TransportError>) -> Outcome {
         match opened {
             Ok(connection) => {
-                let live = Arc::new(Live { connection, since: clock::uptime() });
+                let live = Arc::new(Live::new(connection));
                 let closed = {
                     let mut slot = self.slot.lock();
                     slot.connecting = None;
@@ -448,7 +483,7 @@ impl Inner {
                     closed
                 };
                 if closed {
-                    live.connection.close().await;
+                    live.close().await;
                     return Err(PoolError::Closed);
                 }
                 self.connects.fetch_add(1, Ordering::Relaxed);
@@ -491,9 +526,11 @@ impl Inner {
                 self.options.children.failed(clock::uptime());
             }
             slot.fail(error, wait);
+        } else {
+            live.mark_closed();
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.tasks.spawn_on(async move { live.connection.close().await }, &runtime);
+            self.tasks.spawn_on(async move { live.close().await }, &runtime);
         }
     }
 }

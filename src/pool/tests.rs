@@ -99,10 +99,10 @@ async fn callers_at_once_share_one_connect_and_none_ends_it_by_leaving() {
     let pool = pool_at(address);
     assert!(matches!(pool.state(), PoolState::Idle));
     // The one that begins the connect is the one that leaves.
-    let impatient = tokio::time::timeout(Duration::from_millis(20), pool.lease());
+    let impatient = tokio::time::timeout(Duration::from_millis(20), pool.lease(Urgency::Patient));
     assert!(impatient.await.is_err());
     assert!(matches!(pool.state(), PoolState::Connecting));
-    let leases = (0..50).map(|_| pool.lease());
+    let leases = (0..50).map(|_| pool.lease(Urgency::Patient));
     for lease in futures_util::future::join_all(leases).await {
         call(&lease.unwrap()).await.unwrap();
     }
@@ -118,10 +118,10 @@ async fn a_server_that_returns_is_found_by_the_next_call_after_the_wait() {
     let (listener, address) = listen().await;
     drop(listener);
     let pool = pool_at(address);
-    let error = pool.lease().await.unwrap_err();
+    let error = pool.lease(Urgency::Patient).await.unwrap_err();
     assert!(matches!(error, PoolError::Connect { .. }), "{error:?}");
     assert_eq!((error.failure(), error.code()), (Failure::NotSent, ErrorCode::Connection));
-    let error = pool.lease().await.unwrap_err();
+    let error = pool.lease(Urgency::Patient).await.unwrap_err();
     assert!(matches!(error, PoolError::Backoff { .. }), "{error:?}");
     assert_eq!(error.failure(), Failure::NotSent);
     assert!(error.to_string().contains("refused"), "{error}");
@@ -132,7 +132,7 @@ async fn a_server_that_returns_is_found_by_the_next_call_after_the_wait() {
     let listener = TcpListener::bind(address).await.unwrap();
     serve(listener, Duration::ZERO, &TaskTracker::new());
     tokio::time::sleep(error.retry_after().unwrap()).await;
-    call(&pool.lease().await.unwrap()).await.unwrap();
+    call(&pool.lease(Urgency::Patient).await.unwrap()).await.unwrap();
     assert!(matches!(pool.state(), PoolState::Up));
 }
 
@@ -141,25 +141,25 @@ async fn a_reset_forgets_the_wait() {
     let (listener, address) = listen().await;
     drop(listener);
     let pool = pool_at(address);
-    pool.lease().await.unwrap_err();
+    pool.lease(Urgency::Patient).await.unwrap_err();
     let listener = TcpListener::bind(address).await.unwrap();
     serve(listener, Duration::ZERO, &TaskTracker::new());
-    assert!(matches!(pool.lease().await.unwrap_err(), PoolError::Backoff { .. }));
+    assert!(matches!(pool.lease(Urgency::Patient).await.unwrap_err(), PoolError::Backoff { .. }));
     pool.reset();
-    pool.lease().await.unwrap();
+    pool.lease(Urgency::Patient).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_child_is_started_again_at_once_and_then_ever_later() {
     let pool = child_pool("exit 7");
     for _ in 0..2 {
-        let lease = pool.lease().await.unwrap();
+        let lease = pool.lease(Urgency::Patient).await.unwrap();
         let error = call(&lease).await.unwrap_err();
         assert!(error.to_string().contains("code 7"), "{error}");
         pool.invalidate(&lease);
         pool.invalidate(&lease);
     }
-    let error = pool.lease().await.unwrap_err();
+    let error = pool.lease(Urgency::Patient).await.unwrap_err();
     assert!(matches!(error, PoolError::Backoff { .. }), "{error:?}");
     assert!(error.to_string().contains("code 7"), "{error}");
     assert_eq!(error.failure(), Failure::NotSent);
@@ -169,22 +169,22 @@ async fn a_child_is_started_again_at_once_and_then_ever_later() {
 #[tokio::test]
 async fn a_dead_child_is_noticed_without_being_told() {
     let pool = child_pool("exit 7");
-    let first = pool.lease().await.unwrap();
+    let first = pool.lease(Urgency::Patient).await.unwrap();
     call(&first).await.unwrap_err();
-    let second = pool.lease().await.unwrap();
+    let second = pool.lease(Urgency::Patient).await.unwrap();
     assert_ne!(first.process_id(), second.process_id());
     // What the holder of the old one reports does not hit the new one.
     pool.invalidate(&first);
-    assert_eq!(pool.lease().await.unwrap().process_id(), second.process_id());
+    assert_eq!(pool.lease(Urgency::Patient).await.unwrap().process_id(), second.process_id());
 }
 
 #[tokio::test]
 async fn a_closed_pool_ends_its_child_and_opens_no_other() {
     let pool = child_pool(":");
-    let lease = pool.lease().await.unwrap();
+    let lease = pool.lease(Urgency::Patient).await.unwrap();
     pool.close().await;
     assert!(lease.exit_status().is_some());
-    let error = pool.lease().await.unwrap_err();
+    let error = pool.lease(Urgency::Patient).await.unwrap_err();
     assert!(matches!(error, PoolError::Closed));
     assert_eq!(error.failure(), Failure::NotSent);
 }
@@ -194,7 +194,7 @@ async fn a_close_ends_a_connect_that_is_under_way() {
     let (listener, address) = listen().await;
     serve(listener, Duration::from_secs(60), &TaskTracker::new());
     let pool = pool_at(address);
-    let (lease, ()) = tokio::join!(pool.lease(), async {
+    let (lease, ()) = tokio::join!(pool.lease(Urgency::Patient), async {
         while !matches!(pool.state(), PoolState::Connecting) {
             tokio::task::yield_now().await;
         }
@@ -214,7 +214,7 @@ async fn an_unauthorised_server_refuses_and_is_not_unreachable() {
                 stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").await;
         }
     });
-    let error = pool_at(address).lease().await.unwrap_err();
+    let error = pool_at(address).lease(Urgency::Patient).await.unwrap_err();
     assert_eq!((error.failure(), error.http_status()), (Failure::Refused, Some(401)));
 }
 

@@ -197,27 +197,61 @@ impl ServerBreaker {
         self.core.lock().budget.withdraw(clock::uptime())
     }
 
+    /// A retry that was taken out was not made.
+    pub fn put_retry_back(&self) {
+        self.core.lock().budget.put_back();
+    }
+
     /// Does what an operator wants.
     pub fn command(&self, command: Command, order: Option<Order>) {
         let now = clock::uptime();
-        let mut core = self.settled(now);
-        if command == Command::Changed {
-            // The failures of what stood here before are not this one's.
-            core.last_error = None;
-            core.last_error_at = None;
-        }
+        self.command_locked(&mut self.settled(now), command, order, now);
+    }
+
+    fn command_locked(&self, core: &mut Core, command: Command, order: Option<Order>, now: Uptime) {
         let transition = core.breaker.command(command, now);
-        core.transitions.push(transition);
-        let who = order.clone();
-        core.forced = order;
-        self.follow(&mut core, now, None, who.as_ref());
+        core.transitions.extend(transition);
+        core.unsaved = true;
+        core.forced.clone_from(&order);
+        self.follow(core, now, None, order.as_ref());
+    }
+
+    /// The breaker of what stands here now, after the server became another thing. This one is
+    /// nobody's from here on: calls that are under way at what stood here before ask and report here,
+    /// and decide over nothing.
+    pub(super) fn successor(&self) -> Self {
+        let now = clock::uptime();
+        let mut core = self.settled(now);
+        self.command_locked(&mut core, Command::Changed, None, now);
+        core.retired = true;
+        let successor = Core {
+            breaker: core.breaker.clone(),
+            budget: core.budget.clone(),
+            // The failures of what stood here before are not this one's.
+            last_error: None,
+            last_error_at: None,
+            forced: None,
+            unsaved: true,
+            retired: false,
+            transitions: Vec::new(),
+        };
+        Self {
+            server: self.server.clone(),
+            tool: self.tool.clone(),
+            core: Mutex::new(successor),
+            metrics: self.metrics.clone(),
+            journal: self.journal.clone(),
+        }
     }
 
     /// Takes over other numbers.
     pub(super) fn configure(&self, settings: &ServerSettings) {
-        let mut core = self.core.lock();
-        core.breaker.configure(settings.breaker.clone(), clock::uptime());
+        let now = clock::uptime();
+        let mut core = self.settled(now);
+        core.breaker.configure(settings.breaker.clone(), now);
         core.budget.configure(settings.retry.budget);
+        core.unsaved = true;
+        self.show(core.breaker.status(now), clock::timestamp());
     }
 
     /// How it stands.
@@ -259,7 +293,7 @@ impl ServerBreaker {
     pub(super) fn settle(&self) -> Option<BreakerRow> {
         let (now, wall) = (clock::uptime(), clock::timestamp());
         let mut core = self.settled(now);
-        if !std::mem::take(&mut core.unsaved) {
+        if core.retired || !std::mem::take(&mut core.unsaved) {
             return None;
         }
         Some(BreakerRow {
@@ -296,19 +330,21 @@ impl ServerBreaker {
         error: Option<&dyn std::fmt::Display>,
     ) {
         let mut core = self.core.lock();
-        if verdict == Verdict::Failure {
-            let text = error.map(ToString::to_string).unwrap_or_default();
-            core.last_error = Some(text.chars().take(ERROR_TEXT).collect());
-            core.last_error_at = Some(clock::timestamp());
-        }
         let before = core.breaker.failures();
-        let Core { breaker, transitions, .. } = &mut *core;
+        let Core { breaker, transitions, retired, .. } = &mut *core;
         let heard = breaker.report(ticket, verdict, now.since(began), now, random(), transitions);
-        if !heard {
+        if !heard || *retired {
             self.metrics.stale_results.inc();
         }
+        let cause = (heard && verdict == Verdict::Failure).then(|| {
+            let text = error.map(ToString::to_string).unwrap_or_default();
+            text.chars().take(ERROR_TEXT).collect::<String>()
+        });
+        if cause.is_some() {
+            core.last_error.clone_from(&cause);
+            core.last_error_at = Some(clock::timestamp());
+        }
         core.unsaved |= core.breaker.failures() != before;
-        let cause = (verdict == Verdict::Failure).then(|| core.last_error.clone()).flatten();
         self.follow(&mut core, now, cause.as_ref(), None);
     }
 
@@ -324,7 +360,6 @@ impl ServerBreaker {
         let transitions = std::mem::take(&mut core.transitions);
         for transition in &transitions {
             let event = self.event(core, transition, now, wall, cause, order);
-            tell(&event);
             self.metrics.count_transition(transition.from, transition.to, transition.reason);
             if let Err(error) = self.journal.try_send(event) {
                 tracing::warn!(server.name = %self.server, %error, "a transition of a breaker is missing from the history: {error}");
@@ -394,8 +429,9 @@ impl ServerBreaker {
     }
 }
 
-/// A breaker that opens is worth a line in the log; a call that it refuses is not.
-fn tell(event: &BreakerEvent) {
+/// A breaker that opens is worth a line in the log; a call that it refuses is not. Not under the lock
+/// of the breaker: a log can block.
+pub(super) fn tell(event: &BreakerEvent) {
     let BreakerEvent { server, from, to, reason, .. } = event;
     let (from, to, reason) = (from.as_str(), to.as_str(), reason.as_str());
     let tool = event.tool.as_ref().map(|tool| format!(" for tool {tool}")).unwrap_or_default();

@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::breaker::{Order, ServerBreaker};
+use super::breaker::{Order, ServerBreaker, tell};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::model::{
-    BreakerEvent, BreakerRow, BreakerState, ServerName, ServerSettings, ToolName, TransitionReason,
+    BreakerEvent, BreakerRecord, BreakerRow, BreakerState, ServerName, ServerSettings, ToolName,
+    TransitionReason,
 };
-use crate::policy::Command;
 use crate::store::{Store, StoreError};
 
 /// Transitions that wait to be stored. More are not kept: a breaker that changes its state this often
@@ -40,8 +40,10 @@ pub struct Breakers {
     live: Mutex<BTreeMap<Key, Arc<ServerBreaker>>>,
     /// What was stored when we started, until its server is there.
     stored: Mutex<HashMap<Key, Stored>>,
+    /// Rows that are no longer true, of breakers that are not live.
+    outdated: Mutex<Vec<BreakerRow>>,
     sender: mpsc::Sender<BreakerEvent>,
-    readers: mpsc::Sender<oneshot::Sender<()>>,
+    readers: mpsc::Sender<oneshot::Sender<bool>>,
     inbox: tokio::sync::Mutex<Inbox>,
 }
 
@@ -55,9 +57,11 @@ pub(super) struct Stored {
 #[derive(Debug)]
 struct Inbox {
     events: mpsc::Receiver<BreakerEvent>,
-    readers: mpsc::Receiver<oneshot::Sender<()>>,
+    readers: mpsc::Receiver<oneshot::Sender<bool>>,
     /// Taken out of the queue and not stored yet.
     pending: Vec<BreakerEvent>,
+    /// How many of these the log has.
+    told: usize,
     /// Whether the last try to store failed.
     failing: bool,
 }
@@ -77,6 +81,7 @@ impl Breakers {
         let (readers, waiting) = mpsc::channel(READERS);
         Ok(Self {
             stored: Mutex::new(stored),
+            outdated: Mutex::default(),
             metrics,
             live: Mutex::default(),
             sender,
@@ -85,6 +90,7 @@ impl Breakers {
                 events,
                 readers: waiting,
                 pending: Vec::new(),
+                told: 0,
                 failing: false,
             }),
         })
@@ -120,8 +126,7 @@ impl Breakers {
     #[must_use]
     pub fn of_server(&self, server: &ServerName) -> Vec<Arc<ServerBreaker>> {
         let live = self.live.lock();
-        let from = (server.clone(), None);
-        let own = live.range(from..).take_while(|((name, _), _)| name == server);
+        let own = live.range(of(server)).take_while(|((name, _), _)| name == server);
         own.map(|(_, breaker)| Arc::clone(breaker)).collect()
     }
 
@@ -146,20 +151,24 @@ impl Breakers {
                 actor: None,
                 note: None,
             };
-            if row.record.state != BreakerState::Closed
+            if event.from != BreakerState::Closed
                 && let Err(error) = self.sender.try_send(event)
             {
                 tracing::warn!(%error, "a transition of a breaker is missing from the history");
             }
+            // Else it would come back with the next start.
+            self.outdated.lock().push(begun_anew(row));
         }
-        for breaker in self.of_server(server) {
-            breaker.command(Command::Changed, None);
+        let mut live = self.live.lock();
+        for (_, breaker) in live.range_mut(of(server)).take_while(|((name, _), _)| name == server) {
+            *breaker = Arc::new(breaker.successor());
         }
     }
 
     /// The server is gone.
     pub(super) fn forget(&self, server: &ServerName) {
         self.stored.lock().retain(|(name, _), _| name != server);
+        self.outdated.lock().retain(|row| row.server != *server);
         self.live.lock().retain(|(name, _), breaker| {
             let stays = name != server;
             if !stays {
@@ -188,7 +197,7 @@ impl Breakers {
             self.store(store, &mut inbox).await;
             if let Some(reader) = reader {
                 // Who does not wait any more needs no answer.
-                let _ = reader.send(());
+                let _ = reader.send(!inbox.failing);
             }
             if stopped {
                 return;
@@ -201,12 +210,11 @@ impl Breakers {
     }
 
     /// Resolves when every transition until now is in the history, or when that takes too long: whoever
-    /// looks after a transition expects to find it.
-    pub async fn written(&self) {
+    /// looks after a transition expects to find it. Whether it is.
+    pub async fn written(&self) -> bool {
         let (done, written) = oneshot::channel();
-        if self.readers.try_send(done).is_ok() {
-            let _late = tokio::time::timeout(PATIENCE, written).await;
-        }
+        self.readers.try_send(done).is_ok()
+            && matches!(tokio::time::timeout(PATIENCE, written).await, Ok(Ok(true)))
     }
 
     /// Stores what is not stored yet; for the end, when the calls are over.
@@ -227,13 +235,19 @@ impl Breakers {
         while let Ok(event) = inbox.events.try_recv() {
             inbox.pending.push(event);
         }
-        if changed.is_empty() && inbox.pending.is_empty() {
+        inbox.pending.iter().skip(inbox.told).for_each(tell);
+        inbox.told = inbox.pending.len();
+        let outdated = std::mem::take(&mut *self.outdated.lock());
+        if changed.is_empty() && outdated.is_empty() && inbox.pending.is_empty() {
             return;
         }
-        let rows: Vec<_> = changed.iter().map(|(_, row)| row.clone()).collect();
+        // What is live now comes after what it was.
+        let rows: Vec<_> =
+            outdated.iter().chain(changed.iter().map(|(_, row)| row)).cloned().collect();
         match store.save_breakers(&rows, &inbox.pending).await {
             Ok(()) => {
                 inbox.pending.clear();
+                inbox.told = 0;
                 inbox.failing = false;
             }
             Err(error) => {
@@ -241,10 +255,35 @@ impl Breakers {
                     tracing::warn!(%error, "the state of breakers could not be stored, and will be when the database takes it: {error}");
                 }
                 changed.iter().for_each(|(breaker, _)| breaker.unsaved());
+                self.outdated.lock().splice(..0, outdated);
                 let surplus = inbox.pending.len().saturating_sub(QUEUE);
                 inbox.pending.drain(..surplus);
+                inbox.told = inbox.pending.len();
             }
         }
+    }
+}
+
+/// All of one server, its own first.
+fn of(server: &ServerName) -> std::ops::RangeFrom<Key> {
+    (server.clone(), None)..
+}
+
+/// The row of a breaker that was stored, after its server became another thing.
+fn begun_anew(row: BreakerRow) -> BreakerRow {
+    BreakerRow {
+        record: BreakerRecord {
+            state: BreakerState::Closed,
+            failures: 0,
+            trips: 0,
+            generation: row.record.generation.saturating_add(1),
+            opened_at: None,
+            open_for: None,
+            last_failure_at: None,
+            reason: Some(TransitionReason::Changed),
+        },
+        last_error: None,
+        ..row
     }
 }
 

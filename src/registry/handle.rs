@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
@@ -16,25 +15,22 @@ use super::isolation::{IsolatedSessions, Opening, SessionLease, is_stateless};
 use super::latency::LatencyWindow;
 use super::limiter::Limiter;
 use super::notices::{Notices, Subscriptions, TooManySubscriptions};
+use super::scrub::scrubbed;
+use super::target::{connect_options, target};
 use crate::clock;
-use crate::config::{Environment, expand, secrets_of, shown_address};
+use crate::config::{Environment, secrets_of, shown_address};
 use crate::guard::{ProcessTable, Usage};
 use crate::metrics::{ChildMetrics, ServerMetrics};
 use crate::model::{
     BreakerScope, Dialect, Era, Requester, Secret, ServerName, ServerSettings, ServerSource,
-    ServerSpec, SessionHash, SessionMode, Timestamp, ToolName, TransportKind, TransportSpec,
-    Uptime,
+    ServerSpec, SessionHash, SessionMode, Timestamp, ToolName, TransportSpec, Uptime,
 };
 use crate::pool::{
     Children, ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState,
-    Target,
+    Urgency,
 };
 use crate::protocol::{LogLevel, OutgoingRequest, RawObject};
 use crate::store::{DiscoveryRow, ServerRow};
-
-/// How long a server may think about the first message in the modern era before it is taken for
-/// one that does not know it.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One server: its specification, connections, limits and state. Made anew when the
 /// specification changes.
@@ -232,8 +228,12 @@ impl ServerHandle {
     /// # Errors
     /// [`PoolError`] when the server cannot be reached, or its specification cannot be used.
     pub async fn lease(&self) -> Result<Lease, PoolError> {
+        self.shared(Urgency::Patient).await
+    }
+
+    async fn shared(&self, urgency: Urgency) -> Result<Lease, PoolError> {
         match &self.pool {
-            Ok(pool) => pool.lease().await,
+            Ok(pool) => pool.lease(urgency).await,
             Err(problem) => Err(PoolError::Unusable { problem: problem.clone() }),
         }
     }
@@ -244,11 +244,16 @@ impl ServerHandle {
     ///
     /// # Errors
     /// [`LeaseError`]; nothing was sent.
-    pub async fn lease_for(&self, requester: &Requester<'_>) -> Result<SessionLease, LeaseError> {
+    pub async fn lease_for(
+        &self,
+        requester: &Requester<'_>,
+        urgency: Urgency,
+    ) -> Result<SessionLease, LeaseError> {
+        let shared = self.shared(urgency);
         match &self.isolated {
-            None => Ok(SessionLease::shared(self.lease().await?)),
+            None => Ok(SessionLease::shared(shared.await?)),
             // Boxed, so that calls to shared servers do not carry the room for it.
-            Some(isolated) => Box::pin(isolated.lease(requester, self.lease())).await,
+            Some(isolated) => Box::pin(isolated.lease(requester, urgency, shared)).await,
         }
     }
 
@@ -258,15 +263,6 @@ impl ServerHandle {
         match self.settings.breaker.scope {
             BreakerScope::Server => None,
             BreakerScope::Tool => Some(self.breakers.of(&self.name, Some(tool), &self.settings)),
-        }
-    }
-
-    /// The next lease tries to connect, whatever came of the last try and however long ago it was.
-    pub fn try_at_once(&self) {
-        if let Ok(pool) = &self.pool
-            && pool.current().is_none()
-        {
-            pool.reset();
         }
     }
 
@@ -429,9 +425,7 @@ impl ServerHandle {
     /// given.
     #[must_use]
     pub fn scrub(&self, text: &str) -> String {
-        self.secrets
-            .iter()
-            .fold(text.to_owned(), |text, secret| text.replace(secret.expose(), "***"))
+        scrubbed(text, &self.secrets)
     }
 
     /// What is known of its condition.
@@ -588,87 +582,4 @@ impl ServerHandle {
             }
         }
     }
-}
-
-/// How connections of a server are opened.
-#[must_use]
-pub fn connect_options(
-    name: &ServerName,
-    spec: &ServerSpec,
-    settings: &ServerSettings,
-    known_dialect: Option<Dialect>,
-    children: Children,
-) -> ConnectOptions {
-    // A child may have to be fetched and unpacked before it answers; its first answer has as
-    // long as any other.
-    let connect_timeout = match spec.transport.kind() {
-        TransportKind::Stdio => settings.connect_timeout.max(settings.timeout),
-        TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => {
-            settings.connect_timeout
-        }
-    };
-    ConnectOptions {
-        server: name.clone(),
-        connect_timeout,
-        max_response_size: settings.max_response_size,
-        stall_timeout: settings.stall_timeout,
-        known_dialect,
-        hearing: Hearing::default(),
-        probe_timeout: PROBE_TIMEOUT,
-        children,
-    }
-}
-
-/// The specification with every reference expanded; lives in memory only.
-///
-/// # Errors
-/// A text that says what cannot be used.
-pub fn target(spec: &ServerSpec, environment: &Environment) -> Result<Target, String> {
-    let expand = |text: &str| expand::expand(text, environment).map_err(|error| error.to_string());
-    let headers = |written: &std::collections::BTreeMap<String, String>| {
-        written
-            .iter()
-            .map(|(name, value)| {
-                let parsed = HeaderName::from_bytes(name.as_bytes())
-                    .ok()
-                    .ok_or_else(|| format!("`{name}` is not a header name"))?;
-                let mut value = HeaderValue::from_str(&expand(value)?).ok().ok_or_else(|| {
-                    format!(
-                        "the value of header `{name}` has characters that a header must not have"
-                    )
-                })?;
-                value.set_sensitive(true);
-                Ok((parsed, value))
-            })
-            .collect::<Result<Vec<_>, String>>()
-    };
-    let url = |written: &str| {
-        let expanded = expand(written)?;
-        let url =
-            url::Url::parse(&expanded).map_err(|error| format!("the url is not one: {error}"))?;
-        match url.scheme() {
-            "http" | "https" if url.has_host() => Ok(url),
-            scheme => Err(format!("the url begins with `{scheme}:`; http and https are spoken")),
-        }
-    };
-    Ok(match &spec.transport {
-        TransportSpec::Http { url: written, headers: list } => {
-            Target::Http { url: url(written)?, headers: headers(list)? }
-        }
-        TransportSpec::Sse { url: written, headers: list } => {
-            Target::Sse { url: url(written)?, headers: headers(list)? }
-        }
-        TransportSpec::Jsonrpc { url: written, headers: list } => {
-            Target::Jsonrpc { url: url(written)?, headers: headers(list)? }
-        }
-        TransportSpec::Stdio { command, args, env, cwd } => Target::Stdio {
-            command: expand(command)?,
-            args: args.iter().map(|arg| expand(arg)).collect::<Result<_, _>>()?,
-            env: env
-                .iter()
-                .map(|(name, value)| Ok((name.clone(), Secret::new(expand(value)?))))
-                .collect::<Result<_, String>>()?,
-            cwd: cwd.as_deref().map(|cwd| expand(cwd).map(Into::into)).transpose()?,
-        },
-    })
 }

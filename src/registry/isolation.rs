@@ -24,6 +24,7 @@ use crate::model::{
 };
 use crate::pool::{
     ConnectOptions, Connection, ConnectionPool, Hearing, HttpClient, Lease, PoolError, Target,
+    Urgency,
 };
 
 /// So many sessions may be ending at a time, if the limit of open ones is not above it: a child may
@@ -60,10 +61,11 @@ impl SessionLease {
         }
     }
 
-    /// Whether its session was closed meanwhile. What then fails says nothing of the server.
+    /// Whether we closed it meanwhile: its session ended, the server was changed, an operator wanted
+    /// another connection. What then fails says nothing of the server.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| held.pool.is_closed())
+        self.lease.was_closed() || self.held.as_ref().is_some_and(|held| held.pool.is_closed())
     }
 }
 
@@ -137,6 +139,7 @@ impl IsolatedSessions {
     pub(super) async fn lease(
         &self,
         requester: &Requester<'_>,
+        urgency: Urgency,
         shared: impl Future<Output = Result<Lease, PoolError>>,
     ) -> Result<SessionLease, LeaseError> {
         let scope = requester.scope();
@@ -155,7 +158,7 @@ impl IsolatedSessions {
             None => Held::enter(&self.0, requester, scope, shared.dialect())?,
         };
         drop(shared);
-        match held.pool.lease().await {
+        match held.pool.lease(urgency).await {
             Ok(lease) => Ok(SessionLease { lease, held: Some(held) }),
             Err(PoolError::Closed) if !self.0.table.lock().closed => Err(LeaseError::SessionEnded),
             Err(error) => Err(error.into()),

@@ -10,6 +10,10 @@ const QUEUE: u32 = 256;
 /// The longest wait for a free place.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// As many calls may wait for their next attempt; each holds its arguments and its place in the
+/// ledger for as long.
+const SLEEPERS: u32 = 256;
+
 /// A place at a server; dropping it frees it.
 #[derive(Debug)]
 pub struct Place<'a>(#[expect(dead_code, reason = "held for its drop")] SemaphorePermit<'a>);
@@ -23,6 +27,17 @@ pub struct Overloaded;
 pub struct Limiter {
     places: Semaphore,
     waiting: AtomicU32,
+    sleeping: AtomicU32,
+}
+
+/// A call that waits for its next attempt; dropping it ends the wait.
+#[derive(Debug)]
+pub struct Sleeper<'a>(&'a AtomicU32);
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Limiter {
@@ -30,7 +45,18 @@ impl Limiter {
     #[must_use]
     pub fn new(places: u32) -> Self {
         let places = usize::try_from(places).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { places: Semaphore::new(places), waiting: AtomicU32::new(0) }
+        Self {
+            places: Semaphore::new(places),
+            waiting: AtomicU32::new(0),
+            sleeping: AtomicU32::new(0),
+        }
+    }
+
+    /// Notes a call that waits for its next attempt, unless too many do.
+    pub fn sleep(&self) -> Option<Sleeper<'_>> {
+        let before = self.sleeping.fetch_add(1, Ordering::AcqRel);
+        let sleeper = Sleeper(&self.sleeping);
+        (before < SLEEPERS).then_some(sleeper)
     }
 
     /// Takes a place if one is free.
@@ -92,6 +118,18 @@ mod tests {
         drop(place);
         assert!(waiting.await.is_ok());
         assert_eq!(limiter.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn only_so_many_calls_wait_for_their_next_attempt() {
+        let limiter = Limiter::new(1);
+        let mut sleepers: Vec<_> = (0..SLEEPERS).filter_map(|_| limiter.sleep()).collect();
+        assert_eq!(sleepers.len(), SLEEPERS as usize);
+        assert!(limiter.sleep().is_none() && limiter.sleep().is_none());
+        sleepers.pop();
+        assert!(limiter.sleep().is_some());
+        drop(sleepers);
+        assert_eq!(limiter.sleeping.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

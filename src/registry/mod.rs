@@ -11,6 +11,8 @@ mod isolation;
 mod latency;
 mod limiter;
 mod notices;
+mod scrub;
+mod target;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,10 +40,11 @@ use crate::store::{ServerRow, ServerUpsert, Store};
 pub use breaker::{BreakerView, Order, Permit, ServerBreaker, Turn};
 pub use breakers::Breakers;
 pub use error::{LeaseError, RegistryError};
-pub use handle::{ServerHandle, ServerState, ServerStatus, connect_options, target};
+pub use handle::{ServerHandle, ServerState, ServerStatus};
 pub use isolation::SessionLease;
-pub use limiter::{Limiter, Overloaded, Place};
+pub use limiter::{Limiter, Overloaded, Place, Sleeper};
 pub use notices::{NoticeHandler, TooManySubscriptions};
+pub use target::{connect_options, target};
 
 use handle::Means;
 use notices::Notices;

@@ -3,6 +3,7 @@
 //! The decisions are `policy`'s. Nothing else in the router sleeps.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::attempt::{attempt, replay_safe};
 use super::record::CallRecord;
@@ -10,7 +11,8 @@ use super::{RouteError, Router, UpstreamAnswer, admit};
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
 use crate::model::RetryMode;
-use crate::policy::{self, Deadline, Decision, Failed, Suppressed};
+use crate::policy::{self, Deadline, Decision, Failed, SHORTEST_ATTEMPT, Suppressed};
+use crate::registry::ServerBreaker;
 
 impl Router {
     /// Makes further attempts after one that ended with `error`, while that is safe, within the
@@ -27,36 +29,41 @@ impl Router {
     ) -> Result<UpstreamAnswer, RouteError> {
         let mut renewed = false;
         loop {
-            let settled = if error.headers_do_not_fit() && !std::mem::replace(&mut renewed, true) {
-                let Some(new) = self.newer_definition(&entry, deadline, record).await else {
-                    return Err(error);
-                };
-                entry = new;
-                record.routed(&entry);
-                let _place = match admit::admit(&entry, deadline).await {
-                    Ok(place) => place,
-                    Err(_busy) => return Err(error),
-                };
-                attempt(&entry, deadline, record).await
-            } else {
-                let server = &entry.server;
-                match decide(&entry, &mut error, deadline, record.attempts()) {
-                    Ok(after) => tokio::time::sleep(after).await,
-                    Err(why) => {
-                        server.metrics.retries.count_suppressed(why.as_str());
-                        return Err(error);
-                    }
-                }
-                // The place was given back meanwhile: a call that sleeps is not in flight.
-                let _place = match admit::admit(&entry, deadline).await {
-                    Ok(place) => place,
-                    Err(_busy) => return Err(error),
-                };
-                if let Some(failure) = error.failure() {
-                    server.metrics.retries.count(failure);
-                }
-                attempt(&entry, deadline, record).await
+            let renews = error.headers_do_not_fit() && !std::mem::replace(&mut renewed, true);
+            let turn = match renews {
+                true => self.renew(&entry, deadline, record).await.ok_or(Suppressed::Final),
+                false => self.repeat(&entry, &mut error, deadline, record).await,
             };
+            let (next, retry) = match turn {
+                Ok(turn) => turn,
+                Err(why) => {
+                    entry.server.metrics.retries.count_suppressed(why.as_str());
+                    return Err(error);
+                }
+            };
+            if !Arc::ptr_eq(&next, &entry) {
+                record.routed(&next);
+                entry = next;
+            }
+            let Ok(_place) = admit::admit(&entry, deadline).await else { return Err(error) };
+            if deadline.left(clock::uptime()) < SHORTEST_ATTEMPT {
+                let why = Suppressed::Deadline.as_str();
+                entry.server.metrics.retries.count_suppressed(why);
+                return Err(error);
+            }
+            if let Some(relay) = &record.relay {
+                relay.begin_again();
+            }
+            let before = record.attempts();
+            let settled = attempt(&entry, deadline, record).await;
+            if record.attempts() > before
+                && let Some(retry) = retry
+            {
+                retry.made();
+                if let Some(failure) = error.failure() {
+                    entry.server.metrics.retries.count(failure);
+                }
+            }
             match settled {
                 Ok(answer) => return Ok(answer),
                 Err(RouteError::BreakerOpen { rejection, .. }) => {
@@ -74,28 +81,94 @@ impl Router {
         }
     }
 
+    /// Waits until it is time for a repeat, and gives what is repeated and the right to it.
+    async fn repeat(
+        &self,
+        entry: &Arc<CatalogueEntry>,
+        error: &mut RouteError,
+        deadline: Deadline,
+        record: &CallRecord,
+    ) -> Result<(Arc<CatalogueEntry>, Option<Retry>), Suppressed> {
+        if record.relay.as_ref().is_some_and(|relay| relay.has_asked()) {
+            return Err(Suppressed::Asked);
+        }
+        let after = decide(entry, error, deadline, record.attempts())?;
+        let retry = Retry::take(entry)?;
+        // The place was given back meanwhile: a call that sleeps is not in flight.
+        let sleeper = entry.server.limiter.sleep().ok_or(Suppressed::Overload)?;
+        tokio::time::sleep(after).await;
+        drop(sleeper);
+        let entry = self.still(entry, record).ok_or(Suppressed::Changed)?;
+        Ok((entry, Some(retry)))
+    }
+
+    /// The tool as it is now, if it is the one that was called: its server may have been changed,
+    /// disabled or removed meanwhile.
+    fn still(&self, old: &Arc<CatalogueEntry>, record: &CallRecord) -> Option<Arc<CatalogueEntry>> {
+        let now = self.lookup(&record.call.target, record.call.view.as_ref()).ok()?;
+        let server = self.discovery.server(now.server.name.as_str())?;
+        let same = now.server.name == old.server.name
+            && now.tool == old.tool
+            && now.definition.hash == old.definition.hash;
+        (same && server.enabled && Arc::ptr_eq(&server, &now.server)).then_some(now)
+    }
+
     /// The definition of the tool that its server lists now, if it is another: the server refused a
     /// call because its headers do not fit, and did not run it, so the definition they were made
-    /// from is old (specification 2026-07-28, basic/transports/streamable-http).
-    async fn newer_definition(
+    /// from is old (specification 2026-07-28, basic/transports/streamable-http). That is no retry.
+    async fn renew(
         &self,
         old: &CatalogueEntry,
         deadline: Deadline,
         record: &CallRecord,
-    ) -> Option<Arc<CatalogueEntry>> {
-        let newer = |router: &Self| {
-            router.lookup(&record.call.target, record.call.view.as_ref()).ok().filter(|new| {
+    ) -> Option<(Arc<CatalogueEntry>, Option<Retry>)> {
+        let newer = || {
+            let found = self.lookup(&record.call.target, record.call.view.as_ref()).ok();
+            let newer = found.filter(|new| {
                 new.server.name == old.server.name
                     && new.tool == old.tool
                     && new.definition.hash != old.definition.hash
-            })
+            });
+            newer.map(|new| (new, None))
         };
-        if let Some(new) = newer(self) {
+        if let Some(new) = newer() {
             return Some(new);
         }
         let asking = self.discovery.discover(&old.server);
         let _ = tokio::time::timeout(deadline.left(clock::uptime()), asking).await;
-        newer(self)
+        newer()
+    }
+}
+
+/// A retry taken out of the budget; dropped before it is made, it is put back.
+struct Retry {
+    /// `None` where there is no budget.
+    budget: Option<Arc<ServerBreaker>>,
+}
+
+impl Retry {
+    fn take(entry: &CatalogueEntry) -> Result<Self, Suppressed> {
+        let server = &entry.server;
+        // The predecessor knew no budget.
+        if server.settings.retry.mode == RetryMode::Seed {
+            return Ok(Self { budget: None });
+        }
+        match server.breaker.take_retry() {
+            true => Ok(Self { budget: Some(Arc::clone(&server.breaker)) }),
+            false => Err(Suppressed::Budget),
+        }
+    }
+
+    fn made(mut self) {
+        self.budget = None;
+    }
+}
+
+impl Drop for Retry {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.put_retry_back();
+        }
     }
 }
 
@@ -105,7 +178,7 @@ fn decide(
     error: &mut RouteError,
     deadline: Deadline,
     attempts: u32,
-) -> Result<std::time::Duration, Suppressed> {
+) -> Result<Duration, Suppressed> {
     let server = &entry.server;
     let RouteError::Upstream(last) = &*error else {
         return Err(Suppressed::Final);
@@ -129,10 +202,6 @@ fn decide(
     {
         error.wait_at_least(rejection.retry_after());
         return Err(Suppressed::Breaker);
-    }
-    // The predecessor knew no budget.
-    if settings.mode != RetryMode::Seed && !server.breaker.take_retry() {
-        return Err(Suppressed::Budget);
     }
     Ok(after)
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
-use crate::model::{BreakerProbe, Era, Failure, Outcome, Uptime};
+use crate::model::{BreakerProbe, BreakerScope, Era, Failure, Outcome, Uptime};
 use crate::policy::{self, Deadline, Verdict};
-use crate::pool::PoolError;
+use crate::pool::{PoolError, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
 use crate::registry::{LeaseError, Permit, ServerHandle, SessionLease, Turn};
 
@@ -34,19 +34,16 @@ pub(super) async fn attempt(
     let began = clock::uptime();
     let timeout = deadline.attempt(began, entry.timeout);
     let turn = if record.attempts() == 0 { Turn::First } else { Turn::Repeat };
-    let permits = Permits::acquire(entry, began, deadline.left(began), turn)?;
+    let mut permits = Permits::acquire(entry, began, deadline.left(began), turn)?;
     record.attempt_begins(began, permits.is_probe());
     let _inflight = InFlight::new(&server.metrics.inflight);
-    if permits.is_probe() {
-        // A probe that is answered out of the memory of the last try would say nothing.
-        server.try_at_once();
-    }
-    let leased = tokio::time::timeout(timeout, server.lease_for(&record.call.requester())).await;
-    let lease = match leased.unwrap_or(Err(PoolError::Waited { waited: timeout }.into())) {
+    let requester = record.call.requester();
+    let leased = tokio::time::timeout(timeout, server.lease_for(&requester, permits.urgency()));
+    let waited = || Err(PoolError::Waited { waited: timeout }.into());
+    let lease = match leased.await.unwrap_or_else(|_elapsed| waited()) {
         Ok(lease) => lease,
         Err(LeaseError::Pool(error)) => {
-            note_unreachable(&entry.server, error.failure(), &error);
-            return Err(fail(entry, record, permits, error.into(), timeout));
+            return Err(fail(entry, record, permits, error.into(), Trial::of(timeout)));
         }
         Err(LeaseError::SessionsFull { limit }) => {
             record.attempt_withdrawn();
@@ -57,12 +54,14 @@ pub(super) async fn attempt(
             return Err(RouteError::SessionEnded { server: server.name.clone() });
         }
     };
-    if permits.is_probe() && server.settings.breaker.probe == BreakerProbe::Active {
+    if permits.wants_life(server.settings.breaker.probe) {
         let left = deadline.attempt(clock::uptime(), entry.timeout);
         // Boxed: few attempts are probes.
         if let Err(error) = Box::pin(show_life(server, &lease, left)).await {
-            return Err(fail(entry, record, permits, error, left));
+            let trial = Trial { limit: left, ours: lease.has_ended() };
+            return Err(fail(entry, record, permits, error, trial));
         }
+        permits.lives(clock::uptime());
     }
     record.sending(lease.peer().version);
     let params = record.call.params.clone();
@@ -101,6 +100,11 @@ pub(super) async fn attempt(
         ..OutgoingRequest::new("tools/call")
     };
     let left = deadline.attempt(clock::uptime(), entry.timeout);
+    if left.is_zero() {
+        // What is sent now would be cut off at once, and might run all the same.
+        let error = PoolError::Waited { waited: timeout };
+        return Err(fail(entry, record, permits, error.into(), Trial::of(timeout)));
+    }
     match lease.request(&request, left, relay.as_ref()).await {
         Ok(answer) => {
             let now = clock::uptime();
@@ -122,23 +126,48 @@ pub(super) async fn attempt(
             if !lease.is_alive() {
                 server.give_up(&lease);
             }
-            // A session that ended was closed by us, and says nothing of the server.
-            if !lease.has_ended() {
-                note_unreachable(&entry.server, error.failure(), &error);
-            }
-            Err(fail(entry, record, permits, error.into(), left))
+            let trial = Trial { limit: left, ours: lease.has_ended() };
+            Err(fail(entry, record, permits, error.into(), trial))
         }
     }
 }
 
-/// Tells the server's handle of a failure that shows that the server cannot be reached.
-pub(super) fn note_unreachable(
-    server: &ServerHandle,
-    failure: Failure,
-    error: &dyn std::fmt::Display,
-) {
-    if failure == Failure::NotSent {
-        server.unreachable(&error.to_string(), clock::timestamp());
+/// What a failed attempt had to go with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trial {
+    /// Its time.
+    pub(super) limit: Duration,
+    /// Whether we closed its connection.
+    pub(super) ours: bool,
+}
+
+impl Trial {
+    pub(super) const fn of(limit: Duration) -> Self {
+        Self { limit, ours: false }
+    }
+
+    /// What the failure says of the server, which was promised `promised` for an answer.
+    pub(super) fn verdict(
+        self,
+        server: &ServerHandle,
+        error: &UpstreamError,
+        promised: Duration,
+        is_probe: bool,
+    ) -> Verdict {
+        // A caller may be in more of a hurry than the server was ever promised to bear, and earlier
+        // attempts may have left little. A tenth goes by before the attempt: callers often give the
+        // very limit of the server.
+        let cut_short = self.limit < promised.saturating_sub(promised / 10);
+        let no_trial =
+            self.ours || cut_short && error.ran_out_of_time() || is_probe && error.is_second_hand();
+        let verdict = match no_trial {
+            true => Verdict::Neutral,
+            false => policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx),
+        };
+        if verdict == Verdict::Failure && error.failure() == Failure::NotSent {
+            server.unreachable(&error.to_string(), clock::timestamp());
+        }
+        verdict
     }
 }
 
@@ -170,45 +199,29 @@ fn fail(
     record: &mut CallRecord,
     permits: Permits<'_>,
     error: UpstreamError,
-    timeout: Duration,
+    trial: Trial,
 ) -> RouteError {
-    let settings = &entry.server.settings;
-    let failure = error.failure_at(settings.unavailable_is_refusal);
-    let problem = entry.server.scrub(&error.to_string());
+    let server = &entry.server;
+    let promised = entry.timeout.min(server.settings.call_deadline_for(entry.timeout));
+    let verdict = trial.verdict(server, &error, promised, permits.is_probe());
+    let subject = format!("tool `{}` of", entry.tool);
+    let failed = UpstreamFailure::new(server, subject, error, trial.limit, replay_safe(entry));
     let now = clock::uptime();
-    // A caller may be in more of a hurry than the server was ever promised to bear, and earlier
-    // attempts may have left little. A tenth goes by before the attempt: callers often give the very
-    // limit of the server.
-    let promised = entry.timeout.min(settings.call_deadline);
-    let cut_short = timeout < promised.saturating_sub(promised / 10);
-    let no_trial =
-        cut_short && error.ran_out_of_time() || permits.is_probe() && error.is_second_hand();
-    let verdict = match no_trial {
-        true => Verdict::Neutral,
-        false => policy::verdict_of(error.blame(), settings.breaker.count_http_4xx),
-    };
-    permits.failed(verdict, failure, now, &problem);
+    if verdict == Verdict::Failure {
+        permits.failed(failed.failure, now, &record.redacted(&failed.problem));
+    } else {
+        permits.neutral(now);
+    }
     record.attempt_ends(
         now,
         AttemptEnd {
-            outcome: policy::outcome_of(failure),
-            failure: Some(failure),
-            error: Some(problem.clone()),
-            http_status: error.http_status(),
+            outcome: policy::outcome_of(failed.failure),
+            failure: Some(failed.failure),
+            error: Some(failed.problem.clone()),
+            http_status: failed.source.http_status(),
         },
     );
-    let replay_safe = replay_safe(entry);
-    RouteError::Upstream(Box::new(UpstreamFailure {
-        server: entry.server.name.clone(),
-        subject: format!("tool `{}` of", entry.tool),
-        repeat_is_safe: policy::repeat_is_safe(failure.knowledge(), replay_safe),
-        timeout,
-        problem,
-        failure,
-        known: failure.knowledge(),
-        retry_after: error.retry_after(),
-        source: error,
-    }))
+    RouteError::Upstream(Box::new(failed))
 }
 
 /// Whether the tool is declared safe to run again.
@@ -223,8 +236,10 @@ pub(super) fn replay_safe(entry: &CatalogueEntry) -> bool {
 
 /// The permit of the server's breaker and, where tools have their own, that of the tool's.
 struct Permits<'a> {
-    server: Permit<'a>,
+    /// `None` when it was reported before the attempt was over.
+    server: Option<Permit<'a>>,
     tool: Option<Permit<'a>>,
+    scope: BreakerScope,
 }
 
 impl<'a> Permits<'a> {
@@ -248,11 +263,34 @@ impl<'a> Permits<'a> {
                     .map_err(|rejection| RouteError::breaker(breaker, rejection))?,
             ),
         };
-        Ok(Self { server, tool })
+        let scope = entry.server.settings.breaker.scope;
+        Ok(Self { server: Some(server), tool, scope })
     }
 
     fn is_probe(&self) -> bool {
-        self.server.is_probe() || self.tool.as_ref().is_some_and(Permit::is_probe)
+        [&self.server, &self.tool].into_iter().flatten().any(Permit::is_probe)
+    }
+
+    /// A probe that is answered out of the memory of the last try would say nothing.
+    fn urgency(&self) -> Urgency {
+        if self.is_probe() { Urgency::AtOnce } else { Urgency::Patient }
+    }
+
+    /// Whether the server must give a sign of life first. Where tools have breakers of their own,
+    /// the server's waits for nothing but that: a tool that hangs must not hold the others up.
+    fn wants_life(&self, probe: BreakerProbe) -> bool {
+        self.is_probe() && probe == BreakerProbe::Active
+            || self.scope == BreakerScope::Tool
+                && self.server.as_ref().is_some_and(Permit::is_probe)
+    }
+
+    /// The server gave a sign of life.
+    fn lives(&mut self, now: Uptime) {
+        if self.scope == BreakerScope::Tool
+            && let Some(server) = self.server.take()
+        {
+            server.report(Verdict::Answered, now, None);
+        }
     }
 
     fn answered(self, outcome: Outcome, now: Uptime) {
@@ -260,22 +298,30 @@ impl<'a> Permits<'a> {
             Outcome::Ok => Verdict::Success,
             _ => Verdict::Answered,
         };
-        self.server.report(verdict, now, None);
-        if let Some(tool) = self.tool {
-            tool.report(verdict, now, None);
+        for permit in [self.server, self.tool].into_iter().flatten() {
+            permit.report(verdict, now, None);
+        }
+    }
+
+    fn neutral(self, now: Uptime) {
+        for permit in [self.server, self.tool].into_iter().flatten() {
+            permit.report(Verdict::Neutral, now, None);
         }
     }
 
     /// With a breaker for each tool, what shows that the server is away counts for the server, and
     /// what one tool may have caused counts for the tool.
-    fn failed(self, verdict: Verdict, failure: Failure, now: Uptime, problem: &str) {
-        let Some(tool) = self.tool else {
-            return self.server.report(verdict, now, Some(&problem));
-        };
-        let of_the_tool = matches!(failure, Failure::Timeout | Failure::Ambiguous);
-        let (counts, other) = if of_the_tool { (tool, self.server) } else { (self.server, tool) };
-        counts.report(verdict, now, Some(&problem));
-        other.report(Verdict::Neutral, now, None);
+    fn failed(self, failure: Failure, now: Uptime, problem: &str) {
+        let of_the_tool =
+            self.tool.is_some() && matches!(failure, Failure::Timeout | Failure::Ambiguous);
+        let (counts, other) =
+            if of_the_tool { (self.tool, self.server) } else { (self.server, self.tool) };
+        if let Some(counts) = counts {
+            counts.report(Verdict::Failure, now, Some(&problem));
+        }
+        if let Some(other) = other {
+            other.report(Verdict::Neutral, now, None);
+        }
     }
 }
 

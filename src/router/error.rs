@@ -11,7 +11,7 @@ use crate::model::{
 use crate::policy::{self, Rejection};
 use crate::pool::{PoolError, TransportError};
 use crate::protocol::RpcErrorCode;
-use crate::registry::ServerBreaker;
+use crate::registry::{ServerBreaker, ServerHandle};
 
 /// The `reason` in error data: stable words for programs.
 pub type Reason = &'static str;
@@ -124,9 +124,12 @@ pub enum RouteError {
     /// The ledger cannot take the call.
     #[error("{0}; nothing was sent")]
     AuditUnavailable(AuditUnavailable),
-    /// The call ran, but its row could not be committed (`durability: strict`).
-    #[error("the tool ran, but the call could not be recorded; do not repeat it blindly")]
-    NotRecorded,
+    /// The call is over, but its row could not be committed (`durability: strict`).
+    #[error("{}", not_recorded(*.known))]
+    NotRecorded {
+        /// What is known of the tool's execution.
+        known: Knowledge,
+    },
     /// The upstream could not be reached or did not answer properly. Boxed: answers are moved more
     /// often than errors.
     #[error("{0}")]
@@ -170,6 +173,31 @@ pub enum UpstreamError {
     /// the call.
     #[error("the server gave no sign of life: {0}")]
     NoLife(#[source] TransportError),
+}
+
+impl UpstreamFailure {
+    /// What a failed attempt at `server` comes to, when it is the only one.
+    pub(super) fn new(
+        server: &ServerHandle,
+        subject: String,
+        error: UpstreamError,
+        timeout: Duration,
+        replay_safe: bool,
+    ) -> Self {
+        let failure = error.failure_at(server.settings.unavailable_is_refusal);
+        let known = failure.knowledge();
+        Self {
+            server: server.name.clone(),
+            subject,
+            repeat_is_safe: policy::repeat_is_safe(known, replay_safe),
+            timeout,
+            problem: server.scrub(&error.to_string()),
+            failure,
+            known,
+            retry_after: error.retry_after(),
+            source: error,
+        }
+    }
 }
 
 impl UpstreamError {
@@ -253,6 +281,21 @@ impl UpstreamError {
     /// Whether it repeats what an earlier try found, without a try of its own.
     pub(super) const fn is_second_hand(&self) -> bool {
         matches!(self, Self::Connect(PoolError::Backoff { .. }))
+    }
+}
+
+const fn not_recorded(known: Knowledge) -> &'static str {
+    match known {
+        Knowledge::Executed => {
+            "the tool ran, but the call could not be recorded; do not repeat it blindly"
+        }
+        Knowledge::Unknown => {
+            "the tool may have run, and the call could not be recorded; do not repeat it blindly"
+        }
+        Knowledge::Refused => {
+            "the server refused the call and did not run the tool, and that could not be recorded"
+        }
+        Knowledge::NotSent => "nothing was sent, and that could not be recorded",
     }
 }
 
@@ -346,8 +389,11 @@ impl RouteError {
             Self::Overloaded { .. } | Self::SessionsFull { .. } => ErrorCode::Overloaded,
             Self::SessionEnded { .. } => ErrorCode::Cancelled,
             Self::AuditUnavailable(_) => ErrorCode::AuditUnavailable,
+            Self::NotRecorded { known: Knowledge::NotSent | Knowledge::Refused } => {
+                ErrorCode::AuditUnavailable
+            }
             // Not a 503: whoever repeats a call that ran may run it twice.
-            Self::NotRecorded => ErrorCode::Unexpected,
+            Self::NotRecorded { .. } => ErrorCode::Unexpected,
             Self::Upstream(failed) => failed.source.code(),
         }
     }
@@ -365,7 +411,10 @@ impl RouteError {
         match self {
             Self::Upstream(failed) if failed.source.is_own_patience() => Outcome::Timeout,
             Self::Upstream(failed) => policy::outcome_of(failed.failure),
-            Self::NotRecorded => Outcome::Ok,
+            Self::NotRecorded { known: Knowledge::NotSent | Knowledge::Refused } => {
+                Outcome::Refused
+            }
+            Self::NotRecorded { .. } => Outcome::Ok,
             Self::SessionEnded { .. } => Outcome::Cancelled,
             Self::ServerUnavailable { .. } => Outcome::Unavailable,
             Self::ToolNotFound { .. }
@@ -394,7 +443,7 @@ impl RouteError {
     #[must_use]
     pub fn knowledge(&self) -> Knowledge {
         match self {
-            Self::NotRecorded => Knowledge::Executed,
+            Self::NotRecorded { known } => *known,
             Self::Upstream(failed) => failed.known,
             _ => Knowledge::NotSent,
         }
@@ -417,8 +466,14 @@ impl RouteError {
             Self::SessionsFull { .. } => "sessions_full",
             Self::SessionEnded { .. } => "session_ended",
             Self::AuditUnavailable(_) => "audit_unavailable",
-            Self::NotRecorded => "not_recorded",
-            Self::Upstream(failed) => failed.failure.as_str(),
+            Self::NotRecorded { .. } => "not_recorded",
+            // A last attempt that was not sent is not what matters after one that may have run.
+            Self::Upstream(failed) => match (failed.known, failed.failure.knowledge()) {
+                (Knowledge::Unknown, Knowledge::NotSent | Knowledge::Refused) => {
+                    Failure::Ambiguous.as_str()
+                }
+                _ => failed.failure.as_str(),
+            },
         }
     }
 
@@ -427,6 +482,9 @@ impl RouteError {
     pub fn retriable(&self) -> bool {
         match self {
             Self::Upstream(failed) => failed.repeat_is_safe,
+            Self::NotRecorded { known } => {
+                matches!(known, Knowledge::NotSent | Knowledge::Refused)
+            }
             Self::BreakerOpen { .. }
             | Self::Overloaded { .. }
             | Self::SessionsFull { .. }
@@ -438,8 +496,7 @@ impl RouteError {
             | Self::ToolHeld { .. }
             | Self::ServerNotFound { .. }
             | Self::ServerDisabled { .. }
-            | Self::SessionEnded { .. }
-            | Self::NotRecorded => false,
+            | Self::SessionEnded { .. } => false,
         }
     }
 
@@ -452,7 +509,7 @@ impl RouteError {
             Self::Overloaded { .. }
             | Self::SessionsFull { .. }
             | Self::AuditUnavailable(_)
-            | Self::NotRecorded => Some(Duration::from_secs(1)),
+            | Self::NotRecorded { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -484,7 +541,7 @@ impl RouteError {
             | Self::ToolCollision { .. }
             | Self::ServerNotFound { .. }
             | Self::AuditUnavailable(_)
-            | Self::NotRecorded => None,
+            | Self::NotRecorded { .. } => None,
         }
     }
 }

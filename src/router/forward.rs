@@ -11,12 +11,12 @@ use super::error::{UpstreamError, UpstreamFailure};
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
 use crate::model::{CallId, Caller, Outcome, ProtocolVersion, Requester, SessionRef};
-use crate::policy::{self, Deadline, Verdict};
-use crate::pool::{PoolError, Relay};
+use crate::policy::{Deadline, Verdict};
+use crate::pool::{PoolError, Relay, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
 use crate::registry::{LeaseError, Permit, ServerHandle, Turn};
 
-use super::attempt::{LEASE_MARGIN, note_unreachable};
+use super::attempt::{LEASE_MARGIN, Trial};
 
 /// A request and where it goes.
 #[derive(Debug, Clone)]
@@ -83,22 +83,22 @@ impl Router {
         let server = &forward.server;
         let began = clock::uptime();
         let limit = deadline.attempt(began, server.settings.timeout);
-        let lease = server.settings.breaker.lease.unwrap_or(limit.saturating_add(LEASE_MARGIN));
+        // It may take its time twice: for the connection, and for the answer.
+        let rest = deadline.left(began).saturating_add(LEASE_MARGIN);
+        let lease = server.settings.breaker.lease.unwrap_or(rest);
         let permit = server
             .breaker
             .acquire(began, lease, Turn::First)
             .map_err(|rejection| RouteError::breaker(&server.breaker, rejection))?;
-        if permit.is_probe() {
-            server.try_at_once();
-        }
+        let urgency = if permit.is_probe() { Urgency::AtOnce } else { Urgency::Patient };
         let session = forward.session.as_deref();
         let requester = Requester { id: forward.id, caller: &forward.caller, session };
-        let leased = tokio::time::timeout(limit, server.lease_for(&requester)).await;
-        let lease = match leased.unwrap_or(Err(PoolError::Waited { waited: limit }.into())) {
+        let leased = tokio::time::timeout(limit, server.lease_for(&requester, urgency)).await;
+        let waited = || Err(PoolError::Waited { waited: limit }.into());
+        let lease = match leased.unwrap_or_else(|_elapsed| waited()) {
             Ok(lease) => lease,
             Err(LeaseError::Pool(error)) => {
-                note_unreachable(server, error.failure(), &error);
-                return Err(fail(forward, permit, error.into(), limit));
+                return Err(self.failed(forward, permit, error.into(), Trial::of(limit)));
             }
             Err(LeaseError::SessionsFull { limit }) => {
                 return Err(RouteError::SessionsFull { server: server.name.clone(), limit });
@@ -126,6 +126,10 @@ impl Router {
             ..OutgoingRequest::new(forward.method)
         };
         let left = deadline.attempt(clock::uptime(), server.settings.timeout);
+        if left.is_zero() {
+            let error = PoolError::Waited { waited: limit };
+            return Err(self.failed(forward, permit, error.into(), Trial::of(limit)));
+        }
         match lease.request(&request, left, relay).await {
             Ok(answer) => {
                 let now = clock::uptime();
@@ -149,40 +153,26 @@ impl Router {
                 if !lease.is_alive() {
                     server.give_up(&lease);
                 }
-                // A session that ended was closed by us, and says nothing of the server.
-                if !lease.has_ended() {
-                    note_unreachable(server, error.failure(), &error);
-                }
-                Err(fail(forward, permit, error.into(), left))
+                let trial = Trial { limit: left, ours: lease.has_ended() };
+                Err(self.failed(forward, permit, error.into(), trial))
             }
         }
     }
-}
 
-fn fail(
-    forward: &Forward,
-    permit: Permit<'_>,
-    error: UpstreamError,
-    timeout: std::time::Duration,
-) -> RouteError {
-    let server = &forward.server;
-    let failure = error.failure_at(server.settings.unavailable_is_refusal);
-    let problem = server.scrub(&error.to_string());
-    let verdict = match permit.is_probe() && error.is_second_hand() {
-        true => Verdict::Neutral,
-        false => policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx),
-    };
-    permit.report(verdict, clock::uptime(), Some(&problem));
-    RouteError::Upstream(Box::new(UpstreamFailure {
-        server: server.name.clone(),
-        subject: format!("{} at", forward.method),
-        // Nothing of this kind changes anything.
-        repeat_is_safe: policy::repeat_is_safe(failure.knowledge(), true),
-        timeout,
-        problem,
-        failure,
-        known: failure.knowledge(),
-        retry_after: error.retry_after(),
-        source: error,
-    }))
+    fn failed(
+        &self,
+        forward: &Forward,
+        permit: Permit<'_>,
+        error: UpstreamError,
+        trial: Trial,
+    ) -> RouteError {
+        let server = &forward.server;
+        let promised = server.settings.timeout.min(server.settings.call_deadline);
+        let verdict = trial.verdict(server, &error, promised, permit.is_probe());
+        let subject = format!("{} at", forward.method);
+        // Nothing of this kind changes anything, so that a repeat is safe.
+        let failed = UpstreamFailure::new(server, subject, error, trial.limit, true);
+        permit.report(verdict, clock::uptime(), Some(&self.audit.redacted(&failed.problem)));
+        RouteError::Upstream(Box::new(failed))
+    }
 }

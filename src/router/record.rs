@@ -11,8 +11,8 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Failure, Outcome, ProtocolVersion,
-    ResultsLevel, Timestamp, ToolCall, Uptime, ViewName,
+    ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Failure, Knowledge, Outcome,
+    ProtocolVersion, ResultsLevel, Timestamp, ToolCall, Uptime, ViewName,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
@@ -101,6 +101,11 @@ impl CallRecord {
 
     pub(super) fn attempt_begins(&mut self, began: Uptime, probe: bool) {
         self.open = Some(OpenAttempt { began, probe });
+    }
+
+    /// `text` without what the ledger does not keep either.
+    pub(super) fn redacted(&self, text: &str) -> String {
+        self.slot.as_ref().map(|slot| slot.redacted(text)).unwrap_or_default()
     }
 
     /// The attempt that began found that there is nothing to attempt.
@@ -194,7 +199,12 @@ impl CallRecord {
                 Durability::Strict => {
                     if let Err(error) = slot.record_durably(entry).await {
                         tracing::error!(call.id = %answer.id, %error, "{error}");
-                        return CallAnswer { result: Err(RouteError::NotRecorded), ..answer };
+                        let known = match &answer.result {
+                            Ok(_) => Knowledge::Executed,
+                            Err(error) => error.knowledge(),
+                        };
+                        let result = Err(RouteError::NotRecorded { known });
+                        return CallAnswer { result, ..answer };
                     }
                 }
             }

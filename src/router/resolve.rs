@@ -18,7 +18,8 @@ impl Router {
         if self.start_up_done(view) || !matches!(not_found, NotFound::Unknown { .. }) {
             return Err(self.explain(target, view, not_found));
         }
-        let found = tokio::time::timeout(START_UP_PATIENCE, self.await_tool(target, view)).await;
+        let patience = START_UP_PATIENCE.min(call.deadline.unwrap_or(START_UP_PATIENCE));
+        let found = tokio::time::timeout(patience, self.await_tool(target, view)).await;
         match found {
             Ok(Some(entry)) => Ok(entry),
             Ok(None) | Err(_) => {

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
-use super::error::TransportError;
+use super::error::{CUT, TransportError};
 use crate::guard::{
     self, NotStartable, ProcessTable, Start, end_orphans, find_program, start_guard,
 };
@@ -352,10 +352,10 @@ impl StderrTail {
             .lines()
             .rev()
             .map(|line| {
-                line.chars()
-                    .filter(|c| !c.is_control() || *c == '\t')
-                    .take(STDERR_LINE)
-                    .collect::<String>()
+                let mut shown = line.chars().filter(|c| !c.is_control() || *c == '\t');
+                let mut line: String = shown.by_ref().take(STDERR_LINE).collect();
+                line.extend(shown.next().map(|_| CUT));
+                line
             })
             .filter(|line| !line.trim().is_empty())
             .take(STDERR_LINES)

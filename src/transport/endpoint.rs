@@ -15,7 +15,7 @@ use http_body_util::Full;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use super::error::{TransportError, sample};
+use super::error::{SAMPLE, TransportError, sample};
 use super::relay::Relay;
 use super::socket::{Exchange, HttpClient, SocketPool};
 use super::{ConnectOptions, Hearing, Offers, handshake};
@@ -417,10 +417,12 @@ impl Content {
 /// The first bytes of a body that is only of interest in an error.
 async fn read_start(exchange: &mut Exchange) -> String {
     let mut start = Vec::new();
-    while start.len() < 200 {
+    // One more shows that there are more.
+    let enough = SAMPLE + 1;
+    while start.len() < enough {
         match exchange.frame().await {
             Some(Ok(bytes)) => {
-                start.extend_from_slice(bytes.get(..bytes.len().min(200)).unwrap_or_default());
+                start.extend_from_slice(bytes.get(..bytes.len().min(enough)).unwrap_or_default());
             }
             Some(Err(_)) | None => break,
         }

@@ -546,15 +546,24 @@ fn innermost<'a>(
     error
 }
 
-/// The first bytes of what was sent, fit for one line of an error.
+/// Bytes of a sample.
+pub(super) const SAMPLE: usize = 200;
+/// Ends a text that is not whole.
+pub const CUT: char = '…';
+
+/// The first bytes of what was sent, fit for one line of an error; [`CUT`] at the end says that
+/// there was more.
 pub(super) fn sample(bytes: &[u8]) -> String {
-    let bytes = bytes.get(..bytes.len().min(200)).unwrap_or_default();
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect::<String>()
-        .trim()
-        .to_owned()
+    let start = bytes.get(..bytes.len().min(SAMPLE)).unwrap_or_default();
+    let text = String::from_utf8_lossy(start);
+    // A letter that the cut went through.
+    let text = if start.len() < bytes.len() { text.trim_end_matches('\u{fffd}') } else { &text };
+    let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if start.len() < bytes.len() {
+        // Whoever looks for secrets in it must know that the last one may not be whole.
+        text.push(CUT);
+    }
+    text.trim().to_owned()
 }
 
 fn quoted(sample: &str) -> String {

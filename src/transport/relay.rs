@@ -88,6 +88,13 @@ struct State {
     cancelled: bool,
     /// Nobody listens any more.
     closed: bool,
+    /// A request of the server went to the caller.
+    asked: bool,
+    /// The furthest progress that the caller was told.
+    progress: Option<f64>,
+    /// Progress must be beyond this: the request was made anew, and what the caller was told must
+    /// not go backwards (specification, basic/utilities/progress).
+    floor: Option<f64>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -157,17 +164,38 @@ impl Relay {
         if deaf || !self.wishes.abilities.covers(&request.method) {
             return Err(request);
         }
+        self.state.lock().asked = true;
         self.push(ServerMessage::Request(request));
         Ok(())
+    }
+
+    /// Whether the caller was asked something: making its request anew would ask it again.
+    #[must_use]
+    pub fn has_asked(&self) -> bool {
+        self.state.lock().asked
+    }
+
+    /// The request is made anew: progress counts from the beginning, and is told from where it was.
+    pub fn begin_again(&self) {
+        let mut state = self.state.lock();
+        state.floor = state.progress;
     }
 
     fn own_progress(&self, message: &Bytes, request_id: u64) -> Option<Bytes> {
         let own = self.wishes.progress_token.as_deref()?;
         let text = std::str::from_utf8(message).ok()?;
         let params = RawObject::parse(text).ok()?.get("params")?.get();
-        let token = RawObject::parse(params).ok()?.get("progressToken")?.get();
+        let params = RawObject::parse(params).ok()?;
+        let token = params.get("progressToken")?.get();
         if token.parse() != Ok(request_id) {
             return None;
+        }
+        if let Some(progress) = params.get("progress").and_then(|raw| raw.get().parse().ok()) {
+            let mut state = self.state.lock();
+            if state.floor.is_some_and(|floor| progress <= floor) {
+                return None;
+            }
+            state.progress = Some(progress);
         }
         let at = token.as_ptr() as usize - text.as_ptr() as usize;
         let (before, after) = (text.get(..at)?, text.get(at + token.len()..)?);
@@ -360,6 +388,25 @@ mod tests {
     }
 
     #[test]
+    fn progress_of_a_request_made_anew_is_told_from_where_it_was() {
+        let wishes = RelayWishes { progress_token: Some("1".into()), ..RelayWishes::default() };
+        let relay = Relay::new(wishes);
+        let tell = |number: &str, id: u64| {
+            let text = format!(
+                r#"{{"method":"notifications/progress","params":{{"progressToken":{id},"progress":{number}}}}}"#
+            );
+            relay.notify("notifications/progress", &Bytes::from(text), id);
+            next(&relay).is_some()
+        };
+        assert!(tell("1", 7) && tell("2.5", 7));
+        // What a server tells that counts backwards by itself is passed on as it is.
+        assert!(tell("2", 7));
+        relay.begin_again();
+        assert!(!tell("1", 8) && !tell("2", 8));
+        assert!(tell("2.1", 8) && tell("3", 8));
+    }
+
+    #[test]
     fn log_messages_pass_from_the_wanted_level_on() {
         let wishes = RelayWishes { log_level: Some(LogLevel::Warning), ..RelayWishes::default() };
         let relay = Relay::new(wishes);
@@ -402,7 +449,9 @@ mod tests {
         let relay = Relay::new(RelayWishes { abilities, ..RelayWishes::default() });
         assert!(relay.request(request("sampling/createMessage")).is_err());
         assert!(relay.request(request("tools/call")).is_err());
+        assert!(!relay.has_asked());
         assert!(relay.request(request("elicitation/create")).is_ok());
+        assert!(relay.has_asked());
         relay.close();
         assert!(relay.request(request("elicitation/create")).is_err());
         assert_eq!(next(&relay), None);

@@ -2,6 +2,7 @@
 //! over restarts and changes of a server.
 
 mod kept;
+mod ours;
 
 use std::time::{Duration, Instant};
 

@@ -103,6 +103,27 @@ async fn a_question_that_no_client_can_answer_is_answered_at_once() {
     }
 }
 
+/// A person is not asked twice by one call.
+#[tokio::test]
+async fn a_call_that_asked_its_client_something_is_not_made_anew() {
+    let settings =
+        format!("{ISOLATED}, tool_overrides: {{play: {{replay: safe}}}}, retry_delay: 100ms");
+    let (app, stage) = on_stage(Role::Legacy, "", &settings).await;
+    let client = Speaker::legacy(&app, able()).await;
+    let call = client.call(&json!(1), None, play("x", &["ask=elicitation/create", "leave=9"]));
+    let mut stream = call.open().await.expect_stream();
+    let question = stream.next().await.unwrap();
+    assert_eq!(question["method"], "elicitation/create", "{question}");
+    client.answer(&question["id"], "result", json!({ "action": "decline" })).await;
+    let answer = stream.next().await.unwrap();
+    assert_eq!(answer["error"]["data"]["attempts"], 1, "{answer}");
+    assert_eq!(answer["error"]["data"]["outcome"], "unknown", "{answer}");
+    assert_eq!(stage.seen("tools/call").len(), 1);
+    let suppressed = r#"switchyard_retries_suppressed_total{server="up",why="asked"}"#;
+    assert_eq!(app.metric(suppressed).await, Some(1.0));
+    app.stop().await;
+}
+
 /// The answer that the server got to its only question.
 async fn told(stage: &Stage) -> Value {
     eventually(SOON, "the server is told", || async {

@@ -649,7 +649,7 @@ async fn what_is_unknown_stays_unknown() {
         let answer = call.await.unwrap();
         let json = answer.json();
         assert_eq!(json["attempts"], 3, "{mode}: {json}");
-        assert_eq!(json["reason"], "not_sent", "{mode}: {json}");
+        assert_eq!(json["reason"], "ambiguous", "{mode}: {json}");
         assert_eq!(json["outcome"], "unknown", "{mode}: {json}");
         assert_eq!(json["retriable"], retriable, "{mode}: {json}");
         let told = json["error"].as_str().unwrap().contains("may have run");

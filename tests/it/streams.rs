@@ -61,6 +61,26 @@ async fn an_answer_with_progress_before_it_is_a_stream_that_ends_with_it() {
     }
 }
 
+/// A call that was made anew counts from the beginning; its caller hears no step twice.
+#[tokio::test]
+async fn progress_of_a_call_that_was_made_anew_goes_on_from_where_it_was() {
+    let settings = "tool_overrides: {play: {replay: safe}}, retry_delay: 100ms";
+    let (app, stage) = on_stage(Role::Modern, "", settings).await;
+    for client in both(&app).await {
+        let tag = client.version;
+        let steps = ["progress", "progress", "leave=1", "progress"];
+        let call = client.call(&json!("i"), Some(&json!("t")), play(tag, &steps));
+        let mut heard = messages(&call.send().await.expect(200));
+        let answer = heard.pop().unwrap();
+        assert_eq!(answer["result"]["content"][0]["text"], tag, "{answer}");
+        let told: Vec<_> = heard.iter().map(|step| step["params"]["progress"].clone()).collect();
+        assert_eq!(told, [1, 2, 3], "{heard:?}");
+        let calls = stage.seen("tools/call").into_iter();
+        assert_eq!(calls.filter(|seen| seen.body["params"]["arguments"]["tag"] == tag).count(), 2);
+    }
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn progress_comes_when_it_is_said_and_not_with_the_answer() {
     for role in ROLES {

@@ -69,7 +69,14 @@ struct Breaker {
     #[serde(flatten)]
     standing: Standing,
     last_transitions: Vec<Change>,
+    /// What an operator should know of an order that was just given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'static str>,
 }
+
+/// The order is in force; a crash before it is stored would undo it.
+const NOT_STORED: &str =
+    "in force, but not stored yet: the database cannot be written at the moment";
 
 #[derive(Serialize)]
 pub(super) struct BreakerList {
@@ -202,6 +209,7 @@ async fn show_one(
     Ok(Breaker {
         standing: standing(handle, view),
         last_transitions: last.into_iter().map(change).collect(),
+        warning: None,
     })
 }
 
@@ -415,7 +423,7 @@ async fn act(
     let order = Order { actor: actor.clone(), note: words.reason.clone() };
     breaker.command(act.command(words.during), Some(order));
     // Answered when it is stored: what an operator was told holds over a crash.
-    edge.registry.breakers().written().await;
+    let stored = edge.registry.breakers().written().await;
     let kind = act.event_kind();
     let event = EventRow {
         at: clock::timestamp(),
@@ -433,5 +441,6 @@ async fn act(
         tracing::error!(%error, "an administrative act could not be recorded: {error}");
     }
     tracing::info!(server.name = %handle.name, actor, kind, "{kind} {} by {actor}", handle.name);
-    Ok(Json(show_one(&edge, &handle, &breaker).await?))
+    let shown = show_one(&edge, &handle, &breaker).await?;
+    Ok(Json(Breaker { warning: (!stored).then_some(NOT_STORED), ..shown }))
 }

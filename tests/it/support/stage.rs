@@ -313,6 +313,15 @@ impl Inner {
                 "sleep" => tokio::time::sleep(Duration::from_millis(what.parse().unwrap())).await,
                 "hang" => std::future::pending().await,
                 "prime" => out.break_off(&self, what),
+                // The stream ends without the answer, for the first so many calls with this tag.
+                "leave" => {
+                    let seen = self.seen.lock();
+                    let arguments = seen.iter().map(|seen| &seen.body["params"]["arguments"]);
+                    let before = arguments.filter(|known| known["tag"] == *tag).count();
+                    if before <= what.parse().unwrap() {
+                        return out.end();
+                    }
+                }
                 "need" if params["inputResponses"].is_null() => {
                     let result = json!({
                         "resultType": "input_required",
@@ -481,7 +490,8 @@ async fn serve(
         return response;
     }
     let steps = request["params"]["arguments"]["steps"].to_string();
-    let speaks = ["progress", "log=", "ask=", "prime="].iter().any(|step| steps.contains(step));
+    let speaks =
+        ["progress", "log=", "ask=", "prime=", "leave="].iter().any(|step| steps.contains(step));
     let out = Out::Events(Arc::new(Mutex::new(Events {
         stream: inner.number(),
         next: 0,

@@ -241,7 +241,7 @@ fn live(seed: u64, events: usize) {
                     2 => Command::Reset,
                     _ => Command::Changed,
                 };
-                seen.push(breaker.command(command, at(now)));
+                seen.extend(breaker.command(command, at(now)));
                 model.command(command, now);
             }
             98 => {
