@@ -14,7 +14,7 @@ use crate::model::{
     ArgumentsLevel, CallId, ClientInfo, Entrance, ExposedName, Failure, Outcome, ResultsLevel,
     ServerName, Timestamp, ToolName, ViewName,
 };
-use crate::store::{AttemptRow, CallRow};
+use crate::store::{AttemptRow, CallRow, Digester};
 
 /// Characters kept of a tool's name that nobody knows.
 const ASKED_NAME: usize = 128;
@@ -171,6 +171,8 @@ pub struct AuditEntry {
     pub response_bytes: u64,
     /// The arguments as received, whatever the level: what is not kept is dropped in the queue.
     pub arguments: Option<Bytes>,
+    /// Bytes of them, also when only their beginning is held.
+    pub arguments_bytes: u64,
     /// The `result` as received, whatever the level.
     pub result: Option<Bytes>,
     /// What is kept of arguments and result.
@@ -181,6 +183,7 @@ impl AuditEntry {
     /// Lets go of what will not be stored, and gives the bytes that stay held.
     pub(super) fn slim(&mut self) -> usize {
         let (arguments, results) = self.levels;
+        self.arguments_bytes = self.arguments.as_ref().map_or(0, |all| all.len() as u64);
         if arguments == ArgumentsLevel::None {
             self.arguments = None;
         }
@@ -197,8 +200,13 @@ impl AuditEntry {
     }
 
     /// The row to store. The costly part, done by the writer.
-    pub(super) fn into_row(self, redactor: &Redactor) -> CallRow {
+    pub(super) fn into_row(self, redactor: &Redactor, digester: &Digester) -> CallRow {
         let (arguments_level, results_level) = self.levels;
+        let digest = |payload: &Option<Bytes>, length: u64| {
+            payload.as_deref().map(|start| digester.digest(start, length))
+        };
+        let arguments_digest = digest(&self.arguments, self.arguments_bytes);
+        let result_digest = digest(&self.result, self.response_bytes);
         let arguments = self.arguments.and_then(|arguments| match arguments_level {
             ArgumentsLevel::None => None,
             ArgumentsLevel::Redacted => Some(redactor.payload(&arguments, Strictness::Everything)),
@@ -253,6 +261,9 @@ impl AuditEntry {
             response_bytes: self.response_bytes,
             arguments,
             result,
+            arguments_digest,
+            result_digest,
+            hash: None,
         }
     }
 }

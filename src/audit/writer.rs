@@ -421,12 +421,13 @@ impl Task {
 
     async fn write(&mut self, batch: Vec<Queued>) {
         let redactor = self.shared.redactor.load_full();
+        let digester = self.store.digester();
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len());
         let mut waiters = Vec::new();
         let (mut held, mut encoded) = (0, 0);
         for queued in batch {
-            rows.push(queued.entry.into_row(&redactor));
+            rows.push(queued.entry.into_row(&redactor, &digester));
             places.push(queued.place);
             waiters.extend(queued.waiter);
             held += queued.bytes;

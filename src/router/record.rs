@@ -265,6 +265,7 @@ impl CallRecord {
             request_bytes: call.request_bytes,
             response_bytes: 0,
             arguments: call.arguments.take(),
+            arguments_bytes: 0,
             result: None,
             levels: routed
                 .map_or((ArgumentsLevel::Redacted, ResultsLevel::Summary), |entry| entry.levels),
@@ -351,6 +352,7 @@ pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&Vi
         request_bytes: refusal.request_bytes,
         response_bytes: 0,
         arguments: None,
+        arguments_bytes: 0,
         result: None,
         levels: (ArgumentsLevel::None, ResultsLevel::None),
     });

@@ -100,6 +100,26 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The file holds no chain: it is of an older version, or none at all.
+    #[error(
+        "the ledger `{}` has no chain to verify: it was last written by an older version; start the router with it once",
+        path.display()
+    )]
+    NoChain {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key of the ledger is not there, or not the one the ledger was begun with.
+    #[error(
+        "could not use the key of the ledger, `{}`: {reason}; restore it from a backup: rows written with another key could not be verified. Without one, move audit.db away and a new ledger begins",
+        path.display()
+    )]
+    LedgerKey {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A sealed value does not open with the key file.
     #[error(
         "could not open the sealed value `{key}` of server `{server}`: it was sealed with another key file, or changed; restore the key file `seal.key`, or remove the server and add it again"
@@ -222,6 +242,8 @@ impl StoreError {
             | Self::Damaged { .. }
             | Self::OldEngine { .. }
             | Self::SealKey { .. }
+            | Self::LedgerKey { .. }
+            | Self::NoChain { .. }
             | Self::Sealed { .. }
             | Self::BadValue { .. }
             | Self::Closed
@@ -247,6 +269,8 @@ impl StoreError {
             | Self::Damaged { .. }
             | Self::OldEngine { .. }
             | Self::SealKey { .. }
+            | Self::LedgerKey { .. }
+            | Self::NoChain { .. }
             | Self::Sealed { .. }
             | Self::BadValue { .. }
             | Self::Closed
@@ -274,6 +298,8 @@ impl StoreError {
             | Self::NetworkFileSystem { .. }
             | Self::OldEngine { .. }
             | Self::SealKey { .. }
+            | Self::LedgerKey { .. }
+            | Self::NoChain { .. }
             | Self::Sealed { .. }
             | Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }

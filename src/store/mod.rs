@@ -4,10 +4,14 @@
 //! no SQL, no driver type and no transaction leaves this module. Every method that writes commits
 //! before it returns; dropping its future before that leaves either all of it or nothing.
 
+mod chain;
+mod checkpoint;
 mod error;
+mod key_file;
 mod rows;
 mod seal;
 mod sqlite;
+mod verified;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +22,15 @@ use crate::model::{
     BreakerEvent, BreakerRow, CallId, ServerName, ServerSource, ServerSpec, Timestamp, ToolName,
 };
 
+pub use chain::{Digester, Hash};
+pub use checkpoint::Checkpoint;
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
-    AttemptRow, AuditFilter, CallRow, Cursor, DiscoveryRow, EventRow, FileSize, HistoryKind,
-    HistoryRow, KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize,
-    ToolRow, Upserted,
+    AttemptRow, AuditFilter, CallRow, Cursor, DiscoveryRow, EntryRow, EventRow, FileSize,
+    HistoryKind, HistoryRow, KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert,
+    SessionRow, StoreSize, ToolRow, Upserted,
 };
+pub use verified::{Fault, Finding, Verified};
 
 /// An open database. Clones are handles to the same one.
 #[derive(Clone)]
@@ -63,6 +70,27 @@ impl Store {
     /// what any statement can give. A file that is refused is not changed.
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
         Ok(Self(Backend::Sqlite(Arc::new(sqlite::SqliteStore::open(data_dir).await?))))
+    }
+
+    /// Verifies the ledger in `data_dir` against its key and against checkpoints; also while a router
+    /// writes it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoChain`], [`StoreError::LedgerKey`], and what opening and any statement can
+    /// give. What is wrong with the rows is no error: it is in [`Verified`].
+    pub async fn verify_ledger(
+        data_dir: &Path,
+        checkpoints: &[Checkpoint],
+    ) -> Result<Verified, StoreError> {
+        sqlite::verify(data_dir, &data_dir.join("ledger.key"), checkpoints).await
+    }
+
+    /// The end of the ledger as it is at `now`, signed.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn checkpoint(&self, now: Timestamp) -> Result<Checkpoint, StoreError> {
+        forward!(self, checkpoint(now))
     }
 
     /// Moves the write-ahead logs into the files and closes them. Later calls of any method give
@@ -402,7 +430,27 @@ impl Store {
     /// # Errors
     /// What any statement can give; then none of them is stored.
     pub async fn append_calls(&self, calls: &[CallRow]) -> Result<(), StoreError> {
-        forward!(self, append_calls(calls))
+        self.append_ledger(&[], calls).await.map(drop)
+    }
+
+    /// Adds entries and then calls to the ledger, as one commit; gives the number of the last row.
+    ///
+    /// # Errors
+    /// What any statement can give; nothing was added then.
+    pub async fn append_ledger(
+        &self,
+        entries: &[EntryRow],
+        calls: &[CallRow],
+    ) -> Result<i64, StoreError> {
+        forward!(self, append_ledger(entries, calls))
+    }
+
+    /// What makes digests of payloads.
+    #[must_use]
+    pub fn digester(&self) -> Digester {
+        match &self.0 {
+            Backend::Sqlite(store) => store.digester(),
+        }
     }
 
     /// Calls, newest first, without payloads and attempts, from `cursor` on.

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 
 use super::StoreError;
+use super::chain::Hash;
 use crate::error::ErrorCode;
 use crate::model::{
     CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scopes, ServerName,
@@ -325,6 +326,31 @@ pub struct CallRow {
     pub arguments: Option<String>,
     /// What is kept of the result. Pages leave it out.
     pub result: Option<String>,
+    /// Keyed digest of the arguments as received.
+    pub arguments_digest: Option<Hash>,
+    /// Keyed digest of the result as received.
+    pub result_digest: Option<Hash>,
+    /// Its link in the chain; given by the store. `None` before, and for calls from before there was
+    /// a chain.
+    pub hash: Option<Hash>,
+}
+
+/// What is on record beside calls: administrative acts, changes of definitions, transitions of
+/// breakers, what happened to the ledger itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryRow {
+    /// Place in the order of commits; given by the store, 0 before.
+    pub seq: i64,
+    /// When.
+    pub at: Timestamp,
+    /// What, for example `server.added`.
+    pub kind: String,
+    /// Who: a caller's name, or `router`.
+    pub actor: String,
+    /// To what, for example a server's name.
+    pub subject: String,
+    /// The rest, a JSON object.
+    pub detail: String,
 }
 
 /// One attempt of a call.

@@ -2,10 +2,8 @@
 //!
 //! Changes when the way of sealing changes: the text carries a version. Knows nothing of SQL.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,12 +12,12 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundK
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::StoreError;
+use super::key_file::{make_key, read_key};
 use crate::model::{ServerName, ServerSpec};
 
 const PREFIX: &str = "sealed:v1:";
 /// Every text that begins so is taken for sealed when read, so a literal one must be sealed too.
 const RESERVED: &str = "sealed:";
-const KEY_LENGTH: usize = 32;
 /// First words of an `Authorization` header, which are no secret.
 const SCHEMES: [&str; 2] = ["bearer", "basic"];
 
@@ -121,7 +119,11 @@ impl Sealer {
             let bytes = match (read_key(&self.path), file) {
                 (Ok(bytes), _) => bytes,
                 (Err(error), KeyFile::MayBeMade) if error.kind() == io::ErrorKind::NotFound => {
-                    self.make_key()?
+                    make_key(&self.path).map_err(|source| StoreError::Files {
+                        action: "create",
+                        path: self.path.clone(),
+                        source,
+                    })?
                 }
                 (Err(error), KeyFile::MustExist) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(self.error("it is missing"));
@@ -144,34 +146,6 @@ impl Sealer {
         }
     }
 
-    /// Writes a new key beside its place and moves it there when it is safely on disk: a key that a
-    /// power cut takes away makes every sealed value unreadable.
-    fn make_key(&self) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = vec![0; KEY_LENGTH];
-        SystemRandom::new().fill(&mut bytes).map_err(|_unspecified| self.no_random())?;
-        let new = self.path.with_extension("key.new");
-        let written = (|| {
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Err(_) | Ok(()) => {}
-            }
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &self.path)?;
-            match self.path.parent() {
-                Some(folder) => File::open(folder)?.sync_all(),
-                None => Ok(()),
-            }
-        })();
-        written.map(|()| bytes).map_err(|source| StoreError::Files {
-            action: "create",
-            path: self.path.clone(),
-            source,
-        })
-    }
-
     fn error(&self, reason: &'static str) -> StoreError {
         StoreError::SealKey { path: self.path.clone(), reason }
     }
@@ -191,13 +165,6 @@ enum KeyFile {
 /// Neither a server's nor a header's name can hold a line feed.
 fn associated(server: &str, key: &str) -> Aad<Vec<u8>> {
     Aad::from(format!("{server}\n{key}").into_bytes())
-}
-
-fn read_key(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(KEY_LENGTH);
-    // One byte more than needed, to tell a longer file from a right one.
-    File::open(path)?.take(KEY_LENGTH as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Whether `value` holds text that may be secret by itself: anything beside its references to the
@@ -233,6 +200,7 @@ fn is_bare_reference(inside: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -1,5 +1,6 @@
 mod attempts;
 mod breakers;
+mod chain;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -77,6 +78,9 @@ fn call(number: u64) -> CallRow {
         response_bytes: u64::MAX / 4,
         arguments: Some(format!(r#"{{"n":{number}}}"#)),
         result: number.is_multiple_of(2).then(|| r#"{"bytes":3}"#.to_owned()),
+        arguments_digest: Some([1; 32]),
+        result_digest: number.is_multiple_of(2).then_some([2; 32]),
+        hash: None,
     }
 }
 
@@ -397,7 +401,8 @@ async fn the_ledger_is_paged_and_filtered() {
     assert_eq!(store.audit_count().await.unwrap(), 1000);
     assert_eq!(store.audit_oldest().await.unwrap(), Some(at(0)));
 
-    let all = pages(&store, &AuditFilter::default(), 77).await;
+    let mut all = pages(&store, &AuditFilter::default(), 77).await;
+    assert!(all.iter_mut().all(|row| row.hash.take().is_some()));
     let mut expected: Vec<CallRow> = (1..)
         .zip(&calls)
         .map(|(seq, row)| CallRow { seq, arguments: None, result: None, ..row.clone() })
@@ -440,7 +445,7 @@ async fn the_ledger_is_paged_and_filtered() {
     let after = store.audit_after(990, 5).await.unwrap();
     assert_eq!(after.iter().map(|row| row.seq).collect::<Vec<_>>(), [991, 992, 993, 994, 995]);
     let found = store.audit_call(calls[500].id).await.unwrap().unwrap();
-    assert_eq!(found, CallRow { seq: 501, ..calls[500].clone() });
+    assert_eq!(found, CallRow { seq: 501, hash: found.hash, ..calls[500].clone() });
     assert_eq!(store.audit_call(CallId::from_uuid(Uuid::now_v7())).await.unwrap(), None);
 }
 

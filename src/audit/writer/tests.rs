@@ -84,6 +84,7 @@ fn entry(arguments: &str) -> AuditEntry {
         request_bytes: 10,
         response_bytes: 20,
         arguments: Some(Bytes::copy_from_slice(arguments.as_bytes())),
+        arguments_bytes: 0,
         result: Some(Bytes::from_static(br#"{"content":[{"type":"text","text":"hi"}]}"#)),
         levels: (ArgumentsLevel::Redacted, ResultsLevel::Summary),
     }

@@ -1,53 +1,34 @@
 //! SQL of table `attempts`: what was tried for each call of the ledger.
 
-use std::sync::LazyLock;
-
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, SqlitePool, Transaction};
+use sqlx::{Row, SqlitePool};
 
-use super::audit::{duration, micros, parse_failure, statements};
-use super::{CHUNK, multi_row};
+use super::audit::{duration, parse_failure};
+use super::ledger::micros;
 use crate::model::{Failure, Outcome};
-use crate::store::{AttemptRow, CallRow, StoreError};
+use crate::store::chain::Value;
+use crate::store::{AttemptRow, StoreError};
 
 const TABLE: &str = "attempts";
 
-const HEAD: &str = "insert into attempts
+/// Writing them.
+pub(super) const INSERT: &str = "insert into attempts
     (seq, n, began_us, took_us, outcome, failure, error, http_status, probe)";
-const COLUMNS: usize = 9;
+/// Columns of that.
+pub(super) const COLUMNS: usize = 9;
 
-static INSERT: LazyLock<[&str; 2]> =
-    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(HEAD, COLUMNS, rows, "")));
-
-/// Stores the attempts of calls that have their numbers.
-pub(super) async fn insert_attempts(
-    transaction: &mut Transaction<'_, Sqlite>,
-    calls: &[(i64, &CallRow)],
-) -> Result<(), StoreError> {
-    // Of all calls at once: most have one attempt, and a statement for each call is what costs.
-    let attempts: Vec<(i64, u32, &AttemptRow)> = calls
-        .iter()
-        .flat_map(|(seq, call)| (1..).zip(&call.attempt_list).map(|(n, row)| (*seq, n, row)))
-        .collect();
-    let [many, one] = *INSERT;
-    for (sql, rows) in statements(&attempts, many, one) {
-        rows.iter()
-            .fold(sqlx::query(sql), |query, (seq, n, row)| {
-                query
-                    .bind(*seq)
-                    .bind(*n)
-                    .bind(micros(row.began))
-                    .bind(micros(row.took))
-                    .bind(row.outcome.as_str())
-                    .bind(row.failure.map(Failure::as_str))
-                    .bind(row.error.as_deref())
-                    .bind(row.http_status)
-                    .bind(row.probe)
-            })
-            .execute(&mut **transaction)
-            .await?;
-    }
-    Ok(())
+/// The columns of an attempt after `seq`, in their order.
+pub(super) fn attempt_values(n: i64, row: &AttemptRow) -> [Value<'_>; COLUMNS - 1] {
+    [
+        Value::Integer(n),
+        Value::Integer(micros(row.began)),
+        Value::Integer(micros(row.took)),
+        Value::text(row.outcome.as_str()),
+        Value::maybe_text(row.failure.map(Failure::as_str)),
+        Value::maybe_text(row.error.as_deref()),
+        row.http_status.map_or(Value::Null, |status| Value::Integer(status.into())),
+        Value::Integer(row.probe.into()),
+    ]
 }
 
 /// The attempts of one call, in their order.

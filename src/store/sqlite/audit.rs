@@ -1,88 +1,30 @@
-//! SQL of tables `calls` and `payloads`: the ledger.
+//! Reading tables `calls` and `payloads`: the ledger's calls. Writing them is `ledger.rs`'s.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::attempts::{attempts_of, insert_attempts};
-use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
+use super::attempts::attempts_of;
+use super::{SqliteStore, hash_of};
 use crate::error::ErrorCode;
 use crate::model::{
     CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, ServerName, Timestamp,
     ToolName, ViewName,
 };
+use crate::store::chain::Hash;
 use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
 
 const TABLE: &str = "calls";
 
-const CALLS: &str = "insert into calls
-    (seq, id, started_at_ms, caller, session, client_name, client_version, entrance,
-     protocol_version, tool, upstream_tool, server, definition_hash, outcome, error_code, error,
-     failure, http_status, attempts, queue_us, upstream_us, total_us, request_bytes,
-     response_bytes, view)";
-const CALL_COLUMNS: usize = 25;
-const PAYLOADS: &str = "insert into payloads (seq, arguments, result)";
-const PAYLOAD_COLUMNS: usize = 3;
-
-static INSERT_CALLS: LazyLock<[&str; 2]> =
-    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(CALLS, CALL_COLUMNS, rows, "")));
-static INSERT_PAYLOADS: LazyLock<[&str; 2]> =
-    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(PAYLOADS, PAYLOAD_COLUMNS, rows, "")));
-
 const SELECT: &str = "select c.seq, c.id, c.started_at_ms, c.caller, c.session, c.client_name,
     c.client_version, c.entrance, c.protocol_version, c.tool, c.upstream_tool, c.server,
     c.definition_hash, c.outcome, c.error_code, c.error, c.failure, c.http_status, c.attempts,
-    c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes, c.view";
-
-type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
-
-/// The `seq` that follows the last one used, also when its call is gone and what belongs to it is not.
-async fn next_seq(transaction: &mut Transaction<'_, Sqlite>) -> Result<i64, StoreError> {
-    let last: Option<i64> = sqlx::query_scalar(
-        "select max(seq) from
-            (select max(seq) as seq from calls union all select max(seq) from payloads
-             union all select max(seq) from attempts)",
-    )
-    .fetch_one(&mut **transaction)
-    .await?;
-    Ok(last.unwrap_or(0).saturating_add(1))
-}
+    c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes, c.view,
+    c.arguments_digest, c.result_digest, c.hash";
 
 impl SqliteStore {
-    pub(in crate::store) async fn append_calls(&self, calls: &[CallRow]) -> Result<(), StoreError> {
-        let mut writer = self.audit.writer().await?;
-        let mut transaction = begin(&mut writer).await?;
-        // Read anew: a counter kept in memory is wrong after a commit whose answer was not awaited.
-        let first = next_seq(&mut transaction).await?;
-        let numbered: Vec<(i64, &CallRow)> = (first..).zip(calls).collect();
-        let [many, one] = *INSERT_CALLS;
-        for (sql, rows) in statements(&numbered, many, one) {
-            rows.iter()
-                .fold(sqlx::query(sql), |query, (seq, row)| bind_call(query, *seq, row))
-                .execute(&mut *transaction)
-                .await?;
-        }
-        insert_attempts(&mut transaction, &numbered).await?;
-        let payloads: Vec<(i64, &CallRow)> = numbered
-            .into_iter()
-            .filter(|(_, row)| row.arguments.is_some() || row.result.is_some())
-            .collect();
-        let [many, one] = *INSERT_PAYLOADS;
-        for (sql, rows) in statements(&payloads, many, one) {
-            rows.iter()
-                .fold(sqlx::query(sql), |query, (seq, row)| {
-                    query.bind(*seq).bind(row.arguments.clone()).bind(row.result.clone())
-                })
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
-        Ok(())
-    }
-
     pub(in crate::store) async fn audit_page(
         &self,
         filter: &AuditFilter,
@@ -146,50 +88,6 @@ impl SqliteStore {
                 .await?;
         Ok(oldest.map(Timestamp::from_millis))
     }
-}
-
-/// Cuts `rows` into statements of [`CHUNK`] rows and, for the rest, of one.
-pub(super) fn statements<'a, T>(
-    rows: &'a [T],
-    many: &'static str,
-    one: &'static str,
-) -> impl Iterator<Item = (&'static str, &'a [T])> {
-    let (chunks, rest) = rows.as_chunks::<CHUNK>();
-    let chunks = chunks.iter().map(move |chunk| (many, chunk.as_slice()));
-    chunks.chain(rest.chunks(1).map(move |row| (one, row)))
-}
-
-fn bind_call<'q>(query: Statement<'q>, seq: i64, row: &CallRow) -> Statement<'q> {
-    let (entrance, version) = match row.entrance {
-        Entrance::Mcp(version) => ("mcp", Some(version.as_str())),
-        Entrance::Rest => ("rest", None),
-    };
-    query
-        .bind(seq)
-        .bind(row.id.as_bytes().as_slice())
-        .bind(row.started_at.as_millis())
-        .bind(Arc::clone(&row.caller))
-        .bind(row.session.clone())
-        .bind(row.client.as_ref().map(|client| client.name.clone()))
-        .bind(row.client.as_ref().map(|client| client.version.clone()))
-        .bind(entrance)
-        .bind(version)
-        .bind(Arc::clone(&row.tool))
-        .bind(row.upstream_tool.as_ref().map(|tool| tool.as_str().to_owned()))
-        .bind(row.server.as_ref().map(|server| server.as_str().to_owned()))
-        .bind(row.definition_hash.as_ref().map(|hash| hash.to_vec()))
-        .bind(row.outcome.as_str())
-        .bind(row.error_code.map(ErrorCode::as_str))
-        .bind(row.error.clone())
-        .bind(row.failure.map(Failure::as_str))
-        .bind(row.http_status)
-        .bind(row.attempts)
-        .bind(micros(row.queue))
-        .bind(micros(row.upstream))
-        .bind(micros(row.total))
-        .bind(signed(row.request_bytes))
-        .bind(signed(row.response_bytes))
-        .bind(row.view.clone().map(ViewName::into_shared))
 }
 
 fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqlite> {
@@ -308,7 +206,15 @@ fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
         response_bytes: unsigned(TABLE, row, "response_bytes")?,
         arguments: None,
         result: None,
+        arguments_digest: digest(row, "arguments_digest")?,
+        result_digest: digest(row, "result_digest")?,
+        hash: digest(row, "hash")?,
     })
+}
+
+fn digest(row: &SqliteRow, column: &'static str) -> Result<Option<Hash>, StoreError> {
+    let bytes: Option<&[u8]> = row.try_get(column)?;
+    bytes.map(|bytes| hash_of(TABLE, column, bytes)).transpose()
 }
 
 fn entrance(row: &SqliteRow) -> Result<Entrance, StoreError> {
@@ -348,12 +254,4 @@ fn unsigned(table: &'static str, row: &SqliteRow, column: &'static str) -> Resul
     let value: i64 = row.try_get(column)?;
     u64::try_from(value)
         .map_err(|_negative| StoreError::bad_value(table, column, &value.to_string()))
-}
-
-pub(super) fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }

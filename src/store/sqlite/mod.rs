@@ -8,10 +8,15 @@ mod audit;
 mod breakers;
 mod events;
 mod keys;
+mod ledger;
+mod ledger_key;
 mod offers;
 mod servers;
 mod sessions;
 mod tools;
+mod verify;
+
+pub(super) use verify::verify;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -30,6 +35,7 @@ use sqlx::{
 };
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
+use super::chain::{Digester, LedgerKey};
 use super::seal::Sealer;
 use super::{FileSize, StoreError, StoreSize};
 
@@ -78,6 +84,7 @@ const AUDIT: Schema = Schema {
         include_str!("../../../migrations/sqlite/audit/0001_calls.sql"),
         include_str!("../../../migrations/sqlite/audit/0002_view.sql"),
         include_str!("../../../migrations/sqlite/audit/0003_attempts.sql"),
+        include_str!("../../../migrations/sqlite/audit/0004_chain.sql"),
     ],
     // Retention gives pages back in small steps; this cannot be switched on later.
     new_file: "pragma auto_vacuum = incremental;",
@@ -92,6 +99,7 @@ pub(super) struct SqliteStore {
     state: Database,
     audit: Database,
     sealer: Sealer,
+    ledger_key: LedgerKey,
     /// Holds the lock on the data folder until the store is gone.
     _lock: File,
 }
@@ -113,7 +121,9 @@ impl SqliteStore {
         let lock = prepare_folder(folder)?;
         let (state, audit) =
             tokio::try_join!(Database::open(folder, &STATE), Database::open(folder, &AUDIT))?;
-        Ok(Self { state, audit, sealer: Sealer::new(folder.join("seal.key")), _lock: lock })
+        let ledger_key = ledger_key::open(&folder.join("ledger.key"), &audit).await?;
+        let sealer = Sealer::new(folder.join("seal.key"));
+        Ok(Self { state, audit, sealer, ledger_key, _lock: lock })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
@@ -128,6 +138,10 @@ impl SqliteStore {
     pub(super) async fn check(&self) -> Result<(), StoreError> {
         let (state, audit) = tokio::join!(self.state.check(), self.audit.check());
         state.and(audit)
+    }
+
+    pub(super) fn digester(&self) -> Digester {
+        self.ledger_key.digester()
     }
 
     pub(super) async fn check_ledger(&self) -> Result<(), StoreError> {

@@ -59,7 +59,8 @@ async fn are_stored(store: &Store, given: &[CallRow]) {
     for row in given {
         let stored = store.audit_call(row.id).await.unwrap().unwrap();
         assert_eq!(stored.attempts as usize, stored.attempt_list.len());
-        assert_eq!(stored, CallRow { seq: stored.seq, ..row.clone() });
+        assert!(stored.hash.is_some());
+        assert_eq!(stored, CallRow { seq: stored.seq, hash: stored.hash, ..row.clone() });
     }
 }
 

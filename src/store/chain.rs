@@ -1,0 +1,289 @@
+//! The chain of the ledger: how a row is written for hashing, and what its hash is. PURE.
+//!
+//! `hash = HMAC-SHA256(key, "row v1" || hash of the row before || canonical(row))`. Changing,
+//! removing, adding or swapping rows breaks it at the first row concerned, for whoever does not hold
+//! the key. What it does not show by itself is a tail that was cut together with the row that says
+//! where the end is, or a whole file that was replaced by an older copy: for that there are
+//! checkpoints, signed and kept elsewhere.
+//!
+//! The canonical form is binary and injective: two different rows have different forms, whatever their
+//! texts hold. Columns at the end that are null are left out, so that a column can be added later
+//! without making the hashes of older rows wrong.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use ring::hmac;
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+
+use super::key_file::KEY_LENGTH;
+
+/// The hash of a row.
+pub type Hash = [u8; 32];
+
+/// One column of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value<'a> {
+    Null,
+    Integer(i64),
+    Text(Cow<'a, str>),
+    Blob(Cow<'a, [u8]>),
+}
+
+impl<'a> Value<'a> {
+    pub(super) fn text(text: impl Into<Cow<'a, str>>) -> Self {
+        Self::Text(text.into())
+    }
+
+    pub(super) fn maybe_text(text: Option<impl Into<Cow<'a, str>>>) -> Self {
+        text.map_or(Self::Null, Self::text)
+    }
+
+    pub(super) fn maybe_blob(bytes: Option<&'a [u8]>) -> Self {
+        bytes.map_or(Self::Null, |bytes| Self::Blob(bytes.into()))
+    }
+}
+
+/// What is hashed of a row: its kind, and lists of columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct Canonical(Vec<u8>);
+
+impl Canonical {
+    pub(super) fn of(kind: Kind) -> Self {
+        let mut bytes = Vec::with_capacity(512);
+        bytes.push(kind as u8);
+        Self(bytes)
+    }
+
+    /// Adds a list of columns.
+    pub(super) fn list(&mut self, values: &[Value<'_>]) {
+        let end = values.iter().rposition(|value| *value != Value::Null).map_or(0, |at| at + 1);
+        self.length(end);
+        for value in values.iter().take(end) {
+            match value {
+                Value::Null => self.0.push(0),
+                Value::Integer(number) => {
+                    self.0.push(1);
+                    self.0.extend_from_slice(&number.to_le_bytes());
+                }
+                Value::Text(text) => {
+                    self.0.push(2);
+                    self.length(text.len());
+                    self.0.extend_from_slice(text.as_bytes());
+                }
+                Value::Blob(bytes) => {
+                    self.0.push(3);
+                    self.length(bytes.len());
+                    self.0.extend_from_slice(bytes);
+                }
+            }
+        }
+    }
+
+    fn length(&mut self, length: usize) {
+        self.0.extend_from_slice(&u64::try_from(length).unwrap_or(u64::MAX).to_le_bytes());
+    }
+}
+
+/// What a row is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Call = 1,
+    Entry = 2,
+}
+
+/// The keys of a ledger, all from one secret. What is made with one cannot be used for another.
+pub(super) struct LedgerKey {
+    rows: hmac::Key,
+    heads: hmac::Key,
+    digests: hmac::Key,
+    signer: Option<Ed25519KeyPair>,
+    id: [u8; 8],
+}
+
+impl fmt::Debug for LedgerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LedgerKey")
+    }
+}
+
+impl LedgerKey {
+    pub(super) fn new(secret: &[u8; KEY_LENGTH]) -> Self {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let derived = |use_: &str| hmac::sign(&secret, use_.as_bytes());
+        let key = |use_: &str| hmac::Key::new(hmac::HMAC_SHA256, derived(use_).as_ref());
+        let mut id = [0; 8];
+        id.iter_mut()
+            .zip(derived("switchyard ledger id").as_ref())
+            .for_each(|(to, from)| *to = *from);
+        Self {
+            rows: key("switchyard ledger rows"),
+            heads: key("switchyard ledger heads"),
+            digests: key("switchyard ledger digests"),
+            signer: Ed25519KeyPair::from_seed_unchecked(
+                derived("switchyard ledger checkpoints").as_ref(),
+            )
+            .ok(),
+            id,
+        }
+    }
+
+    /// Tells keys apart, and nothing more of them.
+    pub(super) const fn id(&self) -> [u8; 8] {
+        self.id
+    }
+
+    /// The hash of a row after one with the hash `before`.
+    pub(super) fn link(&self, before: &Hash, row: &Canonical) -> Hash {
+        tag(&self.rows, &[b"row v1", before, &row.0])
+    }
+
+    /// What comes before the first row of a chain that begins after row `base`.
+    pub(super) fn genesis(&self, chain: &[u8], base: i64) -> Hash {
+        tag(&self.heads, &[b"genesis v1", chain, &base.to_le_bytes()])
+    }
+
+    /// What the end of a chain is marked with.
+    pub(super) fn head(&self, chain: &[u8], seq: i64, hash: &Hash) -> Hash {
+        tag(&self.heads, &[b"head v1", chain, &seq.to_le_bytes(), hash])
+    }
+
+    /// What makes digests of payloads as they are received.
+    pub(super) fn digester(&self) -> Digester {
+        Digester(self.digests.clone())
+    }
+
+    /// A digest of what is kept of a call's payloads; `None` when nothing is.
+    pub(super) fn kept(&self, arguments: Option<&str>, result: Option<&str>) -> Option<Hash> {
+        if arguments.is_none() && result.is_none() {
+            return None;
+        }
+        let mut form = Canonical(Vec::new());
+        form.list(&[Value::maybe_text(arguments), Value::maybe_text(result)]);
+        Some(tag(&self.digests, &[b"kept v1", &form.0]))
+    }
+
+    /// The signature of a checkpoint and the key to check it with; `None` cannot happen with a
+    /// secret of the right length.
+    pub(super) fn sign(&self, text: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+        let signer = self.signer.as_ref()?;
+        Some((signer.sign(text).as_ref().to_vec(), signer.public_key().as_ref().to_vec()))
+    }
+
+    /// Whether this key signed `text`.
+    pub(super) fn has_signed(&self, text: &[u8], signature: &[u8]) -> bool {
+        let public = self.signer.as_ref().map(|signer| signer.public_key().as_ref().to_vec());
+        public.is_some_and(|public| {
+            UnparsedPublicKey::new(&ED25519, public).verify(text, signature).is_ok()
+        })
+    }
+}
+
+/// Makes digests of what a call was given or gave. Keyed, because a plain one of something short can
+/// be guessed.
+#[derive(Clone)]
+pub struct Digester(hmac::Key);
+
+impl fmt::Debug for Digester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digester")
+    }
+}
+
+impl Digester {
+    /// The digest of a payload of `length` bytes, of which `start` is the beginning that was held.
+    #[must_use]
+    pub fn digest(&self, start: &[u8], length: u64) -> Hash {
+        tag(&self.0, &[b"payload v1", &length.to_le_bytes(), start])
+    }
+}
+
+fn tag(key: &hmac::Key, parts: &[&[u8]]) -> Hash {
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(part);
+    }
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value() -> impl Strategy<Value = Value<'static>> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::Integer),
+            "[a\\x00\\x01\\x02\\x03]{0,9}".prop_map(Value::text),
+            proptest::collection::vec(0_u8..4, 0..9).prop_map(|bytes| Value::Blob(bytes.into())),
+        ]
+    }
+
+    fn lists() -> impl Strategy<Value = Vec<Vec<Value<'static>>>> {
+        proptest::collection::vec(proptest::collection::vec(value(), 0..4), 0..4)
+    }
+
+    /// Without the nulls at the end, which are not told.
+    fn told(lists: &[Vec<Value<'static>>]) -> Vec<Vec<Value<'static>>> {
+        let end =
+            |list: &Vec<_>| list.iter().rposition(|v| *v != Value::Null).map_or(0, |at| at + 1);
+        lists.iter().map(|list| list.iter().take(end(list)).cloned().collect()).collect()
+    }
+
+    fn form(kind: Kind, lists: &[Vec<Value<'static>>]) -> Canonical {
+        let mut form = Canonical::of(kind);
+        lists.iter().for_each(|list| form.list(list));
+        form
+    }
+
+    proptest! {
+        /// Different rows have different forms; the small alphabet makes confusions likely.
+        #[test]
+        fn the_canonical_form_is_injective(one in lists(), other in lists()) {
+            let same = told(&one) == told(&other);
+            prop_assert_eq!(form(Kind::Call, &one) == form(Kind::Call, &other), same);
+            prop_assert_ne!(form(Kind::Call, &one), form(Kind::Entry, &one));
+        }
+    }
+
+    #[test]
+    fn a_hash_depends_on_key_row_and_what_was_before() {
+        let (key, other) = (LedgerKey::new(&[1; 32]), LedgerKey::new(&[2; 32]));
+        let (row, another) = (Canonical::of(Kind::Call), Canonical::of(Kind::Entry));
+        let hash = key.link(&[0; 32], &row);
+        assert_eq!(hash, LedgerKey::new(&[1; 32]).link(&[0; 32], &row));
+        for different in
+            [other.link(&[0; 32], &row), key.link(&[1; 32], &row), key.link(&[0; 32], &another)]
+        {
+            assert_ne!(hash, different);
+        }
+        assert_ne!(key.id(), other.id());
+        assert_ne!(key.genesis(b"a", 0), key.genesis(b"a", 1));
+        assert_ne!(key.head(b"a", 1, &hash), key.head(b"b", 1, &hash));
+    }
+
+    #[test]
+    fn digests_tell_lengths_and_places_apart() {
+        let key = LedgerKey::new(&[1; 32]);
+        let digester = key.digester();
+        assert_ne!(digester.digest(b"abc", 3), digester.digest(b"abc", 4));
+        assert_eq!(key.kept(None, None), None);
+        assert_ne!(key.kept(Some("a"), None), key.kept(None, Some("a")));
+        assert_ne!(key.kept(Some("ab"), Some("c")), key.kept(Some("a"), Some("bc")));
+    }
+
+    #[test]
+    fn a_checkpoint_is_signed_for_whoever_has_the_public_key() {
+        let key = LedgerKey::new(&[1; 32]);
+        let (signature, public) = key.sign(b"text").unwrap();
+        let outside = UnparsedPublicKey::new(&ED25519, &public);
+        assert!(outside.verify(b"text", &signature).is_ok());
+        assert!(key.has_signed(b"text", &signature) && !key.has_signed(b"texT", &signature));
+        assert!(!LedgerKey::new(&[2; 32]).has_signed(b"text", &signature));
+    }
+}

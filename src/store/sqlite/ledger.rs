@@ -1,0 +1,300 @@
+//! Writing the ledger: calls, their attempts and payloads, and the entries beside them, each a link of
+//! the chain, in one transaction.
+//!
+//! Changes when the ledger has something new to write. Reading is `audit.rs`'s, checking `verify.rs`'s.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
+
+use super::attempts::{self, attempt_values};
+use super::verify::hex;
+use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
+use crate::error::ErrorCode;
+use crate::model::{Entrance, Failure, Timestamp, ViewName};
+use crate::store::chain::{Canonical, Hash, Kind, LedgerKey, Value};
+use crate::store::{CallRow, Checkpoint, EntryRow, StoreError};
+
+const TABLE: &str = "ledger";
+
+/// The columns of a call after `seq` and before `hash`, in the order in which they are hashed. A new
+/// one comes last and may be null.
+pub(super) const CALL_COLUMNS: [&str; 27] = [
+    "id",
+    "started_at_ms",
+    "caller",
+    "session",
+    "client_name",
+    "client_version",
+    "entrance",
+    "protocol_version",
+    "tool",
+    "upstream_tool",
+    "server",
+    "definition_hash",
+    "outcome",
+    "error_code",
+    "error",
+    "failure",
+    "http_status",
+    "attempts",
+    "queue_us",
+    "upstream_us",
+    "total_us",
+    "request_bytes",
+    "response_bytes",
+    "view",
+    "arguments_digest",
+    "result_digest",
+    "payload_digest",
+];
+
+/// The same of an entry.
+pub(super) const ENTRY_COLUMNS: [&str; 5] = ["at_ms", "kind", "actor", "subject", "detail"];
+
+const PAYLOADS: &str = "insert into payloads (seq, arguments, result)";
+const PAYLOAD_COLUMNS: usize = 3;
+
+static INSERT_CALLS: LazyLock<[&str; 2]> = LazyLock::new(|| {
+    let head = format!("insert into calls (seq, {}, hash)", CALL_COLUMNS.join(", "));
+    [CHUNK, 1].map(|rows| multi_row(&head, CALL_COLUMNS.len() + 2, rows, ""))
+});
+static INSERT_ATTEMPTS: LazyLock<[&str; 2]> = LazyLock::new(|| {
+    [CHUNK, 1].map(|rows| multi_row(attempts::INSERT, attempts::COLUMNS, rows, ""))
+});
+static INSERT_PAYLOADS: LazyLock<[&str; 2]> =
+    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(PAYLOADS, PAYLOAD_COLUMNS, rows, "")));
+static INSERT_ENTRIES: LazyLock<[&str; 2]> = LazyLock::new(|| {
+    let head = format!("insert into entries (seq, {}, hash)", ENTRY_COLUMNS.join(", "));
+    [CHUNK, 1].map(|rows| multi_row(&head, ENTRY_COLUMNS.len() + 2, rows, ""))
+});
+
+/// Where the chain ends, and what it is.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    pub(super) chain: Vec<u8>,
+    pub(super) seq: i64,
+    pub(super) hash: Hash,
+}
+
+impl Head {
+    pub(super) async fn read(connection: &mut SqliteConnection) -> Result<Self, StoreError> {
+        let row = sqlx::query("select chain, head_seq, head_hash from ledger where id = 1")
+            .fetch_one(connection)
+            .await?;
+        Ok(Self {
+            chain: row.try_get("chain")?,
+            seq: row.try_get("head_seq")?,
+            hash: hash_of(TABLE, "head_hash", row.try_get("head_hash")?)?,
+        })
+    }
+
+    /// The next row.
+    fn extend(&mut self, key: &LedgerKey, row: &Canonical) {
+        self.seq = self.seq.saturating_add(1);
+        self.hash = key.link(&self.hash, row);
+    }
+
+    pub(super) async fn write(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        key: &LedgerKey,
+    ) -> Result<(), StoreError> {
+        let mac = key.head(&self.chain, self.seq, &self.hash);
+        sqlx::query("update ledger set head_seq = ?, head_hash = ?, head_mac = ? where id = 1")
+            .bind(self.seq)
+            .bind(self.hash.to_vec())
+            .bind(mac.to_vec())
+            .execute(&mut **transaction)
+            .await?;
+        Ok(())
+    }
+}
+
+impl SqliteStore {
+    /// Adds entries and then calls to the ledger; gives the number of the last row.
+    pub(in crate::store) async fn append_ledger(
+        &self,
+        entries: &[EntryRow],
+        calls: &[CallRow],
+    ) -> Result<i64, StoreError> {
+        let mut writer = self.audit.writer().await?;
+        let mut transaction = begin(&mut writer).await?;
+        let seq = append(&mut transaction, &self.ledger_key, entries, calls).await?;
+        transaction.commit().await?;
+        Ok(seq)
+    }
+}
+
+impl SqliteStore {
+    pub(in crate::store) async fn checkpoint(
+        &self,
+        now: Timestamp,
+    ) -> Result<Checkpoint, StoreError> {
+        let mut reader = self.audit.readers.acquire().await?;
+        let head = Head::read(&mut reader).await?;
+        let (chain, hash) = (hex(&head.chain), hex(&head.hash));
+        Checkpoint::sign(&self.ledger_key, chain, head.seq, hash, now.to_string())
+            .ok_or(StoreError::Closed)
+    }
+}
+
+/// The same within a transaction.
+pub(super) async fn append(
+    transaction: &mut Transaction<'_, Sqlite>,
+    key: &LedgerKey,
+    entries: &[EntryRow],
+    calls: &[CallRow],
+) -> Result<i64, StoreError> {
+    // Read anew: a place kept in memory is wrong after a commit whose answer was not awaited.
+    let mut head = Head::read(transaction).await?;
+    let mut rows = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let values = entry_values(entry);
+        head.extend(key, &canonical_entry(head.seq.saturating_add(1), &values));
+        rows.push(linked(&head, values));
+    }
+    insert(transaction, &INSERT_ENTRIES, &rows).await?;
+
+    let mut rows = Vec::with_capacity(calls.len());
+    let (mut attempts, mut payloads) = (Vec::with_capacity(calls.len()), Vec::new());
+    for call in calls {
+        let seq = head.seq.saturating_add(1);
+        let (arguments, result) = (call.arguments.as_deref(), call.result.as_deref());
+        let kept = key.kept(arguments, result);
+        let values = call_values(call, kept);
+        let tried: Vec<_> =
+            (1..).zip(&call.attempt_list).map(|(n, row)| attempt_values(n, row)).collect();
+        head.extend(key, &canonical_call(seq, &values, &tried));
+        rows.push(linked(&head, values));
+        attempts.extend(tried.into_iter().map(|values| numbered(seq, values)));
+        if kept.is_some() {
+            payloads.push(numbered(seq, [Value::maybe_text(arguments), Value::maybe_text(result)]));
+        }
+    }
+    insert(transaction, &INSERT_CALLS, &rows).await?;
+    insert(transaction, &INSERT_ATTEMPTS, &attempts).await?;
+    insert(transaction, &INSERT_PAYLOADS, &payloads).await?;
+    head.write(transaction, key).await?;
+    Ok(head.seq)
+}
+
+/// What is hashed of a call.
+pub(super) fn canonical_call<'a>(
+    seq: i64,
+    values: &[Value<'_>],
+    attempts: impl IntoIterator<Item = impl AsRef<[Value<'a>]>>,
+) -> Canonical {
+    let mut form = Canonical::of(Kind::Call);
+    form.list(&[Value::Integer(seq)]);
+    form.list(values);
+    for attempt in attempts {
+        form.list(attempt.as_ref());
+    }
+    form
+}
+
+/// What is hashed of an entry.
+pub(super) fn canonical_entry(seq: i64, values: &[Value<'_>]) -> Canonical {
+    let mut form = Canonical::of(Kind::Entry);
+    form.list(&[Value::Integer(seq)]);
+    form.list(values);
+    form
+}
+
+fn numbered<'a>(seq: i64, values: impl IntoIterator<Item = Value<'a>>) -> Vec<Value<'a>> {
+    std::iter::once(Value::Integer(seq)).chain(values).collect()
+}
+
+fn linked<'a>(head: &Head, values: impl IntoIterator<Item = Value<'a>>) -> Vec<Value<'a>> {
+    let mut row = numbered(head.seq, values);
+    row.push(Value::Blob(head.hash.to_vec().into()));
+    row
+}
+
+/// Writes rows of equal length, in statements of [`CHUNK`] rows and, for the rest, of one.
+async fn insert(
+    transaction: &mut Transaction<'_, Sqlite>,
+    [many, one]: &[&'static str; 2],
+    rows: &[Vec<Value<'_>>],
+) -> Result<(), StoreError> {
+    let (chunks, rest) = rows.as_chunks::<CHUNK>();
+    let chunks = chunks.iter().map(|chunk| (*many, chunk.as_slice()));
+    for (sql, rows) in chunks.chain(rest.chunks(1).map(|row| (*one, row))) {
+        let query = sqlx::query(sql);
+        rows.iter().flatten().fold(query, bind).execute(&mut **transaction).await?;
+    }
+    Ok(())
+}
+
+fn bind<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    value: &'q Value<'_>,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    match value {
+        Value::Null => query.bind(None::<i64>),
+        Value::Integer(number) => query.bind(*number),
+        Value::Text(text) => query.bind(text.as_ref()),
+        Value::Blob(bytes) => query.bind(bytes.as_ref()),
+    }
+}
+
+fn entry_values(row: &EntryRow) -> [Value<'_>; ENTRY_COLUMNS.len()] {
+    [
+        Value::Integer(row.at.as_millis()),
+        Value::text(row.kind.as_str()),
+        Value::text(row.actor.as_str()),
+        Value::text(row.subject.as_str()),
+        Value::text(row.detail.as_str()),
+    ]
+}
+
+fn call_values(row: &CallRow, kept: Option<Hash>) -> [Value<'_>; CALL_COLUMNS.len()] {
+    let (entrance, version) = match row.entrance {
+        Entrance::Mcp(version) => ("mcp", Some(version.as_str())),
+        Entrance::Rest => ("rest", None),
+    };
+    let digest = |digest: &'_ Option<Hash>| {
+        digest.map_or(Value::Null, |hash| Value::Blob(hash.to_vec().into()))
+    };
+    [
+        Value::Blob(row.id.as_bytes().as_slice().into()),
+        Value::Integer(row.started_at.as_millis()),
+        Value::text(row.caller.as_ref()),
+        Value::maybe_text(row.session.as_deref()),
+        Value::maybe_text(row.client.as_ref().map(|client| client.name.as_str())),
+        Value::maybe_text(row.client.as_ref().map(|client| client.version.as_str())),
+        Value::text(entrance),
+        Value::maybe_text(version),
+        Value::text(row.tool.as_ref()),
+        Value::maybe_text(row.upstream_tool.as_ref().map(|tool| tool.as_str())),
+        Value::maybe_text(row.server.as_ref().map(|server| server.as_str())),
+        Value::maybe_blob(row.definition_hash.as_ref().map(<[u8; 32]>::as_slice)),
+        Value::text(row.outcome.as_str()),
+        Value::maybe_text(row.error_code.map(ErrorCode::as_str)),
+        Value::maybe_text(row.error.as_deref()),
+        Value::maybe_text(row.failure.map(Failure::as_str)),
+        Value::Integer(row.http_status.into()),
+        Value::Integer(row.attempts.into()),
+        Value::Integer(micros(row.queue)),
+        Value::Integer(micros(row.upstream)),
+        Value::Integer(micros(row.total)),
+        Value::Integer(signed(row.request_bytes)),
+        Value::Integer(signed(row.response_bytes)),
+        Value::maybe_text(row.view.as_ref().map(ViewName::as_str)),
+        digest(&row.arguments_digest),
+        digest(&row.result_digest),
+        digest(&kept),
+    ]
+}
+
+pub(super) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

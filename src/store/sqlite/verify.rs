@@ -1,0 +1,420 @@
+//! Verifying the ledger: every link of the chain, its ends, and what is kept of payloads.
+//!
+//! Changes when the chain covers something else. Opens the file for reading alone, also beside a
+//! router that writes it. Rows are read in windows with a short transaction each, and checked against
+//! the hash of the row before as it stands in the file, so that windows need nothing of each other and
+//! are checked side by side.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
+
+use super::attempts;
+use super::ledger::{CALL_COLUMNS, ENTRY_COLUMNS, canonical_call, canonical_entry};
+use super::{AUDIT, Version, connect_options, hash_of, identify, ledger_key};
+use crate::store::chain::{Hash, LedgerKey, Value};
+use crate::store::{Checkpoint, Fault, StoreError, Verified};
+
+/// The kind of the entry that says up to which row rows were removed, and that row's hash.
+pub(super) const PRUNED: &str = "audit.pruned";
+/// The kind of entries that say whose payloads were removed.
+pub(super) const ERASED: &str = "audit.erased";
+
+/// Rows of a window.
+const WINDOW: i64 = 4_096;
+/// Windows that are read at once.
+const READERS: usize = 2;
+/// Column of a call's `seq` in what is selected; the others follow.
+const FIRST: usize = 1;
+
+/// The one row of table `ledger`.
+struct State {
+    chain: Vec<u8>,
+    base: i64,
+    base_hash: Hash,
+    head: i64,
+    head_hash: Hash,
+    head_mac: Hash,
+    key_id: Vec<u8>,
+}
+
+/// What verification needs beside the rows.
+struct Means {
+    key: LedgerKey,
+    /// Rows whose payloads were removed with a record of it.
+    erased: Vec<(i64, i64)>,
+    base: i64,
+    base_hash: Hash,
+    head: i64,
+    next: AtomicI64,
+}
+
+/// Verifies the ledger in `folder`, also against `checkpoints`.
+///
+/// # Errors
+/// When the file or the key cannot be read; what is wrong with the rows is in [`Verified`].
+pub(in crate::store) async fn verify(
+    folder: &Path,
+    key_path: &Path,
+    checkpoints: &[Checkpoint],
+) -> Result<Verified, StoreError> {
+    let path = folder.join(AUDIT.file);
+    let lacking = |reason| StoreError::LedgerKey { path: key_path.to_owned(), reason };
+    let key = ledger_key::read(key_path)?.ok_or_else(|| lacking("it is missing"))?;
+    let mut reader = open(&path).await?;
+    match identify(&mut reader, &path, &AUDIT).await? {
+        Version::Known(version) if version == AUDIT.migrations.len() => {}
+        Version::Known(_) | Version::Empty => return Err(StoreError::NoChain { path }),
+    }
+    let state =
+        State::read(&mut reader).await?.ok_or(StoreError::NoChain { path: path.clone() })?;
+    if state.key_id != key.id() {
+        return Err(lacking("it is another one"));
+    }
+    let mut verified = Verified {
+        chain: hex(&state.chain),
+        base: state.base,
+        head: state.head,
+        head_hash: hex(&state.head_hash),
+        unchained: count(&mut reader, "select count(*) from calls where hash is null").await?,
+        ..Verified::default()
+    };
+    if state.head_mac != key.head(&state.chain, state.head, &state.head_hash) {
+        verified.found(state.head, Fault::Changed);
+    }
+    let records = Records::read(&mut reader).await?;
+    let is_begin = state.base_hash == key.genesis(&state.chain, state.base);
+    if !is_begin && !records.pruned.contains(&(state.base, hex(&state.base_hash))) {
+        verified.found(state.base.saturating_add(1), Fault::Beginning);
+    }
+
+    let means = Arc::new(Means {
+        key,
+        erased: records.erased,
+        base: state.base,
+        base_hash: state.base_hash,
+        head: state.head,
+        next: AtomicI64::new(state.base),
+    });
+    let mut windows = tokio::task::JoinSet::new();
+    for _ in 0..READERS {
+        let (means, mut reader) = (Arc::clone(&means), open(&path).await?);
+        windows.spawn(async move { means.windows(&mut reader).await });
+    }
+    while let Some(part) = windows.join_next().await {
+        let part = part.map_err(|_ended| StoreError::Closed)??;
+        verified.rows += part.rows;
+        verified.erased += part.erased;
+        let listed = part.findings.len() as u64;
+        part.findings.iter().for_each(|finding| verified.found(finding.seq, finding.fault));
+        verified.faults += part.faults - listed;
+    }
+    ends(&mut reader, &state, &means.key, &mut verified).await?;
+    compare(&mut reader, &state, &means.key, checkpoints, &mut verified).await?;
+    Ok(verified)
+}
+
+async fn open(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let options = connect_options(path, &AUDIT).pragma("query_only", "on");
+    options.connect().await.map_err(|error| StoreError::while_opening(error, path))
+}
+
+impl State {
+    async fn read(reader: &mut SqliteConnection) -> Result<Option<Self>, StoreError> {
+        let row = sqlx::query("select * from ledger where id = 1").fetch_optional(reader).await?;
+        let Some(row) = row else { return Ok(None) };
+        let hash = |column: &'static str| hash_of("ledger", column, row.try_get(column)?);
+        Ok(Some(Self {
+            chain: row.try_get("chain")?,
+            base: row.try_get("base_seq")?,
+            base_hash: hash("base_hash")?,
+            head: row.try_get("head_seq")?,
+            head_hash: hash("head_hash")?,
+            head_mac: hash("head_mac")?,
+            key_id: row.try_get("key_id")?,
+        }))
+    }
+}
+
+/// What the ledger says of what was removed. Whoever forges that breaks the chain.
+#[derive(Default)]
+struct Records {
+    pruned: Vec<(i64, String)>,
+    erased: Vec<(i64, i64)>,
+}
+
+impl Records {
+    async fn read(reader: &mut SqliteConnection) -> Result<Self, StoreError> {
+        let rows = sqlx::query("select kind, detail from entries where kind in (?, ?)")
+            .bind(PRUNED)
+            .bind(ERASED)
+            .fetch_all(reader)
+            .await?;
+        let mut records = Self::default();
+        for row in rows {
+            let kind: &str = row.try_get("kind")?;
+            let detail: &str = row.try_get("detail")?;
+            // What is not readable was changed, which the chain tells.
+            let Ok(detail) = serde_json::from_str::<serde_json::Value>(detail) else { continue };
+            if kind == PRUNED {
+                let hash = detail.get("hash").and_then(serde_json::Value::as_str);
+                let through = detail.get("through").and_then(serde_json::Value::as_i64);
+                records.pruned.extend(through.zip(hash.map(str::to_owned)));
+            } else if let Some(ranges) = detail.get("rows") {
+                let ranges = serde_json::from_value::<Vec<(i64, i64)>>(ranges.clone());
+                records.erased.extend(ranges.unwrap_or_default());
+            }
+        }
+        records.erased.sort_unstable();
+        Ok(records)
+    }
+}
+
+impl Means {
+    async fn windows(&self, reader: &mut SqliteConnection) -> Result<Verified, StoreError> {
+        let mut part = Verified::default();
+        loop {
+            let after = self.next.fetch_add(WINDOW, Ordering::Relaxed);
+            if after >= self.head {
+                return Ok(part);
+            }
+            self.window(reader, after, after.saturating_add(WINDOW).min(self.head), &mut part)
+                .await?;
+        }
+    }
+
+    /// The rows after `after` up to `last`.
+    async fn window(
+        &self,
+        reader: &mut SqliteConnection,
+        after: i64,
+        last: i64,
+        part: &mut Verified,
+    ) -> Result<(), StoreError> {
+        let mut links = BTreeMap::new();
+        let mut before = match after == self.base {
+            true => Some(self.base_hash),
+            false => hash_at(reader, after).await?,
+        };
+        let (calls, attempts, entries) = read_rows(reader, after, last).await?;
+        let mut attempts = attempts.iter().peekable();
+        for row in &calls {
+            let seq: i64 = row.try_get(0)?;
+            while attempts
+                .next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of < seq))
+                .is_some()
+            {
+                // It belongs to no call.
+                part.found(seq, Fault::Changed);
+            }
+            let mut tried = Vec::new();
+            while let Some(row) =
+                attempts.next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of == seq))
+            {
+                tried.push(values(row, FIRST, attempts::COLUMNS - 1));
+            }
+            links.insert(seq, self.call(row, seq, tried, part));
+        }
+        for row in &entries {
+            let seq: i64 = row.try_get(0)?;
+            let values = values(row, FIRST, ENTRY_COLUMNS.len());
+            let form = values.map(|values| canonical_entry(seq, &values));
+            let link = (stored_hash(row, FIRST + ENTRY_COLUMNS.len()), form);
+            if links.insert(seq, link).is_some() {
+                part.found(seq, Fault::Changed);
+            }
+        }
+        for seq in after.saturating_add(1)..=last {
+            let Some((stored, form)) = links.remove(&seq) else {
+                part.found(seq, Fault::Missing);
+                before = None;
+                continue;
+            };
+            part.rows += 1;
+            let computed = before.zip(form).map(|(before, form)| self.key.link(&before, &form));
+            // After a gap nothing can be said of the first row.
+            if before.is_some() && (stored.is_none() || computed != stored) {
+                part.found(seq, Fault::Changed);
+            }
+            before = stored;
+        }
+        Ok(())
+    }
+
+    fn call(
+        &self,
+        row: &SqliteRow,
+        seq: i64,
+        tried: Vec<Option<Vec<Value<'_>>>>,
+        part: &mut Verified,
+    ) -> (Option<Hash>, Option<crate::store::chain::Canonical>) {
+        let hash_column = FIRST + CALL_COLUMNS.len();
+        let form = values(row, FIRST, CALL_COLUMNS.len()).and_then(|values| {
+            let tried: Option<Vec<_>> = tried.into_iter().collect();
+            Some(canonical_call(seq, &values, tried?))
+        });
+        let payload_digest = stored_hash(row, hash_column - 1);
+        let has_row = row.try_get::<Option<i64>, _>(hash_column + 1).ok().flatten().is_some();
+        let text = |column| row.try_get::<Option<String>, _>(column);
+        let kept = match (text(hash_column + 2), text(hash_column + 3)) {
+            (Ok(arguments), Ok(result)) => self.key.kept(arguments.as_deref(), result.as_deref()),
+            (Err(_), _) | (_, Err(_)) => None,
+        };
+        match (payload_digest, has_row) {
+            (Some(_), false) if self.is_erased(seq) => part.erased += 1,
+            (None, false) => {}
+            (Some(_), false) => part.found(seq, Fault::Payload),
+            (digest, true) if digest != kept => part.found(seq, Fault::Payload),
+            (_, true) => {}
+        }
+        (stored_hash(row, hash_column), form)
+    }
+
+    fn is_erased(&self, seq: i64) -> bool {
+        let after = self.erased.partition_point(|(first, _)| *first <= seq);
+        // Ranges can overlap; there are few of them.
+        self.erased.get(..after).unwrap_or_default().iter().any(|(_, last)| *last >= seq)
+    }
+}
+
+async fn read_rows(
+    reader: &mut SqliteConnection,
+    after: i64,
+    last: i64,
+) -> Result<(Vec<SqliteRow>, Vec<SqliteRow>, Vec<SqliteRow>), StoreError> {
+    let calls = format!(
+        "select c.seq, {}, c.hash, p.seq, p.arguments, p.result
+         from calls c left join payloads p on p.seq = c.seq
+         where c.seq > ? and c.seq <= ? order by c.seq",
+        CALL_COLUMNS.map(|column| format!("c.{column}")).join(", ")
+    );
+    let entries = format!(
+        "select seq, {}, hash from entries where seq > ? and seq <= ? order by seq",
+        ENTRY_COLUMNS.join(", ")
+    );
+    let attempts = "select seq, n, began_us, took_us, outcome, failure, error, http_status, probe
+        from attempts where seq > ? and seq <= ? order by seq, n";
+    let mut found = Vec::with_capacity(3);
+    for sql in [calls, attempts.to_owned(), entries] {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(after).bind(last);
+        found.push(rows.fetch_all(&mut *reader).await?);
+    }
+    let mut found = found.into_iter();
+    let mut next = || found.next().unwrap_or_default();
+    Ok((next(), next(), next()))
+}
+
+/// Columns as they stand in the file; `None` when one cannot be read as what it says it is.
+fn values(row: &SqliteRow, first: usize, count: usize) -> Option<Vec<Value<'_>>> {
+    (first..first + count)
+        .map(|column| {
+            let raw = row.try_get_raw(column).ok()?;
+            if raw.is_null() {
+                return Some(Value::Null);
+            }
+            Some(match raw.type_info().name() {
+                "INTEGER" => Value::Integer(row.try_get_unchecked(column).ok()?),
+                "TEXT" => {
+                    let bytes: &[u8] = row.try_get_unchecked(column).ok()?;
+                    Value::text(std::str::from_utf8(bytes).ok()?)
+                }
+                "BLOB" => Value::Blob(row.try_get_unchecked::<&[u8], _>(column).ok()?.into()),
+                _ => return None,
+            })
+        })
+        .collect()
+}
+
+fn stored_hash(row: &SqliteRow, column: usize) -> Option<Hash> {
+    row.try_get::<Option<&[u8]>, _>(column).ok().flatten()?.try_into().ok()
+}
+
+async fn hash_at(reader: &mut SqliteConnection, seq: i64) -> Result<Option<Hash>, StoreError> {
+    let row = sqlx::query(
+        "select hash from calls where seq = ?1 union all select hash from entries where seq = ?1",
+    )
+    .bind(seq)
+    .fetch_optional(reader)
+    .await?;
+    Ok(row.as_ref().and_then(|row| stored_hash(row, 0)))
+}
+
+async fn count(reader: &mut SqliteConnection, sql: &'static str) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(sql).fetch_one(reader).await?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Whether the chain ends where the ledger says.
+async fn ends(
+    reader: &mut SqliteConnection,
+    state: &State,
+    key: &LedgerKey,
+    verified: &mut Verified,
+) -> Result<(), StoreError> {
+    // A tail that is gone was found row by row; it is one fault.
+    let last: Option<i64> = sqlx::query_scalar(
+        "select max(seq) from
+            (select max(seq) as seq from calls union all select max(seq) from entries)",
+    )
+    .fetch_one(&mut *reader)
+    .await?;
+    let last = last.unwrap_or(state.base).max(state.base);
+    if last < state.head {
+        verified.cut_from(last.saturating_add(1), state.head);
+    }
+    if last >= state.head && state.head > state.base {
+        let hash = hash_at(reader, state.head).await?;
+        if hash != Some(state.head_hash) {
+            verified.found(state.head, Fault::Changed);
+        }
+    }
+    if last > state.head {
+        // Unless a router wrote them meanwhile.
+        let now = State::read(reader).await?;
+        let end = now.filter(|now| now.head_mac == key.head(&now.chain, now.head, &now.head_hash));
+        if end.is_none_or(|end| end.head < last) {
+            verified.found(state.head.saturating_add(1), Fault::Changed);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the rows are those that were signed.
+async fn compare(
+    reader: &mut SqliteConnection,
+    state: &State,
+    key: &LedgerKey,
+    checkpoints: &[Checkpoint],
+    verified: &mut Verified,
+) -> Result<(), StoreError> {
+    let chain = hex(&state.chain);
+    let ours = checkpoints.iter().filter(|one| one.chain == chain && one.is_signed_by(key));
+    let mut cut = None;
+    for checkpoint in ours {
+        if checkpoint.seq <= state.base {
+            continue;
+        }
+        verified.checkpoints += 1;
+        if checkpoint.seq > state.head {
+            cut = Some(state.head.saturating_add(1));
+            continue;
+        }
+        // A row that is missing was found already.
+        let hash = hash_at(reader, checkpoint.seq).await?;
+        if hash.is_some_and(|hash| hex(&hash) != checkpoint.hash) {
+            verified.found(checkpoint.seq, Fault::Checkpoint);
+        }
+    }
+    if let Some(seq) = cut {
+        verified.found(seq, Fault::Truncated);
+    }
+    Ok(())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,247 @@
+//! The chain of the ledger: what a change of the file looks like to whoever verifies it.
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, SqliteConnection, raw_sql};
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::{Checkpoint, EntryRow, Fault, Finding, Verified};
+
+fn entry(number: i64) -> EntryRow {
+    EntryRow {
+        seq: 0,
+        at: at(number),
+        kind: "server.added".to_owned(),
+        actor: "ops".to_owned(),
+        subject: format!("s{number}"),
+        detail: format!(r#"{{"n":{number}}}"#),
+    }
+}
+
+fn tried(number: u64) -> CallRow {
+    let attempt = |n: u64| AttemptRow {
+        began: Duration::from_micros(n),
+        took: Duration::from_micros(10),
+        outcome: Outcome::Unavailable,
+        failure: Some(Failure::NotSent),
+        error: Some("refused".to_owned()),
+        http_status: Some(500),
+        probe: false,
+    };
+    CallRow { attempt_list: (0..number % 3).map(attempt).collect(), ..call(number) }
+}
+
+/// Rows 1 to 60: entries 1, 21 and 41, the rest calls.
+async fn written() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    for part in 0..3_u64 {
+        let calls: Vec<_> = (0..19).map(|n| tried(part * 100 + n)).collect();
+        let last = store.append_ledger(&[entry(part as i64)], &calls).await.unwrap();
+        assert_eq!(last, i64::try_from(part + 1).unwrap() * 20);
+    }
+    store.close().await.unwrap();
+    folder
+}
+
+async fn verified(folder: &TempDir) -> Verified {
+    Store::verify_ledger(folder.path(), &[]).await.unwrap()
+}
+
+async fn tamper(folder: &TempDir, sql: &str) {
+    let path = folder.path().join("audit.db");
+    let mut file = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+    raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+}
+
+fn findings(verified: &Verified) -> Vec<(i64, Fault)> {
+    verified.findings.iter().map(|Finding { seq, fault }| (*seq, *fault)).collect()
+}
+
+async fn columns(table: &str) -> Vec<(String, String)> {
+    let folder = written().await;
+    let path = folder.path().join("audit.db");
+    let mut file: SqliteConnection =
+        SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+    let sql = format!("select name, type from pragma_table_info('{table}')");
+    sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut file).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_untouched_ledger_verifies() {
+    let folder = written().await;
+    let found = verified(&folder).await;
+    assert!(found.is_good(), "{found:?}");
+    assert_eq!((found.base, found.head, found.rows, found.unchained), (0, 60, 60, 0));
+    assert_eq!(found.exit_code(), 0);
+    // Also beside a router that writes.
+    let store = Store::open(folder.path()).await.unwrap();
+    for number in 0..20 {
+        store.append_calls(&[tried(number)]).await.unwrap();
+        let found = verified(&folder).await;
+        assert!(found.is_good(), "{found:?}");
+        assert_eq!(found.head, 61 + i64::try_from(number).unwrap());
+    }
+}
+
+/// One change in any column of any table, at a row that has something there.
+#[tokio::test]
+async fn audit_tamper_any_column() {
+    for (table, row) in [("calls", 35), ("entries", 21), ("attempts", 35), ("payloads", 35)] {
+        for (column, kind) in columns(table).await {
+            if column == "seq" {
+                continue;
+            }
+            let folder = written().await;
+            let changed = match kind.as_str() {
+                "INTEGER" => format!("coalesce({column}, 0) + 1"),
+                "TEXT" => format!("coalesce({column}, '') || 'x'"),
+                "BLOB" => format!("cast(coalesce({column}, x'00') || x'00' as blob)"),
+                other => panic!("{other}"),
+            };
+            // `n` of an attempt is a part of its key: the last of them is moved.
+            let one = if table == "attempts" { "and n = 2" } else { "" };
+            tamper(
+                &folder,
+                &format!("update {table} set {column} = {changed} where seq = {row} {one}"),
+            )
+            .await;
+            let found = verified(&folder).await;
+            let first = findings(&found).first().copied();
+            assert!(first.is_some_and(|(seq, _)| seq == row), "{table}.{column}: {found:?}");
+            assert_eq!(found.exit_code(), 10, "{table}.{column}: {found:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn audit_tamper_rows() {
+    let cases: [(&str, &[(i64, Fault)], u8); 8] = [
+        ("delete from calls where seq = 30", &[(30, Fault::Missing)], 11),
+        ("delete from entries where seq = 21", &[(21, Fault::Missing)], 11),
+        (
+            "update calls set seq = -1 where seq = 30; update calls set seq = 30 where seq = 31;
+             update calls set seq = 31 where seq = -1",
+            &[
+                (30, Fault::Payload),
+                (30, Fault::Changed),
+                (31, Fault::Payload),
+                (31, Fault::Changed),
+                (32, Fault::Changed),
+            ],
+            10,
+        ),
+        ("delete from calls where seq > 50", &[(51, Fault::Truncated)], 12),
+        ("delete from calls; delete from entries", &[(1, Fault::Truncated)], 12),
+        ("delete from payloads where seq = 30", &[(30, Fault::Payload)], 10),
+        (
+            "insert into attempts select 2, 9, 0, 0, 'ok', null, null, null, 0",
+            &[(2, Fault::Changed)],
+            10,
+        ),
+        (
+            "insert into entries select 61, at_ms, kind, actor, subject, detail, hash from entries
+             where seq = 41",
+            &[(61, Fault::Changed)],
+            10,
+        ),
+    ];
+    for (sql, expected, code) in cases {
+        let folder = written().await;
+        tamper(&folder, sql).await;
+        let found = verified(&folder).await;
+        assert_eq!(findings(&found), expected, "{sql}: {found:?}");
+        assert_eq!(found.exit_code(), code, "{sql}: {found:?}");
+    }
+}
+
+/// Whoever cannot make the marks of a beginning and an end cannot move them.
+#[tokio::test]
+async fn audit_tamper_ends() {
+    let folder = written().await;
+    tamper(
+        &folder,
+        "delete from calls where seq > 50;
+         update ledger set head_seq = 50, head_hash = (select hash from calls where seq = 50)",
+    )
+    .await;
+    assert_eq!(findings(&verified(&folder).await), [(50, Fault::Changed)]);
+    let folder = written().await;
+    tamper(
+        &folder,
+        "update ledger set base_seq = 9, base_hash = (select hash from calls where seq = 9);
+         delete from calls where seq < 10; delete from entries where seq < 10;
+         delete from payloads where seq < 10; delete from attempts where seq < 10;",
+    )
+    .await;
+    assert_eq!(findings(&verified(&folder).await), [(10, Fault::Beginning)]);
+}
+
+/// An older copy of the whole file verifies by itself; a checkpoint that was kept elsewhere tells.
+#[tokio::test]
+async fn audit_tamper_rollback() {
+    let folder = written().await;
+    let old = tempfile::tempdir().unwrap();
+    for file in ["audit.db", "ledger.key"] {
+        fs::copy(folder.path().join(file), old.path().join(file)).unwrap();
+    }
+    let store = Store::open(folder.path()).await.unwrap();
+    let early = store.checkpoint(at(1)).await.unwrap();
+    store.append_calls(&(0..10).map(tried).collect::<Vec<_>>()).await.unwrap();
+    let late = store.checkpoint(at(2)).await.unwrap();
+    store.close().await.unwrap();
+    assert_eq!((early.seq, late.seq), (60, 70));
+    let both = [early.clone(), late.clone()];
+    let found = Store::verify_ledger(folder.path(), &both).await.unwrap();
+    assert!(found.is_good() && found.checkpoints == 2, "{found:?}");
+    let found = Store::verify_ledger(old.path(), &both).await.unwrap();
+    assert_eq!(findings(&found), [(61, Fault::Truncated)]);
+    assert!(Store::verify_ledger(old.path(), &[early]).await.unwrap().is_good());
+    // What nobody signed says nothing, and neither does another ledger's.
+    let forged = Checkpoint { seq: 90, ..late.clone() };
+    assert!(Store::verify_ledger(old.path(), &[forged]).await.unwrap().is_good());
+    let other = written().await;
+    assert_eq!(Store::verify_ledger(other.path(), &both).await.unwrap().checkpoints, 0);
+    // A row that was written anew in the place of a signed one, by whoever has the key.
+    let store = Store::open(old.path()).await.unwrap();
+    store.append_calls(&(0..20).map(tried).collect::<Vec<_>>()).await.unwrap();
+    store.close().await.unwrap();
+    let found = Store::verify_ledger(old.path(), &both).await.unwrap();
+    assert_eq!(findings(&found), [(70, Fault::Checkpoint)]);
+}
+
+#[tokio::test]
+async fn a_ledger_is_written_with_its_own_key_alone() {
+    let folder = written().await;
+    let key = folder.path().join("ledger.key");
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let kept = fs::read(&key).unwrap();
+    for bytes in [None, Some(vec![7; 32]), Some(vec![7; 31])] {
+        fs::remove_file(&key).unwrap_or_default();
+        if let Some(bytes) = bytes {
+            fs::write(&key, bytes).unwrap();
+        }
+        for refused in [
+            Store::open(folder.path()).await.map(drop),
+            Store::verify_ledger(folder.path(), &[]).await.map(drop),
+        ] {
+            assert!(matches!(refused, Err(StoreError::LedgerKey { .. })), "{refused:?}");
+        }
+    }
+    fs::write(&key, kept).unwrap();
+    assert!(verified(&folder).await.is_good());
+}
+
+/// Calls from before there was a chain stay, and are said to be outside it.
+#[tokio::test]
+async fn a_ledger_from_before_the_chain_begins_one() {
+    let folder = written().await;
+    tamper(&folder, "update calls set hash = null; delete from entries; delete from ledger").await;
+    let store = Store::open(folder.path()).await.unwrap();
+    store.append_calls(&(0..5).map(tried).collect::<Vec<_>>()).await.unwrap();
+    store.close().await.unwrap();
+    let found = verified(&folder).await;
+    assert!(found.is_good(), "{found:?}");
+    assert_eq!((found.base, found.head, found.rows, found.unchained), (60, 65, 5, 57));
+}
