@@ -159,6 +159,10 @@ impl App {
 
         let audit_settings = AuditSettings {
             durability: config.audit.durability,
+            intent: config.audit.intent,
+            checkpoints: std::iter::once(config.data_dir.clone())
+                .chain(config.audit.checkpoints.clone())
+                .collect(),
             redact: config.audit.redact.clone(),
             secrets: Arc::new(Secrets::new(config.secrets.clone())),
         };
@@ -293,8 +297,9 @@ impl App {
         self.registry.close().await;
         // What did not end in time is dropped with its thread, and recorded as it is dropped.
         self.door.stop().await;
-        self.audit.close().await;
+        // What became of breakers is on record, too.
         self.registry.save_breakers().await;
+        self.audit.close().await;
         let calls = self.edge.metrics.audit.calls_recorded();
         for saved in [self.edge.sessions.tidy().await, self.edge.keys.save_use().await] {
             if let Err(error) = saved {

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(Status::Done) => ExitCode::SUCCESS,
         Ok(Status::Failed) => ExitCode::from(1),
+        Ok(Status::Code(code)) => ExitCode::from(code),
         Err(error) => match error.downcast_ref::<CliError>() {
             Some(known) => {
                 if !known.is_silent() {

@@ -3,13 +3,17 @@
 //! Changes when the product's promise about the ledger changes. The call path gives an
 //! [`AuditEntry`] away and goes on; what is kept of it, redaction and encoding are the writer's.
 
+mod begun;
+mod checkpoints;
 mod entry;
 mod query;
 mod redact;
 mod summary;
 mod writer;
 
-pub use crate::config::Durability;
+pub use crate::config::{Durability, IntentMode};
+pub use begun::CallBegun;
+pub use checkpoints::read_checkpoints;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
 pub use query::{AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
 pub use redact::{Redactor, Secrets, Strictness};

@@ -9,6 +9,7 @@
 //! it has; `batched` goes on serving, and after five seconds lets go of the oldest calls, counts
 //! them and says so.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,13 +19,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
-use super::AuditEntry;
+use self::task::Task;
 use super::redact::{Redactor, Secrets};
+use super::{AuditEntry, CallBegun};
 use crate::clock;
-use crate::config::Durability;
+use crate::config::{Durability, IntentMode};
 use crate::metrics::AuditMetrics;
-use crate::model::Uptime;
-use crate::store::{CallRow, Store, StoreError};
+use crate::store::{EntryRow, Store};
 
 /// Calls admitted and not yet committed.
 const PLACES: usize = 16_384;
@@ -32,19 +33,12 @@ const PLACES: usize = 16_384;
 const HELD_BYTES: usize = 64 * 1024 * 1024;
 /// How long a call waits for a place before it is refused.
 const ADMISSION: Duration = Duration::from_millis(250);
-/// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
-const COLLECT: Duration = Duration::from_millis(50);
 /// Bytes of a text that is redacted for others.
 const TEXT: usize = 1024;
 /// Calls in one commit.
 const BATCH: usize = 4_096;
-/// Rows encoded, or bytes redacted, before other tasks of the thread get a turn.
-const ENCODE_ROWS: usize = 128;
-const ENCODE_BYTES: usize = 64 * 1024;
 /// How long a failing database is retried before `batched` lets go of calls.
 const PATIENCE: Duration = Duration::from_secs(5);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// How the ledger is kept.
 #[derive(Debug, Clone)]
@@ -55,6 +49,10 @@ pub struct AuditSettings {
     pub redact: Vec<String>,
     /// Values that are never kept.
     pub secrets: Arc<Secrets>,
+    /// Which calls must be on record before they are sent.
+    pub intent: IntentMode,
+    /// Folders in which signed checkpoints are kept.
+    pub checkpoints: Vec<PathBuf>,
 }
 
 /// Why a call cannot be taken on: the answer is 503 `MCPAuditUnavailableError`, nothing was sent.
@@ -86,6 +84,7 @@ pub struct AuditWriter {
 
 struct Shared {
     durability: Durability,
+    intent: IntentMode,
     patience: Duration,
     queue: Mutex<Queue>,
     /// The queue is no longer empty, or there is something else to do.
@@ -104,6 +103,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     entries: Vec<Queued>,
+    /// What must be on record before a call is sent.
+    intents: Vec<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
     /// The task is gone: what comes now is lost, and counted.
     ended: bool,
@@ -115,6 +116,12 @@ struct Queued {
     /// Gives the place back when the row is committed.
     place: OwnedSemaphorePermit,
     waiter: Option<oneshot::Sender<()>>,
+}
+
+/// The beginning of a call, and who waits until it is committed.
+struct Intent {
+    row: EntryRow,
+    waiter: oneshot::Sender<()>,
 }
 
 /// A reserved place in the queue. Dropping it gives the place back.
@@ -158,6 +165,7 @@ impl AuditWriter {
         let redactor = Redactor::new(&settings.redact, &settings.secrets);
         let shared = Arc::new(Shared {
             durability: settings.durability,
+            intent: settings.intent,
             patience,
             queue: Mutex::default(),
             work: Notify::new(),
@@ -169,7 +177,7 @@ impl AuditWriter {
             redactor: ArcSwap::from_pointee(redactor),
             metrics,
         });
-        let task = Task { store, shared: Arc::clone(&shared), failing_since: None, oldest: None };
+        let task = Task::new(store, Arc::clone(&shared), &settings.checkpoints);
         tracker.spawn(task.run());
         Self { shared, places: Arc::new(Semaphore::new(PLACES)) }
     }
@@ -178,6 +186,37 @@ impl AuditWriter {
     #[must_use]
     pub fn durability(&self) -> Durability {
         self.shared.durability
+    }
+
+    /// Whether the beginning of a call must be on record before it is sent, for a tool that is
+    /// declared to change nothing or not.
+    #[must_use]
+    pub fn wants_intent(&self, read_only: bool) -> bool {
+        match self.shared.intent {
+            IntentMode::Off => false,
+            IntentMode::SideEffects => !read_only,
+            IntentMode::All => true,
+        }
+    }
+
+    /// Puts the beginning of a call on record, and resolves when it is committed.
+    ///
+    /// # Errors
+    /// [`NotRecorded`] when it is not committed within five seconds: the call must not be sent.
+    pub async fn intend(&self, begun: CallBegun<'_>) -> Result<(), NotRecorded> {
+        let (waiter, committed) = oneshot::channel();
+        {
+            let mut queue = self.shared.queue.lock();
+            if queue.ended {
+                return Err(NotRecorded);
+            }
+            queue.intents.push(Intent { row: begun.into_row(clock::timestamp()), waiter });
+        }
+        self.shared.wake();
+        match tokio::time::timeout(self.shared.patience, committed).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(NotRecorded),
+        }
     }
 
     /// Whether calls are committed as they come: `false` while the database cannot be written.
@@ -348,173 +387,6 @@ impl AuditSlot {
     }
 }
 
-/// The one that writes.
-struct Task {
-    store: Store,
-    shared: Arc<Shared>,
-    failing_since: Option<Uptime>,
-    /// Whether the metric of the oldest call is set.
-    oldest: Option<()>,
-}
-
-/// What was taken from the queue at once.
-struct Taken {
-    entries: Vec<Queued>,
-    flushes: Vec<oneshot::Sender<()>>,
-}
-
-impl Task {
-    async fn run(mut self) {
-        if let Ok(Some(oldest)) = self.store.audit_oldest().await {
-            self.shared.metrics.oldest(oldest);
-            self.oldest = Some(());
-        }
-        let mut spare = Vec::new();
-        loop {
-            let Some(mut taken) = self.take(spare) else { break };
-            if taken.entries.is_empty() && taken.flushes.is_empty() {
-                spare = taken.entries;
-                self.shared.work.notified().await;
-                if self.shared.durability == Durability::Batched {
-                    self.collect().await;
-                }
-                continue;
-            }
-            while !taken.entries.is_empty() {
-                let rest = taken.entries.len().min(BATCH);
-                let batch: Vec<Queued> = taken.entries.drain(..rest).collect();
-                self.write(batch).await;
-            }
-            for flush in taken.flushes {
-                // Nobody waits any more: nothing to tell.
-                let _gone = flush.send(());
-            }
-            spare = taken.entries;
-            // A burst must not keep its memory for ever.
-            spare.shrink_to(BATCH);
-        }
-    }
-
-    /// Takes everything that is queued; `None` when the writer is closed and all is done.
-    fn take(&self, spare: Vec<Queued>) -> Option<Taken> {
-        let mut queue = self.shared.queue.lock();
-        if queue.entries.is_empty()
-            && queue.flushes.is_empty()
-            && self.shared.closed.load(Ordering::Relaxed)
-        {
-            queue.ended = true;
-            return None;
-        }
-        Some(Taken {
-            entries: std::mem::replace(&mut queue.entries, spare),
-            flushes: std::mem::take(&mut queue.flushes),
-        })
-    }
-
-    /// Waits a little for more calls, without being woken for each.
-    async fn collect(&self) {
-        tokio::select! {
-            () = tokio::time::sleep(COLLECT) => {}
-            () = self.shared.hurry.notified() => {}
-        }
-    }
-
-    async fn write(&mut self, batch: Vec<Queued>) {
-        let redactor = self.shared.redactor.load_full();
-        let digester = self.store.digester();
-        let mut rows = Vec::with_capacity(batch.len());
-        let mut places = Vec::with_capacity(batch.len());
-        let mut waiters = Vec::new();
-        let (mut held, mut encoded) = (0, 0);
-        for queued in batch {
-            rows.push(queued.entry.into_row(&redactor, &digester));
-            places.push(queued.place);
-            waiters.extend(queued.waiter);
-            held += queued.bytes;
-            encoded += queued.bytes;
-            if encoded >= ENCODE_BYTES || rows.len().is_multiple_of(ENCODE_ROWS) {
-                encoded = 0;
-                tokio::task::yield_now().await;
-            }
-        }
-        let committed = self.commit(&rows).await;
-        if committed {
-            self.count(&rows);
-            for waiter in waiters {
-                // The caller went away: the row is there all the same.
-                let _gone = waiter.send(());
-            }
-        } else {
-            self.shared.metrics.dropped(rows.len());
-        }
-        self.shared.metrics.dequeued(rows.len());
-        self.shared.held_bytes.fetch_sub(held, Ordering::Relaxed);
-        drop(places);
-        self.shared.freed.notify_waiters();
-    }
-
-    fn count(&mut self, rows: &[CallRow]) {
-        for row in rows {
-            self.shared.metrics.recorded(row.outcome);
-        }
-        if self.oldest.is_none()
-            && let Some(first) = rows.first()
-        {
-            self.shared.metrics.oldest(first.started_at);
-            self.oldest = Some(());
-        }
-    }
-
-    /// Commits a batch, however often it must be tried; `false` when it was given up.
-    async fn commit(&mut self, rows: &[CallRow]) -> bool {
-        let mut delay = FIRST_RETRY;
-        loop {
-            let began = clock::uptime();
-            let error = match self.store.append_calls(rows).await {
-                Ok(()) => {
-                    self.shared.metrics.committed(clock::uptime().since(began));
-                    self.recovered();
-                    return true;
-                }
-                Err(error) => error,
-            };
-            let failing = clock::uptime().since(self.failed(&error));
-            let closing = self.shared.closed.load(Ordering::Relaxed);
-            let keeps = self.shared.durability == Durability::Strict && !closing;
-            if failing >= self.shared.patience && !keeps {
-                tracing::warn!(
-                    calls = rows.len(),
-                    error = &error as &dyn std::error::Error,
-                    "{} calls are missing from the ledger: it could not be written",
-                    rows.len()
-                );
-                return false;
-            }
-            tokio::time::sleep(delay).await;
-            delay = delay.saturating_mul(2).min(LONGEST_RETRY);
-        }
-    }
-
-    fn failed(&mut self, error: &StoreError) -> Uptime {
-        *self.failing_since.get_or_insert_with(|| {
-            self.shared.failing.store(true, Ordering::Relaxed);
-            tracing::error!(
-                error = error as &dyn std::error::Error,
-                "the ledger cannot be written: {error}"
-            );
-            clock::uptime()
-        })
-    }
-
-    fn recovered(&mut self) {
-        if let Some(since) = self.failing_since.take() {
-            self.shared.failing.store(false, Ordering::Relaxed);
-            self.shared.freed.notify_waiters();
-            let seconds = clock::uptime().since(since).as_secs_f64();
-            tracing::info!(seconds, "the ledger is written again after {seconds:.1} s");
-        }
-    }
-}
-
+mod task;
 #[cfg(test)]
 mod tests;

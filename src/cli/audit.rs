@@ -3,6 +3,7 @@
 //! Changes when a ledger entry shows something else, or can be asked for differently.
 
 mod show;
+mod verify;
 
 use std::collections::HashSet;
 
@@ -50,6 +51,12 @@ enum Action {
         after_help = "Examples:\n  switchyard audit tail\n  switchyard audit tail --server github --limit 0\n  switchyard audit tail --json | jq -c 'select(.outcome != \"ok\")'"
     )]
     Tail(Tail),
+    /// Verify that the ledger is what was written
+    #[command(
+        long_about = "Reads the ledger's file and its key in the data folder, also beside a router that runs, and checks each row against the chain, what is kept of payloads, and signed checkpoints.\n\nExit codes: 0 good, 10 a row was changed, added or moved, 11 rows are missing, 12 the end is missing, 5 the file cannot be read.",
+        after_help = "Examples:\n  switchyard audit verify\n  switchyard --data-dir /var/lib/switchyard audit verify --checkpoints /mnt/worm/switchyard --json"
+    )]
+    Verify(verify::Args),
 }
 
 #[derive(Debug, Default, Clone, clap::Args)]
@@ -234,6 +241,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         Action::List(filter) => list(context, filter).await,
         Action::Show { id } => show::show(context, &id.to_string()).await,
         Action::Tail(tail) => follow(context, tail).await,
+        Action::Verify(args) => verify::run(context, args).await,
     }
 }
 

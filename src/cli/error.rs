@@ -2,7 +2,7 @@
 //!
 //! Changes when an exit code or a kind of failure is added. Exit codes are part of the interface:
 //! 0 done, 1 the call or check failed, 2 usage or configuration, 3 router unreachable, 4 data folder
-//! in use, 5 database damaged or newer, 130 ended by a second signal.
+//! in use, 5 database damaged or newer, 10, 11 and 12 what `audit verify` found, 130 ended by a second signal.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use super::when::WhenError;
 use crate::app::StartError;
 use crate::config::ConfigError;
 use crate::model::{NameError, UnitError};
+use crate::store::StoreError;
 
 /// How a command that ran to its end went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub enum Status {
     Done,
     /// It ran, and what it ran failed: a call, a check. Said already.
     Failed,
+    /// It ran, and what it found has an exit code of its own. Said already.
+    Code(u8),
 }
 
 /// Why a command ended early.
@@ -41,6 +44,18 @@ pub enum CliError {
     /// The router could not be asked, or said no.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The files in the data folder cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Checkpoints cannot be read.
+    #[error("could not read the checkpoints in {}: {source}", folder.display())]
+    Checkpoints {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The arguments of a call are wrong.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
@@ -95,6 +110,8 @@ impl CliError {
         match self {
             Self::Start(error) => error.exit_code(),
             Self::Client(error) => error.exit_code(),
+            Self::Store(error) => error.exit_code(),
+            Self::Checkpoints { .. } => 2,
             Self::Config(_)
             | Self::NoConfig(_)
             | Self::Argument(_)

@@ -117,6 +117,8 @@ pub struct Config {
 pub struct AuditConfig {
     /// When a call's answer may go out.
     pub durability: Durability,
+    /// Which calls must be on record before they are sent.
+    pub intent: IntentMode,
     /// What is kept of arguments.
     pub arguments: ArgumentsLevel,
     /// What is kept of results.
@@ -138,6 +140,29 @@ pub enum Durability {
     Batched,
     /// After its row is committed.
     Strict,
+}
+
+/// Which calls must be on record before they are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntentMode {
+    /// None.
+    Off,
+    /// Those of tools that are not declared to change nothing.
+    SideEffects,
+    /// All.
+    All,
+}
+
+impl IntentMode {
+    /// What holds where nothing is said: who waits for the end of a call to be on record wants to
+    /// know of its beginning, too.
+    #[must_use]
+    pub const fn usual(durability: Durability) -> Self {
+        match durability {
+            Durability::Batched => Self::Off,
+            Durability::Strict => Self::SideEffects,
+        }
+    }
 }
 
 /// Who needs a key.

@@ -9,7 +9,7 @@ use serde_yaml::Spanned;
 
 use super::knobs::{RawKnobs, RawServer};
 use super::scalar::{Bytes, Field, Key, Node};
-use super::{AuthMode, Durability};
+use super::{AuthMode, Durability, IntentMode};
 use crate::model::{ArgumentsLevel, NamingMode, Replay, ResultsLevel};
 
 /// Configuration of Switchyard. Every key is optional. Any text may refer to environment
@@ -145,6 +145,10 @@ pub(super) struct RawLevels {
 pub(super) struct RawAudit {
     /// `batched` (committed within 100 ms) or `strict` (the answer waits). Default: batched.
     pub(super) durability: Option<Field<Durability>>,
+    /// Which calls are on record before they are sent, so that one that was cut off is known:
+    /// `off`, `side_effects` (tools that are not declared read-only) or `all`. Default: off with
+    /// `batched`, `side_effects` with `strict`.
+    pub(super) intent: Option<Field<IntentMode>>,
     /// What is kept of arguments. Default: redacted.
     pub(super) arguments: Option<Field<ArgumentsLevel>>,
     /// What is kept of results. Default: summary.

@@ -431,5 +431,8 @@ choices! {
         "none" => Self::None, "summary" => Self::Summary, "full" => Self::Full,
     }
     super::AuthMode { "auto" => Self::Auto, "keys" => Self::Keys, "none" => Self::None }
+    super::IntentMode {
+        "off" => Self::Off, "side_effects" => Self::SideEffects, "all" => Self::All,
+    }
     super::Durability { "batched" => Self::Batched, "strict" => Self::Strict }
 }

@@ -10,7 +10,10 @@ use super::reader::Reader;
 use super::refuse;
 use super::scalar::{Field, Node};
 use super::secrecy::Place;
-use super::{AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, Limits, StdioCommand, client};
+use super::{
+    AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, IntentMode, Limits, StdioCommand,
+    client,
+};
 use crate::model::{
     BreakerSettings, ServerName, ServerSettings, ToolFilter, ViewName, ViewSpec, did_you_mean,
     nearest,
@@ -93,8 +96,10 @@ fn parse_listen(text: &str) -> Option<SocketAddr> {
 fn ledger(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     let Some(raw) = &raw.audit else { return };
     let usual = AuditConfig::default();
+    let durability = reader.get(raw.durability.as_ref()).unwrap_or(usual.durability);
     config.audit = AuditConfig {
-        durability: reader.get(raw.durability.as_ref()).unwrap_or(usual.durability),
+        durability,
+        intent: reader.get(raw.intent.as_ref()).unwrap_or_else(|| IntentMode::usual(durability)),
         arguments: reader.get(raw.arguments.as_ref()).unwrap_or(usual.arguments),
         results: reader.get(raw.results.as_ref()).unwrap_or(usual.results),
         redact: reader.texts(raw.redact.as_ref()).unwrap_or(usual.redact),
@@ -110,6 +115,7 @@ impl Default for AuditConfig {
     fn default() -> Self {
         Self {
             durability: super::Durability::Batched,
+            intent: IntentMode::Off,
             arguments: crate::model::ArgumentsLevel::Redacted,
             results: crate::model::ResultsLevel::Summary,
             redact: REDACT.map(str::to_owned).to_vec(),
@@ -224,9 +230,6 @@ fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
     let audit = raw.audit.as_ref();
     if audit.is_some_and(|audit| audit.retention.is_some() || audit.max_size.is_some()) {
         note("`audit.retention` and `audit.max_size` have no effect in this version: no call is ever deleted".to_owned());
-    }
-    if config.audit.checkpoints.is_some() {
-        note("`audit.checkpoints` has no effect in this version".to_owned());
     }
 }
 

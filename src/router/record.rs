@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::answer::code_of;
 use super::{CallAnswer, RouteError, UpstreamAnswer};
-use crate::audit::{AttemptEntry, Attempts, AuditEntry, AuditSlot, Durability, ToolLabel};
+use crate::audit::{
+    AttemptEntry, Attempts, AuditEntry, AuditSlot, CallBegun, Durability, ToolLabel,
+};
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
 use crate::error::ErrorCode;
@@ -101,6 +103,21 @@ impl CallRecord {
 
     pub(super) fn attempt_begins(&mut self, began: Uptime, probe: bool) {
         self.open = Some(OpenAttempt { began, probe });
+    }
+
+    /// What is put on record before the call is sent to `entry`.
+    pub(super) fn begun<'a>(&'a self, entry: &'a CatalogueEntry) -> CallBegun<'a> {
+        CallBegun {
+            id: self.call.id,
+            started_at: self.started_at,
+            caller: &self.call.caller.name,
+            session: self.call.session.as_ref().map(|session| session.hash.as_ref()),
+            entrance: self.call.entrance,
+            view: self.call.view.as_ref(),
+            tool: entry.exposed.as_str(),
+            upstream_tool: &entry.tool,
+            server: &entry.server.name,
+        }
     }
 
     /// `text` without what the ledger does not keep either.

@@ -7,6 +7,7 @@
 mod chain;
 mod checkpoint;
 mod error;
+mod journal;
 mod key_file;
 mod rows;
 mod seal;
@@ -17,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use crate::model::{
     BreakerEvent, BreakerRow, CallId, ServerName, ServerSource, ServerSpec, Timestamp, ToolName,
@@ -24,17 +26,22 @@ use crate::model::{
 
 pub use chain::{Digester, Hash};
 pub use checkpoint::Checkpoint;
+use journal::Journal;
+
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
-    AttemptRow, AuditFilter, CallRow, Cursor, DiscoveryRow, EntryRow, EventRow, FileSize,
-    HistoryKind, HistoryRow, KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert,
-    SessionRow, StoreSize, ToolRow, Upserted,
+    AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow, Cursor,
+    DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, KeyRow, OfferKind,
+    OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, ToolRow, Unfinished, Upserted,
 };
 pub use verified::{Fault, Finding, Verified};
 
 /// An open database. Clones are handles to the same one.
 #[derive(Clone)]
-pub struct Store(Backend);
+pub struct Store {
+    backend: Backend,
+    journal: Arc<Journal>,
+}
 
 /// Closed set of backends: a `match` finds every place that a new one must fill.
 #[derive(Clone)]
@@ -44,7 +51,7 @@ enum Backend {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(_) => f.write_str("Store(sqlite)"),
         }
     }
@@ -53,7 +60,7 @@ impl std::fmt::Debug for Store {
 /// Forwards to the backend's method of the same name.
 macro_rules! forward {
     ($store:expr, $method:ident($($argument:expr),*)) => {
-        match &$store.0 {
+        match &$store.backend {
             Backend::Sqlite(store) => store.$method($($argument),*).await,
         }
     };
@@ -69,7 +76,9 @@ impl Store {
     /// [`StoreError::ForeignDatabase`], [`StoreError::Damaged`], [`StoreError::OldEngine`], and
     /// what any statement can give. A file that is refused is not changed.
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        Ok(Self(Backend::Sqlite(Arc::new(sqlite::SqliteStore::open(data_dir).await?))))
+        let store = sqlite::SqliteStore::open(data_dir).await?;
+        let backend = Backend::Sqlite(Arc::new(store));
+        Ok(Self { backend, journal: Arc::new(Journal::new()) })
     }
 
     /// Verifies the ledger in `data_dir` against its key and against checkpoints; also while a router
@@ -105,7 +114,7 @@ impl Store {
     /// Sizes of the files on disk.
     #[must_use]
     pub fn size_bytes(&self) -> StoreSize {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.size_bytes(),
         }
     }
@@ -237,7 +246,9 @@ impl Store {
         tools: &[ToolRow],
         history: &[HistoryRow],
     ) -> Result<(), StoreError> {
-        forward!(self, replace_tools(server, tools, history))
+        forward!(self, replace_tools(server, tools, history))?;
+        self.journal.definitions(history);
+        Ok(())
     }
 
     /// Marks a server's active tools stale; gives their number.
@@ -310,7 +321,9 @@ impl Store {
         rows: &[BreakerRow],
         events: &[BreakerEvent],
     ) -> Result<(), StoreError> {
-        forward!(self, save_breakers(rows, events))
+        forward!(self, save_breakers(rows, events))?;
+        self.journal.transitions(events);
+        Ok(())
     }
 
     /// The history of one server's breakers or of all, newest first, before the event `before_id`.
@@ -414,7 +427,9 @@ impl Store {
     /// # Errors
     /// What any statement can give.
     pub async fn append_event(&self, event: &EventRow) -> Result<(), StoreError> {
-        forward!(self, append_event(event))
+        forward!(self, append_event(event))?;
+        self.journal.act(event);
+        Ok(())
     }
 
     /// Administrative acts, newest first.
@@ -445,10 +460,33 @@ impl Store {
         forward!(self, append_ledger(entries, calls))
     }
 
+    /// What is to be on record in the ledger beside calls, for the one that writes it: acts, changes
+    /// of definitions and transitions of breakers, after they were stored.
+    #[must_use]
+    pub fn journal(&self) -> mpsc::Receiver<EntryRow> {
+        self.journal.take()
+    }
+
+    /// What a router that was cut off left behind; `None` when the last one ended in order.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
+        forward!(self, unfinished())
+    }
+
+    /// Entries beside calls after number `seq`, in their order.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn audit_entries(&self, seq: i64, limit: u16) -> Result<Vec<EntryRow>, StoreError> {
+        forward!(self, audit_entries(seq, limit))
+    }
+
     /// What makes digests of payloads.
     #[must_use]
     pub fn digester(&self) -> Digester {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(store) => store.digester(),
         }
     }

@@ -335,6 +335,22 @@ pub struct CallRow {
     pub hash: Option<Hash>,
 }
 
+/// The kind of the entry with which a router begins to write a ledger.
+pub const AUDIT_STARTED: &str = "audit.started";
+/// The kind of the entry with which it ends in order: everything before is on record.
+pub const AUDIT_STOPPED: &str = "audit.stopped";
+/// The kind of the entry that says that a call is about to be sent.
+pub const CALL_STARTED: &str = "call.started";
+
+/// What a router that was cut off left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// When the last call that is on record came in, or the last entry was made.
+    pub last: Option<Timestamp>,
+    /// The beginnings of calls of which no end is on record.
+    pub begun: Vec<EntryRow>,
+}
+
 /// What is on record beside calls: administrative acts, changes of definitions, transitions of
 /// breakers, what happened to the ledger itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,9 @@ create table entries (
     hash    blob not null
 ) strict;
 
+-- For the start of a router: did the last one end in order?
+create index entries_runs on entries (seq) where kind in ('audit.started', 'audit.stopped');
+
 -- One row: where the chain begins and ends.
 create table ledger (
     id        integer primary key not null check (id = 1),

@@ -10,15 +10,15 @@ use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
     ArgumentsLevel, CallId, Entrance, ExposedName, Failure, Outcome, ResultsLevel, Secret,
-    Timestamp,
+    ServerName, Timestamp, ToolName,
 };
-use crate::store::AuditFilter;
+use crate::store::{AuditFilter, EventRow};
 
 /// For tests that wait until the writer gives up.
 const IMPATIENT: Duration = Duration::from_millis(200);
 
 struct Ledger {
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
     store: Store,
     writer: AuditWriter,
     tracker: TaskTracker,
@@ -31,12 +31,23 @@ impl Ledger {
     }
 
     async fn start_with(durability: Durability, patience: Duration) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        Self::start_in(&folder, durability, patience).await
+    }
+
+    async fn start_in(
+        folder: &Arc<tempfile::TempDir>,
+        durability: Durability,
+        patience: Duration,
+    ) -> Self {
+        let folder = Arc::clone(folder);
         let store = Store::open(folder.path()).await.unwrap();
         let registry = Registry::new();
         let tracker = TaskTracker::new();
         let settings = AuditSettings {
             durability,
+            intent: IntentMode::usual(durability),
+            checkpoints: vec![folder.path().to_owned()],
             redact: vec!["password".to_owned()],
             secrets: Arc::new(Secrets::new(vec![Secret::new("known-secret-value")])),
         };
@@ -383,5 +394,115 @@ async fn errors_of_attempts_are_redacted_and_cut_as_the_call_s_own() {
             assert!(found.is_none(), "{secret} is in {}", path.display());
         }
     }
+    ledger.end().await;
+}
+
+async fn entries(store: &Store) -> Vec<(String, String, serde_json::Value)> {
+    let rows = store.audit_entries(0, 1000).await.unwrap().into_iter();
+    rows.map(|row| (row.kind, row.actor, serde_json::from_str(&row.detail).unwrap())).collect()
+}
+
+fn kinds(entries: &[(String, String, serde_json::Value)]) -> Vec<&str> {
+    entries.iter().map(|(kind, _, _)| kind.as_str()).collect()
+}
+
+fn begun<'a>(id: CallId, tool: &'a ToolName, server: &'a ServerName) -> CallBegun<'a> {
+    CallBegun {
+        id,
+        started_at: Timestamp::from_millis(5),
+        caller: "me",
+        session: None,
+        entrance: Entrance::Rest,
+        view: None,
+        tool: "bank__pay",
+        upstream_tool: tool,
+        server,
+    }
+}
+
+/// What a router that was cut off leaves behind is put on record by the next: the calls under way as
+/// interrupted, and that something may be missing.
+#[tokio::test]
+async fn a_router_that_was_cut_off_is_followed_by_a_gap_and_interrupted_calls() {
+    let (tool, server) = (ToolName::parse("pay").unwrap(), ServerName::parse("bank").unwrap());
+    let ledger = Ledger::start(Durability::Strict).await;
+    assert!(ledger.writer.wants_intent(false) && !ledger.writer.wants_intent(true));
+    let (ended, open) = (entry("{}"), CallId::from_uuid(Uuid::now_v7()));
+    for id in [ended.id, open] {
+        ledger.writer.intend(begun(id, &tool, &server)).await.unwrap();
+    }
+    ledger.writer.admit().await.unwrap().record_durably(ended).await.unwrap();
+    assert_eq!(
+        kinds(&entries(&ledger.store).await),
+        ["audit.started", "call.started", "call.started"]
+    );
+    // Cut off: the files are as they were then.
+    ledger.store.close().await.unwrap();
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    for file in ["state.db", "audit.db", "ledger.key"] {
+        std::fs::copy(ledger.folder.path().join(file), folder.path().join(file)).unwrap();
+    }
+
+    for run in 0..2 {
+        let ledger = Ledger::start_in(&folder, Durability::Strict, PATIENCE).await;
+        ledger.writer.flush().await;
+        let all = entries(&ledger.store).await;
+        let expected =
+            ["audit.started", "call.started", "call.started", "audit.gap", "audit.started"];
+        if run == 0 {
+            assert_eq!(kinds(&all), expected);
+            assert_eq!(all[3].2["interrupted"], 1);
+        } else {
+            // The last ended in order: nothing to say, and no second row.
+            assert_eq!(kinds(&all)[5..], ["audit.stopped", "audit.started"]);
+        }
+        assert_eq!(ledger.store.audit_count().await.unwrap(), 2);
+        let row = ledger.store.audit_call(open).await.unwrap().unwrap();
+        assert_eq!(
+            (row.outcome, row.started_at),
+            (Outcome::Interrupted, Timestamp::from_millis(5))
+        );
+        ledger.end().await;
+    }
+    let checkpoints = crate::audit::read_checkpoints(folder.path()).unwrap();
+    assert_eq!(checkpoints.len(), 2, "one at each end");
+    let verified = Store::verify_ledger(folder.path(), &checkpoints).await.unwrap();
+    assert!(verified.is_good() && verified.checkpoints == 2, "{verified:?}");
+}
+
+/// A call is not sent when its beginning cannot be put on record.
+#[tokio::test]
+async fn an_intent_that_is_not_committed_is_refused() {
+    let (tool, server) = (ToolName::parse("pay").unwrap(), ServerName::parse("bank").unwrap());
+    let ledger = Ledger::start_with(Durability::Strict, IMPATIENT).await;
+    ledger.writer.flush().await;
+    ledger.store.close().await.unwrap();
+    let id = CallId::from_uuid(Uuid::now_v7());
+    assert_eq!(ledger.writer.intend(begun(id, &tool, &server)).await, Err(NotRecorded));
+    ledger.end().await;
+}
+
+/// Acts, changes of definitions and transitions of breakers follow their commit into the chain.
+#[tokio::test]
+async fn what_changes_the_state_is_on_record_in_the_ledger() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    let event = EventRow {
+        at: Timestamp::from_millis(7),
+        actor: "ops".to_owned(),
+        kind: "server.added".to_owned(),
+        subject: "bank".to_owned(),
+        detail: r#"{"url":"http://127.0.0.1"}"#.to_owned(),
+    };
+    ledger.store.append_event(&event).await.unwrap();
+    // Nothing else wakes the writer.
+    let all = loop {
+        let all = entries(&ledger.store).await;
+        if all.len() == 2 {
+            break all;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(kinds(&all), ["audit.started", "server.added"]);
+    assert_eq!((all[1].1.as_str(), &all[1].2["url"]), ("ops", &"http://127.0.0.1".into()));
     ledger.end().await;
 }

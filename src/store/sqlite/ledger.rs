@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::query::Query;
-use sqlx::sqlite::SqliteArguments;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
 use super::attempts::{self, attempt_values};
@@ -16,7 +16,10 @@ use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
 use crate::model::{Entrance, Failure, Timestamp, ViewName};
 use crate::store::chain::{Canonical, Hash, Kind, LedgerKey, Value};
-use crate::store::{CallRow, Checkpoint, EntryRow, StoreError};
+use crate::store::{
+    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, Checkpoint, EntryRow, StoreError,
+    Unfinished,
+};
 
 const TABLE: &str = "ledger";
 
@@ -140,6 +143,73 @@ impl SqliteStore {
         Checkpoint::sign(&self.ledger_key, chain, head.seq, hash, now.to_string())
             .ok_or(StoreError::Closed)
     }
+}
+
+impl SqliteStore {
+    pub(in crate::store) async fn audit_entries(
+        &self,
+        seq: i64,
+        limit: u16,
+    ) -> Result<Vec<EntryRow>, StoreError> {
+        let rows = sqlx::query(
+            "select seq, at_ms, kind, actor, subject, detail from entries
+             where seq > ? order by seq limit ?",
+        )
+        .bind(seq)
+        .bind(limit)
+        .fetch_all(&self.audit.readers)
+        .await?;
+        rows.iter().map(entry).collect()
+    }
+
+    pub(in crate::store) async fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
+        let mut reader = self.audit.readers.acquire().await?;
+        let last = sqlx::query(
+            "select seq, kind from entries where kind in (?, ?) order by seq desc limit 1",
+        )
+        .bind(AUDIT_STARTED)
+        .bind(AUDIT_STOPPED)
+        .fetch_optional(&mut *reader)
+        .await?;
+        let Some(last) = last
+            .filter(|row| row.try_get::<&str, _>("kind").is_ok_and(|kind| kind == AUDIT_STARTED))
+        else {
+            return Ok(None);
+        };
+        let since: i64 = last.try_get("seq")?;
+        let begun = sqlx::query(
+            "select seq, at_ms, kind, actor, subject, detail from entries
+             where seq > ? and kind = ? and not exists
+                (select 1 from calls where id = unhex(replace(subject, '-', '')))",
+        )
+        .bind(since)
+        .bind(CALL_STARTED)
+        .fetch_all(&mut *reader)
+        .await?;
+        let last: Option<i64> = sqlx::query_scalar(
+            "select max(at) from
+                (select started_at_ms as at from calls
+                    where seq = (select max(seq) from calls)
+                 union all select at_ms from entries where seq = (select max(seq) from entries))",
+        )
+        .fetch_one(&mut *reader)
+        .await?;
+        Ok(Some(Unfinished {
+            last: last.map(Timestamp::from_millis),
+            begun: begun.iter().map(entry).collect::<Result<_, _>>()?,
+        }))
+    }
+}
+
+fn entry(row: &SqliteRow) -> Result<EntryRow, StoreError> {
+    Ok(EntryRow {
+        seq: row.try_get("seq")?,
+        at: Timestamp::from_millis(row.try_get("at_ms")?),
+        kind: row.try_get("kind")?,
+        actor: row.try_get("actor")?,
+        subject: row.try_get("subject")?,
+        detail: row.try_get("detail")?,
+    })
 }
 
 /// The same within a transaction.

@@ -241,8 +241,13 @@ fn live(seed: u64, events: usize) {
                     2 => Command::Reset,
                     _ => Command::Changed,
                 };
+                let was_closed = model.word == "closed";
                 seen.extend(breaker.command(command, at(now)));
                 model.command(command, now);
+                if command == Command::Changed && was_closed {
+                    // There is nothing to tell.
+                    model.log.pop();
+                }
             }
             98 => {
                 let jump = random.i64(-5000..5000);

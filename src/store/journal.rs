@@ -1,0 +1,116 @@
+//! [`Journal`]: what the state's writers have to put on record in the ledger, on its way to the ledger's
+//! writer.
+//!
+//! Changes when another change of the state belongs on record. What is stored in the state comes first;
+//! a crash within the time of one commit can lose the entry in the ledger.
+
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{EntryRow, EventRow, HistoryRow};
+use crate::model::{BreakerEvent, Timestamp};
+
+/// Entries that wait for the ledger's writer.
+const QUEUE: usize = 65_536;
+
+/// From those who change the state to the one who writes the ledger.
+#[derive(Debug)]
+pub(super) struct Journal {
+    sender: mpsc::Sender<EntryRow>,
+    receiver: Mutex<Option<mpsc::Receiver<EntryRow>>>,
+}
+
+impl Journal {
+    pub(super) fn new() -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self { sender, receiver: Mutex::new(Some(receiver)) }
+    }
+
+    /// The other end, for the one writer there is. A second one hears nothing.
+    pub(super) fn take(&self) -> mpsc::Receiver<EntryRow> {
+        self.receiver.lock().take().unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    pub(super) fn act(&self, event: &EventRow) {
+        self.put(EntryRow {
+            seq: 0,
+            at: event.at,
+            kind: event.kind.clone(),
+            actor: event.actor.clone(),
+            subject: event.subject.clone(),
+            detail: event.detail.clone(),
+        });
+    }
+
+    pub(super) fn definitions(&self, history: &[HistoryRow]) {
+        let hex =
+            |hash: [u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        for change in history {
+            self.note(
+                change.at,
+                format!("tool.{}", change.kind.as_str()),
+                change.by.as_deref(),
+                change.server.as_str(),
+                &json!({
+                    "tool": change.tool.as_str(),
+                    "old_hash": change.old_hash.map(hex),
+                    "new_hash": change.new_hash.map(hex),
+                }),
+            );
+        }
+    }
+
+    pub(super) fn transitions(&self, events: &[BreakerEvent]) {
+        for event in events {
+            self.note(
+                event.at,
+                "breaker.transition".to_owned(),
+                event.actor.as_deref(),
+                event.server.as_str(),
+                &json!({
+                    "tool": event.tool.as_ref().map(|tool| tool.as_str()),
+                    "from": event.from.as_str(),
+                    "to": event.to.as_str(),
+                    "reason": event.reason.as_str(),
+                    "failures": event.failures,
+                    "trips": event.trips,
+                    "error": event.error,
+                    "note": event.note,
+                }),
+            );
+        }
+    }
+
+    fn note(
+        &self,
+        at: Timestamp,
+        kind: String,
+        actor: Option<&str>,
+        subject: &str,
+        detail: &serde_json::Value,
+    ) {
+        self.put(EntryRow {
+            seq: 0,
+            at,
+            kind,
+            actor: actor.unwrap_or("router").to_owned(),
+            subject: subject.to_owned(),
+            detail: detail.to_string(),
+        });
+    }
+
+    fn put(&self, entry: EntryRow) {
+        match self.sender.try_send(entry) {
+            // Without a writer there is no ledger to put it in: a command that only reads the state.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(entry)) => {
+                tracing::warn!(
+                    kind = entry.kind,
+                    subject = entry.subject,
+                    "an entry is missing from the ledger: too many wait for it"
+                );
+            }
+        }
+    }
+}
