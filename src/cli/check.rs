@@ -7,10 +7,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::table::{Cell, Style, Table};
-use super::{CliError, Context, DEFAULT_CONFIG, Status, servers, text, when};
+use super::{CliError, Context, DEFAULT_CONFIG, Status, guard_children, servers, text, when};
 use crate::app::{self, ServerProbe};
 use crate::config::{self, Config};
-use crate::guard;
 use crate::model::{ServerName, ViewSpec};
 
 /// Arguments of `check`.
@@ -33,7 +32,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         .or_else(|| context.config_path())
         .ok_or_else(|| CliError::NoConfig(DEFAULT_CONFIG.into()))?;
     let mut config = config::load(&path, &config::process_environment())?;
-    config.guard = guard::program();
+    guard_children(&mut config);
     let probes = if args.connect { Some(Box::pin(app::probe(&config)).await) } else { None };
     let failed = probes.iter().flatten().filter(|probe| probe.result.is_err()).count();
     if context.out.is_json() {

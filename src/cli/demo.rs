@@ -19,11 +19,10 @@ use super::client::{Ask, Client};
 use super::output::Output;
 use super::serve::Signals;
 use super::table::{Style, Table};
-use super::{CliError, Context, Status, text, when};
+use super::{CliError, Context, Status, guard_children, text, when};
 use crate::app::App;
 use crate::clock;
 use crate::config::Config;
-use crate::guard;
 use crate::model::{ServerName, ServerSpec, TransportSpec, parse_duration};
 use ledger::Ledger;
 use setup::{Steady, TempFolder};
@@ -104,7 +103,7 @@ fn config(listen: SocketAddr, data_dir: &Path, steady: &str) -> Result<Config, C
     let mut config = Config::defaults();
     config.listen = listen;
     config.data_dir = data_dir.to_owned();
-    config.guard = guard::program();
+    guard_children(&mut config);
     for (name, spec) in STEADY_AND_FLAKY.into_iter().zip([steady, flaky]) {
         config.servers.insert(ServerName::parse(name)?, spec);
     }

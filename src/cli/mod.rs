@@ -33,6 +33,7 @@ pub use error::{CliError, Status};
 pub use output::notice;
 
 use crate::config::{self, Config};
+use crate::guard;
 use crate::model::Secret;
 use client::Client;
 use output::{Color, Format, Output};
@@ -242,6 +243,16 @@ impl Context {
             notice(format!("warning: the key travels unencrypted to {url}; prefer https"));
         }
         Ok(client)
+    }
+}
+
+/// Prepares this process for child processes: each has a guard, and what a killed guard leaves becomes ours to end.
+fn guard_children(config: &mut Config) {
+    config.guard = guard::program();
+    if config.guard.is_some()
+        && let Err(error) = guard::adopt_orphans()
+    {
+        tracing::warn!(%error, "what a killed guard leaves behind cannot be ended: {error}");
     }
 }
 

@@ -7,10 +7,9 @@ use std::net::SocketAddr;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CliError, Context, DEFAULT_CONFIG, Status, text};
+use super::{CliError, Context, DEFAULT_CONFIG, Status, guard_children, text};
 use crate::app::{App, StartError};
 use crate::config::{AuthMode, Config};
-use crate::guard;
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -40,12 +39,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
     for note in &config.notes {
         tracing::warn!("{note}");
     }
-    config.guard = guard::program();
-    if config.guard.is_some()
-        && let Err(error) = guard::adopt_orphans()
-    {
-        tracing::warn!(%error, "what a killed guard leaves behind cannot be ended: {error}");
-    }
+    guard_children(&mut config);
     let data_dir = config.data_dir.display().to_string();
 
     let app = tokio::select! {

@@ -23,6 +23,7 @@ use rustix::process::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::pipe;
 
+use super::kill::kill_descendants;
 use super::start::complain;
 use super::table::{ProcessTable, signal};
 use super::{FAILED, NAME, START, own_command};
@@ -31,11 +32,8 @@ use super::{FAILED, NAME, START, own_command};
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 500_000_000 };
 /// How often the router is looked for where it cannot be waited for.
 const LOOK: Timespec = millis(250);
-/// Rounds in which descendants are killed and reaped, with a growing wait between them. A killed
-/// process is gone in one or two; who is left after all of these is not ours to kill, or the kernel
-/// does not let go of it.
-const ROUNDS: i64 = 100;
-/// The longest wait between two rounds.
+/// The longest wait between two rounds in which descendants are killed and reaped. Waits grow, because
+/// who was killed is gone in one or two rounds.
 const LONGEST_PAUSE: i64 = 100;
 /// The watcher needs little.
 const STACK: usize = 64 * 1024;
@@ -61,18 +59,25 @@ fn hold(router: Pid) -> io::Result<WaitStatus> {
     rustix::thread::set_name(&std::ffi::CString::new(NAME)?)?;
     let watched = Watched::new(router)?;
     let signals = Signals::new()?;
-    let child = start()?;
-    let watching = move || watch(&watched, &signals);
-    thread::Builder::new().name(NAME.to_owned()).stack_size(STACK).spawn(watching)?;
-    let status = loop {
+    let held = start().and_then(|child| {
+        let watching = move || watch(&watched, &signals);
+        thread::Builder::new().name(NAME.to_owned()).stack_size(STACK).spawn(watching)?;
+        reap_until(child)
+    });
+    // Also when something failed: the child may have been started.
+    end_all();
+    held
+}
+
+/// Reaps until `child` ends.
+fn reap_until(child: Pid) -> io::Result<WaitStatus> {
+    loop {
         match wait(WaitOptions::empty()) {
-            Ok(Some((pid, status))) if pid == child => break status,
+            Ok(Some((pid, status))) if pid == child => return Ok(status),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-    };
-    end_all();
-    Ok(status)
+    }
 }
 
 /// The router, as something to wait for.
@@ -122,9 +127,9 @@ fn start() -> io::Result<Pid> {
     let mut starter = own_command(Path::new("/proc/self/exe"));
     starter.arg(START).arg(getpid().to_string());
     starter.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
     let child = starter.process_group(0).spawn()?;
     // Else the child would never see the end of its input, nor the router the end of its output.
-    let nothing = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&nothing)?;
@@ -150,14 +155,14 @@ fn watch(router: &Watched, signals: &Signals) {
             break;
         }
         if ready.first() == Some(&true) {
-            end_descendants(Signal::TERM);
+            tell_descendants(Signal::TERM);
             wait_for(&[Some(told[0]), fd], Some(&PATIENCE));
             break;
         }
     }
     // Again and again, because what is killed may have started something just before.
     for round in 1.. {
-        end_descendants(Signal::KILL);
+        kill_descendants(own());
         pause(round);
     }
 }
@@ -175,18 +180,23 @@ fn pause(round: i64) {
     let _ = poll(&mut [], Some(&millis(round.min(LONGEST_PAUSE))));
 }
 
-fn end_descendants(with: Signal) {
+fn own() -> i32 {
+    getpid().as_raw_nonzero().get()
+}
+
+fn tell_descendants(what: Signal) {
     // Without `/proc` nothing could have been started.
     let Ok(table) = ProcessTable::read() else { return };
-    for pid in table.descendants(getpid().as_raw_nonzero().get()) {
-        signal(pid, with);
+    for entry in table.descendants(own()) {
+        signal(entry.pid, what);
     }
 }
 
-/// Kills and reaps whatever the child left. Nobody can escape: who loses its parent becomes our
-/// child, so without children there are no descendants.
+/// Kills and reaps whatever the child left, however long that takes. Nobody can escape: who loses
+/// its parent becomes our child, so without children there are no descendants, and with one we
+/// stay. That may be one whom the kernel does not let go of, or who is not ours to kill.
 fn end_all() {
-    for round in 1..=ROUNDS {
+    for round in 1.. {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some(_)) | Err(Errno::INTR) => {}
@@ -194,7 +204,7 @@ fn end_all() {
                 Err(_none_left) => return,
             }
         }
-        end_descendants(Signal::KILL);
+        kill_descendants(own());
         pause(round);
     }
 }

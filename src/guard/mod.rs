@@ -19,6 +19,7 @@
 
 #[cfg(target_os = "linux")]
 mod hold;
+mod kill;
 mod orphans;
 mod start;
 mod table;
@@ -28,7 +29,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-pub use orphans::{adopt_orphans, end_orphans, start_guard};
+pub use kill::kill_descendants;
+pub use orphans::{adopt_orphans, end_orphans, reap_orphans, start_guard};
 pub use start::{NotStartable, Start, find_program};
 pub use table::{ProcessTable, Usage};
 

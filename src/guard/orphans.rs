@@ -4,32 +4,70 @@
 //!
 //! A router that calls [`adopt_orphans`] is the next subreaper above its guards, so what a killed
 //! guard leaves becomes a child of the router itself. A child of this process that is no guard is
-//! such an orphan.
+//! such an orphan, unless it was there before the first guard: whatever started the router may have
+//! started others before in the same process (`sidecar & exec switchyard serve`).
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, test_kill_process, waitpid};
 
-use super::table::{ProcessTable, signal};
+use super::kill::kill_trees;
+use super::table::ProcessTable;
 
-/// Guards that this process started and that were not reaped when orphans were last looked for.
 /// Children are a matter of the whole process.
-static GUARDS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static KNOWN: Mutex<Known> = Mutex::new(Known { guards: BTreeSet::new(), spared: BTreeSet::new() });
 static ADOPTING: AtomicBool = AtomicBool::new(false);
 
+/// Descendants that are no orphans.
+struct Known {
+    /// Guards that this process started and that were not reaped when they were last looked for.
+    guards: BTreeSet<i32>,
+    /// Processes from before, with the time of their start.
+    spared: BTreeSet<(i32, u64)>,
+}
+
+impl Known {
+    fn forget_reaped_guards(&mut self) {
+        // One that cannot be seen for another reason must not be taken for an orphan, once it can.
+        self.guards.retain(|guard| {
+            let pid = Pid::from_raw(*guard);
+            pid.is_some_and(|pid| test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+        });
+    }
+
+    /// Reaps children in `table` that ended and are no guards, also those from before: nobody else
+    /// waits for them.
+    fn reap(&self, table: &ProcessTable) {
+        let strangers = table.all_children(own()).map(|child| child.pid);
+        for pid in strangers.filter(|pid| !self.guards.contains(pid)).filter_map(Pid::from_raw) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+fn own() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or_default()
+}
+
 /// From now on, descendants of this process that lose their guard become children of this process,
-/// for [`end_orphans`]. Only for a process whose children are all started with [`start_guard`].
+/// for [`end_orphans`]. Only for a process whose children are all started with [`start_guard`] from
+/// now on; those that it has already, and theirs, are spared.
 ///
 /// # Errors
 /// Where the kernel has nothing of the kind.
 pub fn adopt_orphans() -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
+        let mut known = KNOWN.lock();
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-        ADOPTING.store(true, Ordering::Relaxed);
+        if !ADOPTING.load(Ordering::Relaxed) {
+            let before = ProcessTable::read()?.descendants(own());
+            known.spared = before.iter().map(|entry| (entry.pid, entry.started)).collect();
+            ADOPTING.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
     #[cfg(not(target_os = "linux"))]
@@ -42,35 +80,50 @@ pub fn adopt_orphans() -> io::Result<()> {
 /// Those of `start`.
 pub fn start_guard<T>(start: impl FnOnce() -> io::Result<(T, Option<u32>)>) -> io::Result<T> {
     // Under the lock: a guard that is not known yet must not be taken for an orphan.
-    let mut guards = GUARDS.lock();
+    let mut known = KNOWN.lock();
     let (started, pid) = start()?;
     if ADOPTING.load(Ordering::Relaxed) {
-        guards.extend(pid.and_then(|pid| i32::try_from(pid).ok()));
+        known.guards.extend(pid.and_then(|pid| i32::try_from(pid).ok()));
     }
     Ok(started)
 }
 
-/// Kills and reaps children of this process that are no guards, with all their descendants, if
-/// [`adopt_orphans`] was called. Whether none was left; if not, call again a little later.
+/// Kills and reaps children of this process that are neither guards nor from before, with all their
+/// descendants, if [`adopt_orphans`] was called. Whether none was left; if not, call again a little
+/// later.
 #[must_use]
 pub fn end_orphans() -> bool {
     if !ADOPTING.load(Ordering::Relaxed) {
         return true;
     }
-    let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let mut guards = GUARDS.lock();
+    let mut known = KNOWN.lock();
+    known.forget_reaped_guards();
     let Ok(table) = ProcessTable::read() else { return true };
-    let children: BTreeSet<i32> = table.all_children(own).collect();
-    guards.retain(|guard| children.contains(guard));
-    let mut none = true;
-    for orphan in children.difference(&guards).copied() {
-        none = false;
-        for pid in std::iter::once(orphan).chain(table.descendants(orphan)) {
-            signal(pid, Signal::KILL);
-        }
-        if let Some(pid) = Pid::from_raw(orphan) {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-        }
+    let children: Vec<_> = table.all_children(own()).collect();
+    let spared: BTreeSet<i32> = children
+        .iter()
+        .filter(|child| known.spared.contains(&(child.pid, child.started)))
+        .map(|child| child.pid)
+        .collect();
+    let is_orphan = |pid: &i32| !known.guards.contains(pid) && !spared.contains(pid);
+    let none = !children.iter().any(|child| is_orphan(&child.pid));
+    if !none {
+        kill_trees(|lookup| lookup.children(own()).into_iter().filter(is_orphan).collect());
     }
+    known.reap(&table);
     none
+}
+
+/// Reaps children of this process that ended and are no guards, if [`adopt_orphans`] was called:
+/// orphans, and as process 1 of a container whoever loses its parent there. To be called after each
+/// `SIGCHLD`.
+pub fn reap_orphans() {
+    if !ADOPTING.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut known = KNOWN.lock();
+    known.forget_reaped_guards();
+    if let Ok(table) = ProcessTable::read() {
+        known.reap(&table);
+    }
 }

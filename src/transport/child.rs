@@ -19,7 +19,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
 use super::error::{CUT, TransportError};
 use crate::guard::{
-    self, NotStartable, ProcessTable, Start, end_orphans, find_program, start_guard,
+    self, NotStartable, Start, end_orphans, find_program, kill_descendants, start_guard,
 };
 use crate::model::Secret;
 
@@ -197,25 +197,36 @@ impl Running {
         if let Ok(status) = tokio::time::timeout(AFTER_CLOSE, self.ended()).await {
             return status;
         }
-        self.process.signal(Signal::TERM);
         let patience = if self.process.guarded { AFTER_TERM + GUARDS_TIME } else { AFTER_TERM };
-        if let Ok(status) = tokio::time::timeout(patience, self.ended()).await {
-            return status;
+        let steps: [(fn(&ProcessId), Duration); 2] =
+            [(ProcessId::terminate, patience), (ProcessId::kill, GUARDS_TIME)];
+        for (step, patience) in steps {
+            if self.reaped() {
+                break;
+            }
+            step(&self.process);
+            if let Ok(status) = tokio::time::timeout(patience, self.ended()).await {
+                return status;
+            }
         }
-        self.process.kill();
-        if let Ok(status) = tokio::time::timeout(GUARDS_TIME, self.ended()).await {
-            return status;
+        if !self.reaped() {
+            // The guard does not do its work: somebody stopped it.
+            self.process.kill_with_guard();
         }
-        // The guard does not do its work: somebody stopped it.
-        self.process.kill_with_guard();
         self.ended().await
+    }
+
+    /// Whether it ended and was waited for: its number may be another's from then on. What it left
+    /// may still have to be ended.
+    fn reaped(&self) -> bool {
+        self.child.id().is_none()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // Only when nobody waited for it: the runtime is going down.
-        if self.child.id().is_some() {
+        if !self.reaped() {
             self.process.kill();
         }
     }
@@ -279,19 +290,18 @@ impl ProcessId {
         tell(sent, signal);
     }
 
+    fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
     fn kill(&self) {
         self.signal(if self.guarded { Signal::USR1 } else { Signal::KILL });
     }
 
     /// Does the guard's work, and ends the guard.
     fn kill_with_guard(&self) {
-        let pid = self.pid.as_raw_nonzero().get();
-        if self.guarded
-            && let Ok(table) = ProcessTable::read()
-        {
-            for pid in table.descendants(pid).filter_map(Pid::from_raw) {
-                tell(kill_process(pid, Signal::KILL), Signal::KILL);
-            }
+        if self.guarded {
+            kill_descendants(self.pid.as_raw_nonzero().get());
         }
         self.signal(Signal::KILL);
     }

@@ -1,6 +1,9 @@
 //! Child processes: all that a server started ends with the router, in whatever way that ends; and
 //! what a bad one does stays its own trouble.
 
+mod escapes;
+mod household;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -71,7 +74,9 @@ type Process = (u32, u64);
 fn processes() -> BTreeMap<Process, (String, char, u32)> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue };
+        // A name need not be text.
+        let stat = String::from_utf8_lossy(&stat);
         let (name, fields) = stat.rsplit_once(')').unwrap();
         let (pid, name) = name.split_once(" (").unwrap();
         let fields: Vec<&str> = fields.split_whitespace().collect();

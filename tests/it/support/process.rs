@@ -1,5 +1,6 @@
 //! The program as a process: for what ends it, and for the command line.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -47,9 +48,15 @@ impl Finished {
 
 /// The program in `folder`, with nothing of this environment that it would heed.
 pub fn command(folder: &Path) -> Command {
+    prepared(Command::new(program()), folder)
+}
+
+fn program() -> OsString {
     // Figures of a release build are taken with its path here.
-    let program = std::env::var_os("SWITCHYARD_BIN").unwrap_or_else(|| PROGRAM.into());
-    let mut command = Command::new(program);
+    std::env::var_os("SWITCHYARD_BIN").unwrap_or_else(|| PROGRAM.into())
+}
+
+fn prepared(mut command: Command, folder: &Path) -> Command {
     command
         .current_dir(folder)
         .env_remove("SWITCHYARD_URL")
@@ -108,8 +115,20 @@ impl Router {
         Self::spawn(folder, &["--listen", &address.to_string()]).await
     }
 
+    /// Starts it by a shell that runs `script` first, in the folder, and then becomes the router.
+    pub async fn start_after(script: &str, yaml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::write(folder.path(), yaml);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{script}\nexec \"$0\" \"$@\"")]).arg(program());
+        Self::launch(prepared(shell, folder.path()), folder, &[]).await
+    }
+
     async fn spawn(folder: TempDir, arguments: &[&str]) -> Self {
-        let mut command = command(folder.path());
+        Self::launch(command(folder.path()), folder, arguments).await
+    }
+
+    async fn launch(mut command: Command, folder: TempDir, arguments: &[&str]) -> Self {
         command.args(["serve", "--config", "switchyard.yaml"]).args(arguments);
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());

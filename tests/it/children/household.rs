@@ -1,0 +1,76 @@
+//! What the router is given by whoever starts it: other processes, and descriptors.
+
+use super::{Process, all_gone, descendants, kill, mark, marked, processes, server, works};
+use crate::support::{Router, SOON, eventually};
+
+const DEMO: &str = r#"exec "$PROGRAM" demo-upstream stdio"#;
+
+/// The process whose number is in this file of the router's folder.
+fn noted(router: &Router, file: &str) -> Process {
+    let pid = std::fs::read_to_string(router.folder.path().join(file)).unwrap();
+    let pid: u32 = pid.trim().parse().unwrap();
+    *processes().keys().find(|(other, _)| *other == pid).expect("it is there")
+}
+
+#[tokio::test]
+async fn what_ran_before_the_router_is_spared() {
+    let mark = mark("spared");
+    let script = "sh -c 'sleep 60; true' </dev/null >/dev/null 2>&1 &\necho $! > sidecar";
+    let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
+    assert!(works(&router.http).await);
+    let sidecar = noted(&router, "sidecar");
+    let of_sidecar = descendants(sidecar.0);
+    assert_eq!(of_sidecar.len(), 1);
+    let marked = marked(&mark);
+    assert_eq!(marked.len(), 1);
+    let guard = processes().iter().find(|(process, _)| process.0 == marked[0]).unwrap().1.2;
+    let guarded = descendants(guard);
+    // With a guard that was killed, and with one whose own child was and that ends alike.
+    kill("KILL", &[guard]);
+    all_gone(&guarded, "of the new ones nothing is asked").await;
+    eventually(SOON, "it answers again", || async { works(&router.http).await.then_some(()) })
+        .await;
+    // Whoever lost its parent among them is spared, too.
+    kill("KILL", &[sidecar.0]);
+    eventually(SOON, "the sidecar is reaped", || async {
+        (!processes().contains_key(&sidecar)).then_some(())
+    })
+    .await;
+    let now = super::marked(&mark);
+    kill("KILL", &now);
+    eventually(SOON, "it answers again", || async {
+        (super::marked(&mark) != now && works(&router.http).await).then_some(())
+    })
+    .await;
+    let (_, state, parent) = processes().get(&of_sidecar[0]).cloned().expect("it lives");
+    assert_eq!((state, parent), ('S', router.pid()));
+    assert_eq!(router.stop().await.0, 0);
+    assert!(processes().contains_key(&of_sidecar[0]));
+    kill("KILL", &[of_sidecar[0].0]);
+    all_gone(&[], &mark).await;
+}
+
+#[tokio::test]
+async fn adopted_processes_do_not_stay_zombies() {
+    let mark = mark("adopted");
+    // One that ends with the router's start, and one that does later.
+    let script = "true &\necho $! > early\nsleep 60 </dev/null >/dev/null 2>&1 &\necho $! > late";
+    let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
+    assert!(works(&router.http).await);
+    let late = noted(&router, "late");
+    kill("KILL", &[late.0]);
+    let early = std::fs::read_to_string(router.folder.path().join("early")).unwrap();
+    let early: u32 = early.trim().parse().unwrap();
+    eventually(SOON, "both are reaped", || async {
+        let all = processes();
+        let zombie = all.iter().any(|((pid, _), (_, _, parent))| {
+            [early, late.0].contains(pid) && *parent == router.pid()
+        });
+        (!zombie).then_some(())
+    })
+    .await;
+    // Those whom somebody waits for are not reaped before him.
+    assert!(works(&router.http).await);
+    assert_eq!(router.stop().await.0, 0);
+    all_gone(&[], &mark).await;
+}
