@@ -246,8 +246,10 @@ impl Context {
     }
 }
 
-/// Prepares this process for child processes: each has a guard, and what a killed guard leaves becomes ours to end.
+/// Prepares this process for child processes: each has a guard, they get none of our descriptors,
+/// and what a killed guard leaves becomes ours to end.
 fn guard_children(config: &mut Config) {
+    guard::keep_descriptors();
     config.guard = guard::program();
     if config.guard.is_some()
         && let Err(error) = guard::adopt_orphans()

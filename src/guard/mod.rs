@@ -53,6 +53,14 @@ pub fn program() -> Option<PathBuf> {
     (cfg!(target_os = "linux") && program.exists()).then(|| program.to_owned())
 }
 
+/// Lets no program that this process starts have more of its descriptors than the standard streams:
+/// with one that we inherited, such as a lock that a script holds, a child would hold it, too. Our own
+/// ones never pass on.
+pub fn keep_descriptors() {
+    #[cfg(target_os = "linux")]
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
+}
+
 /// Acts as a guard or a starter, if the arguments of this process say so; to be called before
 /// anything else, and to be followed by the end of the process.
 #[must_use]

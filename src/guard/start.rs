@@ -109,6 +109,8 @@ pub(super) fn run(guard: Pid) -> u8 {
         }
     };
     let Some(mut command) = command else { return FAILED };
+    // Whatever guard and router may have been given.
+    super::keep_descriptors();
     let error = command.exec();
     complain(format_args!("could not start {}: {error}", command.get_program().display()));
     // As shells have it.

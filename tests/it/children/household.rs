@@ -74,3 +74,24 @@ async fn adopted_processes_do_not_stay_zombies() {
     assert_eq!(router.stop().await.0, 0);
     all_gone(&[], &mark).await;
 }
+
+#[tokio::test]
+async fn descriptors_of_the_router_are_not_its_childrens() {
+    let mark = mark("descriptors");
+    let script = "exec 7>> lock";
+    let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
+    assert!(works(&router.http).await);
+    let has_lock = |pid: u32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let mut targets = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets.any(|target| target.ends_with("lock") && target.starts_with(router.folder.path()))
+    };
+    assert!(has_lock(router.pid()));
+    let tree = descendants(router.pid());
+    assert_eq!(tree.len(), 2, "guard and child");
+    for (pid, _) in tree {
+        assert!(!has_lock(pid), "{pid}");
+    }
+    assert_eq!(router.stop().await.0, 0);
+    all_gone(&[], &mark).await;
+}
