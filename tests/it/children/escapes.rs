@@ -59,12 +59,11 @@ const HEADLESS: &str = r#"
     }"#;
 
 /// Compiled where it is used: the database engine needs a C compiler, too.
-fn headless(folder: &Path) -> String {
-    let source = folder.join("headless.c");
-    std::fs::write(&source, HEADLESS).unwrap();
-    let program = folder.join("headless");
+fn compile(name: &str, source: &str, folder: &Path) -> String {
+    let (file, program) = (folder.join(format!("{name}.c")), folder.join(name));
+    std::fs::write(&file, source).unwrap();
     let mut compiler = std::process::Command::new("cc");
-    let compiled = compiler.arg("-pthread").arg("-o").arg(&program).arg(&source).status().unwrap();
+    let compiled = compiler.arg("-pthread").arg("-o").arg(&program).arg(&file).status().unwrap();
     assert!(compiled.success());
     program.to_str().unwrap().to_owned()
 }
@@ -73,7 +72,7 @@ fn headless(folder: &Path) -> String {
 async fn a_process_whose_first_thread_ended_hides_nobody() {
     let mark = mark("headless");
     let folder = tempfile::tempdir().unwrap();
-    let program = headless(folder.path());
+    let program = compile("headless", HEADLESS, folder.path());
     let script = format!(r#"setsid "{program}" & exec "$PROGRAM" demo-upstream stdio"#);
     let router = Router::start(&server(&script, &mark, "")).await;
     eventually(SOON, "its first thread has ended, and it has a child", || async {
@@ -89,17 +88,36 @@ async fn a_process_whose_first_thread_ended_hides_nobody() {
     all_gone(&tree, &mark).await;
 }
 
-/// Starts a process that starts its successor and ends, and so on as long as there is the folder.
-/// Each leaves a byte.
-fn chain(folder: &Path) -> String {
-    let folder = folder.display();
-    format!(
-        r#"
-        next() {{ [ -d '{folder}' ] || exit; printf x >> '{folder}/beats'; next & }}
-        next </dev/null >/dev/null 2>&1 &
-        exec "$PROGRAM" demo-upstream stdio"#
-    )
-}
+/// Starts its successor and ends, and so on as long as the file named first is there. Each leaves a
+/// byte in the second. Nothing of it is there for longer than it takes to start a process.
+const CHAIN: &str = r#"
+    #include <fcntl.h>
+    #include <unistd.h>
+    int main(int count, char **words) {
+        if (count != 3) return 1;
+        setsid();
+        int beats = open(words[2], O_WRONLY | O_CREAT | O_APPEND, 0600);
+        while (access(words[1], F_OK) == 0 && write(beats, "x", 1) == 1)
+            if (fork() > 0) _exit(0);
+        return 0;
+    }"#;
+
+/// Many that do nothing, until the first of them ends: the more processes a machine has, the longer it
+/// takes to look at all of them.
+const CROWD: &str = r#"
+    #include <signal.h>
+    #include <sys/prctl.h>
+    #include <unistd.h>
+    int main(void) {
+        for (int i = 0; i < 400; i++) {
+            if (fork() == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                pause();
+                _exit(0);
+            }
+        }
+        pause();
+    }"#;
 
 /// How many there were in the chain.
 fn beats(folder: &Path) -> u64 {
@@ -136,7 +154,15 @@ async fn a_chain_of_processes_that_end_at_once_is_caught() {
     // The chain ends with its folder, also when this test fails.
     let chained = tempfile::tempdir().unwrap();
     let folder = chained.path();
-    let yaml = server(&chain(folder), &mark, "");
+    let program = compile("chain", CHAIN, folder);
+    let script = format!(
+        r#""{program}" "{program}" "{}" </dev/null >/dev/null 2>&1 &
+        exec "$PROGRAM" demo-upstream stdio"#,
+        folder.join("beats").display()
+    );
+    let yaml = server(&script, &mark, "");
+    let crowd = compile("crowd", CROWD, folder);
+    let _crowd = tokio::process::Command::new(crowd).kill_on_drop(true).spawn().unwrap();
 
     // The router is killed.
     let router = Router::start(&yaml).await;
