@@ -197,17 +197,18 @@ impl Running {
         if let Ok(status) = tokio::time::timeout(AFTER_CLOSE, self.ended()).await {
             return status;
         }
+        if !self.reaped() {
+            self.process.signal(Signal::TERM);
+        }
         let patience = if self.process.guarded { AFTER_TERM + GUARDS_TIME } else { AFTER_TERM };
-        let steps: [(fn(&ProcessId), Duration); 2] =
-            [(ProcessId::terminate, patience), (ProcessId::kill, GUARDS_TIME)];
-        for (step, patience) in steps {
-            if self.reaped() {
-                break;
-            }
-            step(&self.process);
-            if let Ok(status) = tokio::time::timeout(patience, self.ended()).await {
-                return status;
-            }
+        if let Ok(status) = tokio::time::timeout(patience, self.ended()).await {
+            return status;
+        }
+        if !self.reaped() {
+            self.process.kill();
+        }
+        if let Ok(status) = tokio::time::timeout(GUARDS_TIME, self.ended()).await {
+            return status;
         }
         if !self.reaped() {
             // The guard does not do its work: somebody stopped it.
@@ -288,10 +289,6 @@ impl ProcessId {
             false => kill_process_group(self.pid, signal),
         };
         tell(sent, signal);
-    }
-
-    fn terminate(&self) {
-        self.signal(Signal::TERM);
     }
 
     fn kill(&self) {
