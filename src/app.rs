@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +24,6 @@ use crate::catalogue::{Discovery, DiscoverySettings};
 use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimits, Sessions};
-use crate::guard;
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
@@ -45,8 +43,6 @@ const TIDY_AT_MOST: Duration = Duration::from_millis(250);
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 /// How old what is shown of child processes may be.
 const MEASURE_CHILDREN: Duration = Duration::from_secs(2);
-/// At most so often is looked for children to reap that nobody waits for.
-const REAP: Duration = Duration::from_secs(1);
 
 /// A running router.
 #[derive(Debug)]
@@ -240,7 +236,6 @@ impl App {
         tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
         tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
         tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
-        tasks.spawn(reap_orphans(stop.clone()));
         tasks.spawn(check_ledger(store.clone(), stop.clone()));
         let reloader = reload::Reloader {
             path: config.path.clone(),
@@ -442,30 +437,6 @@ async fn measure_children(registry: Arc<Registry>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(MEASURE_CHILDREN) => registry.measure_children(),
-        }
-    }
-}
-
-/// As process 1 of a container we are given processes that we did not start, and may not let their
-/// zombies stay.
-async fn reap_orphans(stop: CancellationToken) {
-    let mut ended = match signal(SignalKind::child()) {
-        Ok(ended) => ended,
-        Err(error) => {
-            tracing::warn!(%error, "the end of processes is not noticed: {error}");
-            return;
-        }
-    };
-    loop {
-        // First for those that ended before this was called. Signals meanwhile are kept as one.
-        guard::reap_orphans();
-        let next = async {
-            tokio::time::sleep(REAP).await;
-            ended.recv().await
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = next => {}
         }
     }
 }

@@ -4,12 +4,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{CliError, Context, DEFAULT_CONFIG, Status, guard_children, text};
 use crate::app::{App, StartError};
 use crate::config::{AuthMode, Config};
+use crate::guard;
+
+/// At most so often is looked for children to reap that nobody waits for.
+const REAP: Duration = Duration::from_secs(1);
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -24,6 +29,30 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
+    tokio::select! {
+        // Before there is anything to reap, so that no signal is lost.
+        biased;
+        error = reap_orphans() => Err(error),
+        done = Box::pin(serve(context, args)) => done,
+    }
+}
+
+/// As process 1 of a container we are given processes that we did not start, and may not let their
+/// zombies stay. Returns only if their end cannot be noticed.
+async fn reap_orphans() -> CliError {
+    let mut ended = match signal(SignalKind::child()) {
+        Ok(ended) => ended,
+        Err(error) => return CliError::Signals(error),
+    };
+    loop {
+        ended.recv().await;
+        guard::reap_orphans();
+        // Signals meanwhile are kept as one.
+        tokio::time::sleep(REAP).await;
+    }
+}
+
+async fn serve(context: &Context, args: Args) -> Result<Status, CliError> {
     // Before anything starts, so that no signal during the start is lost.
     let mut signals = Signals::new()?;
     let mut config = context.load_config()?;

@@ -64,8 +64,11 @@ pub fn adopt_orphans() -> io::Result<()> {
         let mut known = KNOWN.lock();
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         if !ADOPTING.load(Ordering::Relaxed) {
-            let before = ProcessTable::read()?.descendants(own());
+            let table = ProcessTable::read()?;
+            let before = table.descendants(own());
             known.spared = before.iter().map(|entry| (entry.pid, entry.started)).collect();
+            // Of those that ended already nothing will be heard.
+            known.reap(&table);
             ADOPTING.store(true, Ordering::Relaxed);
         }
         Ok(())
