@@ -10,6 +10,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 /// A line buffer that grew beyond this is not kept for the lines that follow: they would hold all of
 /// it for as long as one of them is held.
 const KEPT: usize = 64 * 1024;
+/// The longest id and the longest event name. The standard has no bound, but both are kept beyond
+/// their event, and an id goes back to the server in a header: a longer one is as if it were absent.
+const LONGEST_NAME: usize = 1024;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +44,8 @@ pub struct SseParser {
     has_data: bool,
     event: String,
     id: Option<String>,
-    last_id: Option<String>,
+    /// The id of the last event that had one, until it is asked for.
+    new_id: Option<String>,
     retry: Option<Duration>,
     /// The last line ended in CR; a LF right after it belongs to the same line end.
     after_cr: bool,
@@ -59,7 +63,7 @@ impl SseParser {
             has_data: false,
             event: String::new(),
             id: None,
-            last_id: None,
+            new_id: None,
             retry: None,
             after_cr: false,
             at_start: true,
@@ -108,10 +112,10 @@ impl SseParser {
         Ok(None)
     }
 
-    /// The last `id:` of an ended event, also of one without data.
+    /// The last `id:` of an ended event, also of one without data; once, until another one comes.
     #[must_use]
-    pub fn last_id(&self) -> Option<&str> {
-        self.last_id.as_deref()
+    pub fn take_id(&mut self) -> Option<String> {
+        self.new_id.take()
     }
 
     /// The last `retry:`: how long to wait before the stream is opened again.
@@ -130,6 +134,9 @@ impl SseParser {
 
     fn end_line(&mut self) -> Result<Option<SseEvent>, SseError> {
         let mut line = self.line.split();
+        if line.len() > KEPT {
+            self.line = BytesMut::new();
+        }
         if self.at_start {
             self.at_start = false;
             if line.starts_with(b"\xef\xbb\xbf") {
@@ -168,8 +175,10 @@ impl SseParser {
                 }
                 self.has_data = true;
             }
-            b"event" => self.event = text(&value),
-            b"id" if !value.contains(&0) => self.id = Some(text(&value)),
+            b"event" if value.len() <= LONGEST_NAME => self.event = text(&value),
+            b"id" if value.len() <= LONGEST_NAME && !value.contains(&0) => {
+                self.id = Some(text(&value));
+            }
             b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
                 // One beyond any clock says nothing, and leaves the one before in force.
                 let millis = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
@@ -184,15 +193,12 @@ impl SseParser {
         let event = std::mem::take(&mut self.event);
         let id = self.id.take();
         if id.is_some() {
-            self.last_id.clone_from(&id);
+            self.new_id.clone_from(&id);
         }
         if !std::mem::take(&mut self.has_data) {
             return None;
         }
         let data = std::mem::take(&mut self.data).freeze();
-        if data.len() > KEPT {
-            self.line = BytesMut::new();
-        }
         let event = if event.is_empty() { Cow::Borrowed("message") } else { Cow::Owned(event) };
         Some(SseEvent { event, data, id })
     }
@@ -265,6 +271,42 @@ mod tests {
         parser.feed(large.as_bytes(), &mut events).unwrap();
         assert_eq!(events[0].data.len(), KEPT + 1);
         assert!(parser.data.capacity() == 0 && parser.line.capacity() < KEPT);
+        // Nor is that of a line that is no data.
+        let comment = format!(": {}\n", "y".repeat(10 * KEPT));
+        for piece in comment.as_bytes().chunks(1000) {
+            parser.feed(piece, &mut events).unwrap();
+        }
+        assert!(parser.line.capacity() < KEPT, "{}", parser.line.capacity());
+    }
+
+    #[test]
+    fn a_name_or_an_id_that_is_too_long_is_as_if_it_were_absent() {
+        let (fits, long) = ("i".repeat(LONGEST_NAME), "i".repeat(LONGEST_NAME + 1));
+        let mut parser = SseParser::new(1 << 20);
+        let mut events = Vec::new();
+        for (id, event, is_id, is_event) in [
+            (&fits, &fits, Some(&fits), &*fits),
+            (&long, &long, None, "message"),
+            (&fits, &long, Some(&fits), "message"),
+        ] {
+            let stream = format!("id: {id}\nevent: {event}\ndata: x\n\n");
+            parser.feed(stream.as_bytes(), &mut events).unwrap();
+            let found = events.pop().unwrap();
+            assert_eq!((found.id.as_ref(), &*found.event), (is_id, is_event));
+            assert_eq!(parser.take_id().as_ref(), is_id);
+        }
+    }
+
+    #[test]
+    fn an_id_is_given_once() {
+        let mut parser = SseParser::new(64);
+        let mut ids = |stream: &str| {
+            parser.feed(stream.as_bytes(), &mut Vec::new()).unwrap();
+            parser.take_id()
+        };
+        assert_eq!(ids("id: 1\ndata: x\n\nid: 2\n\n").as_deref(), Some("2"));
+        assert_eq!(ids("data: x\n\nid: 3\n"), None);
+        assert_eq!(ids("\n").as_deref(), Some("3"));
     }
 
     #[test]
@@ -344,7 +386,7 @@ mod tests {
                 }
                 from = cut;
             }
-            read.last_id = parser.last_id().map(str::to_owned);
+            read.last_id = parser.take_id();
             read.retry = parser.retry();
             read
         }

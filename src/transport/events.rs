@@ -166,13 +166,11 @@ impl Endpoint {
                     }
                 })?;
                 place.retry = parser.retry().map(|retry| retry.min(LONGEST_RETRY)).or(place.retry);
-                if let Some(id) =
-                    parser.last_id().filter(|id| place.last_id.as_deref() != Some(*id))
-                {
-                    place.last_id = Some(id.to_owned());
-                }
+                place.last_id = parser.take_id().or(place.last_id.take());
                 let Some(event) = event else { break };
                 events += 1;
+                // A frame can hold tens of thousands of them; others have the thread in between.
+                tokio::task::coop::consume_budget().await;
                 if event.event != "message" || event.data.is_empty() {
                     continue;
                 }
@@ -194,8 +192,6 @@ impl Endpoint {
                         Err(error) => garbage = Some(error),
                     },
                 }
-                // A frame can hold tens of thousands of them; others have the thread in between.
-                tokio::task::coop::consume_budget().await;
             }
             place.events = place.events.saturating_add(events);
             tokio::task::coop::consume_budget().await;

@@ -5,6 +5,12 @@
 
 use bytes::{Bytes, BytesMut};
 
+/// A buffer that grew beyond this for one line is not kept for the lines that follow.
+const KEPT: usize = 64 * 1024;
+
+/// What there is room for at first.
+const READ: usize = 8 * 1024;
+
 /// One line, without its end.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
@@ -28,7 +34,7 @@ pub(super) struct LineSplitter {
 impl LineSplitter {
     /// For lines of up to `limit` bytes, their end not counted.
     pub(super) fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::with_capacity(8 * 1024), searched: 0, oversized: None, limit }
+        Self { buffer: BytesMut::with_capacity(READ), searched: 0, oversized: None, limit }
     }
 
     /// Where the next bytes go, after what is there. Grown ahead of the read, so that a long line
@@ -47,10 +53,16 @@ impl LineSplitter {
                 self.oversized.get_or_insert_default().take(&self.buffer);
                 self.buffer.clear();
                 self.searched = 0;
+                if self.buffer.capacity() > KEPT {
+                    self.shrink();
+                }
             }
             return None;
         };
         let mut line = self.buffer.split_to(self.searched + at + 1).freeze();
+        if line.len() > KEPT {
+            self.shrink();
+        }
         self.searched = 0;
         line.truncate(line.len() - 1);
         if self.oversized.is_some() || line.len() > self.limit {
@@ -60,6 +72,13 @@ impl LineSplitter {
         }
         line.truncate(line.trim_ascii_end().len());
         Some(Line::Whole(line))
+    }
+
+    /// Lets go of the memory of a large line; what stands behind it is at most what one read brings.
+    fn shrink(&mut self) {
+        let mut small = BytesMut::with_capacity(READ.max(self.buffer.len()));
+        small.extend_from_slice(&self.buffer);
+        self.buffer = small;
     }
 }
 
@@ -170,6 +189,21 @@ mod tests {
                 let [Line::TooLong(line)] = &lines[..] else { panic!("{lines:?}") };
                 assert_eq!(line.id(), id, "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn the_memory_of_a_large_line_is_let_go() {
+        let large = [&[b'x'; 20 * KEPT][..], b"\nabc"].concat();
+        for limit in [usize::MAX, 10 * KEPT] {
+            let mut lines = LineSplitter::new(limit);
+            for piece in large.chunks(READ) {
+                lines.room().extend_from_slice(piece);
+                drop(lines.next());
+            }
+            assert!(lines.room().capacity() <= KEPT, "{}", lines.buffer.capacity());
+            lines.room().extend_from_slice(b"d\n");
+            assert_eq!(lines.next(), Some(Line::Whole(Bytes::from_static(b"abcd"))));
         }
     }
 
