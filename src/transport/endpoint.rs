@@ -15,7 +15,8 @@ use http_body_util::Full;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use super::error::{SAMPLE, TransportError, sample};
+use super::channel::Ticket;
+use super::error::{SAMPLE, Sent, TransportError, sample};
 use super::relay::Relay;
 use super::socket::{Exchange, HttpClient, SocketPool};
 use super::{ConnectOptions, Hearing, Offers, handshake};
@@ -171,6 +172,17 @@ impl Endpoint {
         begin: impl FnOnce() -> bool,
     ) -> Result<Exchange, TransportError> {
         self.sockets.send_if(self.build(Method::POST, headers, body), begin).await
+    }
+
+    /// What to say of a request whose time ran out, by what its ticket says of it.
+    pub(super) fn out_of_time(&self, ticket: &Ticket, limit: Duration) -> TransportError {
+        match ticket.withdraw() {
+            // It waited for a connection to be sent on.
+            Sent::No => {
+                TransportError::ConnectTimeout { address: self.sockets.address().to_owned(), limit }
+            }
+            Sent::Yes => TransportError::Timeout { elapsed: limit },
+        }
     }
 
     /// Sends a message to which nothing of interest comes back, in bounded time.

@@ -14,9 +14,10 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::channel::Ticket;
 use super::detect::{self, Opened};
 use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk, check_refusal};
-use super::error::TransportError;
+use super::error::{Sent, TransportError};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{Era, ProtocolVersion};
@@ -89,24 +90,26 @@ impl HttpConnection {
         limit: Duration,
         relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
-        match tokio::time::timeout(limit, self.attempt(request, relay)).await {
+        let ticket = Ticket::default();
+        match tokio::time::timeout(limit, self.attempt(request, &ticket, relay)).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) => Err(TransportError::Timeout { elapsed: limit }),
+            Err(_elapsed) => Err(self.endpoint.out_of_time(&ticket, limit)),
         }
     }
 
     async fn attempt(
         &self,
         request: &OutgoingRequest<'_>,
+        ticket: &Ticket,
         relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
         let session = self.session.load_full();
-        match self.call(request, &session, relay).await? {
+        match self.call(request, ticket, &session, relay).await? {
             Reply::Answer(answer) => Ok(answer),
             // The server did not run it, so once more is safe; twice would be a loop.
             Reply::SessionGone(_) => {
                 let renewed = Box::pin(self.renew(&session)).await?;
-                match Box::pin(self.call(request, &renewed, relay)).await? {
+                match Box::pin(self.call(request, ticket, &renewed, relay)).await? {
                     Reply::Answer(answer) => Ok(answer),
                     Reply::SessionGone(error) => {
                         Err(TransportError::SessionLost { source: Arc::new(error) })
@@ -119,6 +122,7 @@ impl HttpConnection {
     async fn call(
         &self,
         request: &OutgoingRequest<'_>,
+        ticket: &Ticket,
         session: &Arc<Session>,
         relay: Option<&Arc<Relay>>,
     ) -> Result<Reply, TransportError> {
@@ -130,10 +134,15 @@ impl HttpConnection {
         if modern {
             name_request(&mut headers, request);
         } else {
-            cancel = Some(CancelOnDrop { connection: self, session, id });
+            cancel = Some(CancelOnDrop { connection: self, session, id, ticket });
         }
         let outcome = async {
-            let exchange = self.endpoint.post(headers, body).await?;
+            let begin = || {
+                // It is taken already when a session was lost; the request goes out all the same.
+                ticket.take();
+                true
+            };
+            let exchange = self.endpoint.post_if(headers, body, begin).await?;
             let talk = Talk { session: (!modern).then_some(&session.headers), relay };
             self.endpoint.read(exchange, id, talk).await
         }
@@ -275,11 +284,13 @@ pub(super) fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_
     }
 }
 
-/// Tells a legacy server that nobody waits any more, when the request's future is dropped.
+/// Tells a legacy server that nobody waits any more, when the future of a request is dropped that
+/// was sent.
 struct CancelOnDrop<'a> {
     connection: &'a HttpConnection,
     session: &'a Arc<Session>,
     id: u64,
+    ticket: &'a Ticket,
 }
 
 impl CancelOnDrop<'_> {
@@ -290,6 +301,9 @@ impl CancelOnDrop<'_> {
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
+        if self.ticket.withdraw() == Sent::No {
+            return;
+        }
         let params = format!(r#"{{"requestId":{},"reason":"no longer waited for"}}"#, self.id);
         let body = render_notification("notifications/cancelled", Some(&params));
         self.connection.endpoint.tell_later(self.session.headers.clone(), body);

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use super::channel::Ticket;
 use super::endpoint::{Body, Endpoint, check_refusal, shown};
 use super::error::{TransportError, sample};
 use super::{ConnectOptions, Offers, PeerInfo};
@@ -98,9 +99,10 @@ impl JsonrpcConnection {
         request: &OutgoingRequest<'_>,
         limit: Duration,
     ) -> Result<Answer, TransportError> {
-        let outcome = match tokio::time::timeout(limit, self.attempt(request)).await {
+        let ticket = Ticket::default();
+        let outcome = match tokio::time::timeout(limit, self.attempt(request, &ticket)).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) => Err(TransportError::Timeout { elapsed: limit }),
+            Err(_elapsed) => Err(self.calls.out_of_time(&ticket, limit)),
         };
         // What speaks no longer so may speak something else by now: whoever owns this finds out.
         if let Err(
@@ -113,10 +115,18 @@ impl JsonrpcConnection {
         outcome
     }
 
-    async fn attempt(&self, request: &OutgoingRequest<'_>) -> Result<Answer, TransportError> {
+    async fn attempt(
+        &self,
+        request: &OutgoingRequest<'_>,
+        ticket: &Ticket,
+    ) -> Result<Answer, TransportError> {
         let result = |value: Bytes| Answer { kind: AnswerKind::Result, value };
+        if request.method == "tools/call" {
+            return self.call(request, ticket).await;
+        }
+        // Of what can be asked again in any case it is not of interest when it went out.
+        ticket.take();
         match request.method {
-            "tools/call" => self.call(request).await,
             "tools/list" => self.list().await.map(result),
             "ping" => self.list().await.map(|_tools| result(Bytes::from_static(b"{}"))),
             _ => Ok(Answer {
@@ -128,12 +138,16 @@ impl JsonrpcConnection {
         }
     }
 
-    async fn call(&self, request: &OutgoingRequest<'_>) -> Result<Answer, TransportError> {
+    async fn call(
+        &self,
+        request: &OutgoingRequest<'_>,
+        ticket: &Ticket,
+    ) -> Result<Answer, TransportError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         // Nothing can be said before the answer.
         let body = OutgoingRequest { progress: false, idempotency_key: None, ..*request }
             .render(id, VERSION);
-        let exchange = self.calls.post(self.headers.clone(), body).await?;
+        let exchange = self.calls.post_if(self.headers.clone(), body, || ticket.take()).await?;
         let answer = match self.calls.read_json(exchange, id).await? {
             Body::Answer(answer) => answer,
             Body::Whole(message) => read_answer(&message, id).map_err(|source| {

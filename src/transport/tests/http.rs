@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use super::support::{
     Act, Received, Upstream, call, call_within, eventually, json, legacy, modern, open, options,
-    response, result, status,
+    read_request, response, result, status,
 };
 use crate::model::{Dialect, Failure, ProtocolVersion};
 use crate::protocol::{AnswerKind, OutgoingRequest};
@@ -564,6 +564,38 @@ async fn connections_are_reused_and_stale_ones_cost_nothing() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert_eq!(upstream.count("tools/call"), 30);
+}
+
+#[tokio::test]
+async fn a_request_that_waited_for_a_connection_only_was_not_sent() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let url = format!("http://{address}/mcp");
+    let serving = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let request = read_request(&mut stream, &mut Vec::new()).await.unwrap();
+        let Act::Write(answer) = modern(&request, || unreachable!()) else { unreachable!() };
+        let answer = String::from_utf8(answer.concat()).unwrap();
+        // Nothing is left to send the next one on.
+        let answer = answer.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    };
+    let options = options();
+    let (connection, ()) = tokio::join!(open(&url, &options), serving);
+    let connection = connection.unwrap();
+    // Nobody accepts any more, and as many wait for it as may.
+    let mut fillers = Vec::new();
+    while let Ok(Ok(filler)) =
+        tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await
+    {
+        fillers.push(filler);
+        assert!(fillers.len() < 100);
+    }
+    let error = call_within(&connection, Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(error, TransportError::ConnectTimeout { .. }), "{error:?}");
+    assert_eq!(error.failure(), Failure::NotSent);
 }
 
 #[tokio::test]
