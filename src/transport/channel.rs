@@ -62,7 +62,8 @@ struct Waiting {
 pub(super) trait Carrier: Send + Sync + 'static {
     fn channel(&self) -> &Channel;
 
-    /// Sends a message that nobody waits for; dropped when the server is slow to take it.
+    /// Sends a message that nobody waits for, before requests that wait to be sent; dropped when
+    /// too much waits already because the server is slow to take it.
     fn tell(&self, message: Vec<u8>);
 
     /// Sends a rendered request and waits for its answer, at most `limit`.
@@ -240,6 +241,11 @@ impl Ticket {
     /// The message goes out now; false when its caller gave up.
     pub(super) fn take(&self) -> bool {
         self.advance(Self::WRITTEN)
+    }
+
+    /// Not a byte of the message could be written, and none will be.
+    pub(super) fn put_back(&self) {
+        self.0.store(Self::QUEUED, Ordering::Release);
     }
 
     /// Nobody wants the message sent any more; says whether it had been.

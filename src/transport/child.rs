@@ -18,6 +18,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
 use super::error::{CUT, TransportError};
+use super::pace::Pace;
+use crate::clock;
 use crate::guard::{
     self, NotStartable, Start, end_orphans, find_program, kill_descendants, start_guard,
 };
@@ -339,8 +341,10 @@ impl StderrTail {
     /// Reads until the end: a pipe that nobody reads fills up and stops the child.
     pub(super) async fn drain(&self, mut stderr: ChildStderr) {
         let mut buffer = vec![0; 8 * 1024];
+        let mut pace = Pace::new(Pace::STANDARD_ERROR, clock::uptime());
         while let Ok(length @ 1..) = stderr.read(&mut buffer).await {
             self.push(buffer.get(..length).unwrap_or_default());
+            pace.keep(length, 0).await;
         }
     }
 

@@ -3,6 +3,7 @@
 //! Changes when a transport is added. Knows nothing of retries, breakers, catalogues or callers; it
 //! sends one request and says exactly what became of it.
 
+mod aside;
 mod channel;
 mod child;
 mod children;

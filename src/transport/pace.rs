@@ -34,10 +34,18 @@ impl Pace {
     pub(super) const OWN_STREAM: Allowance =
         Allowance { per_second: 1024 * 1024, burst: 16 * 1024 * 1024 };
 
-    /// For what is no answer on a stream that carries all answers: what many calls report meanwhile
-    /// is on it, too.
-    pub(super) const SHARED_STREAM: Allowance =
-        Allowance { per_second: 4 * 1024 * 1024, burst: 32 * 1024 * 1024 };
+    /// For what a child writes on standard error. It is only kept in part and not understood, and
+    /// at this rate that costs a few percent of a processor.
+    pub(super) const STANDARD_ERROR: Allowance =
+        Allowance { per_second: 64 * 1024 * 1024, burst: 64 * 1024 * 1024 };
+
+    /// For what is no answer on a stream that carries all answers, which may have `largest` bytes:
+    /// what many calls report meanwhile is on it, too. What comes is known to be an answer when all
+    /// of it is there, so there has to be room for one, and for the beginning of another.
+    pub(super) fn shared_stream(largest: u64) -> Allowance {
+        let burst = largest.saturating_mul(2).max(32 * 1024 * 1024);
+        Allowance { per_second: 4 * 1024 * 1024, burst }
+    }
 
     pub(super) const fn new(allowance: Allowance, now: Uptime) -> Self {
         Self { allowance, full_at: now }
@@ -109,6 +117,18 @@ mod tests {
         pace.give_back(5000);
         assert_eq!(pace.take(5000, 0, at(10_000)), Duration::ZERO);
         assert!(pace.take(1, 0, at(10_000)) > Duration::ZERO);
+    }
+
+    #[test]
+    fn the_largest_answer_is_free_however_large_it_may_be() {
+        for largest in [0, 1 << 20, 1 << 26, 1 << 34] {
+            let mut pace = Pace::new(Pace::shared_stream(largest), at(0));
+            for _ in 0..10 {
+                let bytes = usize::try_from(largest).unwrap();
+                assert_eq!(pace.take(bytes, 1, at(0)), Duration::ZERO, "{largest}");
+                pace.give_back(bytes);
+            }
+        }
     }
 
     #[test]

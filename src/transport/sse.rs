@@ -14,11 +14,11 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
-use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+use super::aside::{self, Aside, Asides};
 use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
 use super::endpoint::{Endpoint, is_event_stream, is_session_gone, shown};
 use super::error::{Sent, TransportError, sample};
@@ -33,8 +33,6 @@ use crate::protocol::{
     Answer, MessageKind, OutgoingRequest, SseEvent, SseParser, message_kind, render_notification,
 };
 
-/// Messages that nobody waits for, until the server takes them; more are dropped.
-const QUEUE: usize = 64;
 /// The connect may take the whole limit of the opening, and says better why it failed.
 const AFTER_CONNECT: Duration = Duration::from_millis(100);
 /// How long the acknowledgement of a request may come after its answer, so that its connection can
@@ -52,7 +50,7 @@ struct Shared {
     channel: Channel,
     /// Where messages are posted.
     posts: Arc<Endpoint>,
-    queue: mpsc::Sender<Vec<u8>>,
+    aside: Aside,
     /// The server ended the session.
     lost: CancellationToken,
     /// The handshake is done.
@@ -81,21 +79,17 @@ impl SseConnection {
             }
             other => other,
         })?;
-        let (queue, messages) = mpsc::channel(QUEUE);
+        let (aside, asides) = aside::queue();
         let shared = Arc::new(Shared {
             channel: Channel::new(options, tasks),
             posts: Arc::new(posts),
-            queue,
+            aside,
             lost: CancellationToken::new(),
             greeted: AtomicBool::new(false),
         });
         let stop = shared.channel.stop.clone().drop_guard();
         tasks.spawn(Arc::clone(&shared).read(events));
-        tasks.spawn(post_in_order(
-            messages,
-            Arc::clone(&shared.posts),
-            shared.channel.ended.clone(),
-        ));
+        tasks.spawn(post_in_order(asides, Arc::clone(&shared.posts), shared.channel.ended.clone()));
         let peer = shared.greet(limit).await?;
         shared.greeted.store(true, Ordering::Release);
         if peer.offers.subscriptions {
@@ -208,7 +202,7 @@ struct Events {
 impl Events {
     fn new(exchange: Exchange, limit: u64) -> Self {
         let parser = SseParser::new(usize::try_from(limit).unwrap_or(usize::MAX));
-        let pace = Pace::new(Pace::SHARED_STREAM, clock::uptime());
+        let pace = Pace::new(Pace::shared_stream(limit), clock::uptime());
         Self { exchange, parser, unread: Bytes::new(), limit, pace, talk: 0 }
     }
 
@@ -244,13 +238,9 @@ impl Events {
 }
 
 /// Posts one message after the other, until the end.
-async fn post_in_order(
-    mut messages: mpsc::Receiver<Vec<u8>>,
-    posts: Arc<Endpoint>,
-    ended: CancellationToken,
-) {
+async fn post_in_order(mut asides: Asides, posts: Arc<Endpoint>, ended: CancellationToken) {
     let posting = async {
-        while let Some(body) = messages.recv().await {
+        while let Some(body) = asides.next().await {
             posts.tell(Method::POST, posts.headers.clone(), body).await;
         }
     };
@@ -277,7 +267,7 @@ impl Carrier for Shared {
     }
 
     fn tell(&self, message: Vec<u8>) {
-        if self.queue.try_send(message).is_err() {
+        if !self.aside.push(message) {
             tracing::debug!(server.name = %self.channel.server, "dropped a message to a server that is slow to take them");
         }
     }
@@ -292,14 +282,7 @@ impl Carrier for Shared {
         let mut call = self.register(id, relay)?;
         match tokio::time::timeout(limit, self.converse(id, bytes, &mut call)).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) => Err(match call.ticket.withdraw() {
-                // It waited for a connection to be posted on.
-                Sent::No => TransportError::ConnectTimeout {
-                    address: self.posts.sockets.address().to_owned(),
-                    limit,
-                },
-                Sent::Yes => TransportError::Timeout { elapsed: limit },
-            }),
+            Err(_elapsed) => Err(self.posts.out_of_time(&call.ticket, limit)),
         }
     }
 

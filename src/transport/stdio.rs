@@ -3,7 +3,7 @@
 //! Changes when the stdio transport's rules do. How processes start and end is `child.rs`.
 //!
 //! Three tasks for each child: a writer, which alone touches its input, so that a dropped call
-//! never leaves half a line there; a reader, which hands answers to those who wait for them; and a
+//! never leaves half a line there, and puts what nobody waits for before requests; a reader, which hands answers to those who wait for them; and a
 //! supervisor, which waits for the end and then tells everybody.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -19,12 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::aside::{self, Aside, Asides};
 use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
 use super::child::{Launch, Process, ProcessId, Running, StderrTail};
 use super::children::Started;
 use super::error::{Sent, TransportError, sample};
 use super::handshake::{self, Finding};
 use super::lines::{Line, LineSplitter, Oversized};
+use super::pace::Pace;
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::clock;
@@ -33,14 +35,14 @@ use crate::protocol::{
     Answer, MessageKind, OutgoingRequest, RawObject, message_kind, render_notification,
 };
 
-/// Lines that wait for the child to read; callers wait beyond that, in their own time.
+/// Requests that wait for the child to read; callers wait beyond that, in their own time.
 const QUEUE: usize = 16;
 /// How long a child may ignore the modern probe; legacy servers often do.
 const SILENCE: Duration = Duration::from_secs(2);
 /// The least a child gets for its handshake: `npx` and `uvx` may have to install it first.
 const START: Duration = Duration::from_secs(30);
 /// How long the last answers of an ended child may take to be read, and how long a child may live
-/// after it closed its output.
+/// after it closed its input or its output.
 const LINGER: Duration = Duration::from_millis(300);
 /// Longer than any child lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -59,6 +61,7 @@ struct Shared {
     process: Arc<ProcessId>,
     state: Mutex<State>,
     queue: mpsc::Sender<Outgoing>,
+    aside: Aside,
     stderr: StderrTail,
     limit: usize,
 }
@@ -70,6 +73,7 @@ struct State {
     end: Option<String>,
 }
 
+/// A request, or what has to come after one.
 struct Outgoing {
     bytes: Vec<u8>,
     ticket: Arc<Ticket>,
@@ -208,8 +212,7 @@ impl Carrier for Shared {
     }
 
     fn tell(&self, bytes: Vec<u8>) {
-        let bytes = one_line(bytes);
-        if self.queue.try_send(Outgoing { bytes, ticket: Arc::default() }).is_err() {
+        if !self.aside.push(one_line(bytes)) {
             tracing::debug!(server.name = %self.channel.server, "dropped a message to a child that does not read");
         }
     }
@@ -253,21 +256,29 @@ impl Shared {
     ) -> Arc<Self> {
         let Process { child, stdin, stdout, stderr, first } = process;
         let (queue, lines) = mpsc::channel(QUEUE);
+        let (aside, asides) = aside::queue();
         let shared = Arc::new(Self {
             channel: Channel::new(options, tasks),
             process: Arc::clone(child.id()),
             state: Mutex::default(),
             queue,
+            aside,
             stderr: StderrTail::default(),
             limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
         });
-        tasks.spawn(write(first, lines, stdin, shared.channel.stop.clone()));
+        let input_end = CancellationToken::new();
+        let writer = Writer { asides, lines, stdin, broken: input_end.clone() };
+        tasks.spawn(writer.run(first, shared.channel.stop.clone()));
         let read_end = CancellationToken::new();
         {
             let (shared, read_end) = (Arc::clone(&shared), read_end.clone());
             tasks.spawn(async move {
                 let _read_end = read_end.drop_guard();
-                shared.read(stdout).await;
+                tokio::select! {
+                    () = shared.read(stdout) => {}
+                    // Of a child that said more than it may, the rest.
+                    () = shared.channel.ended.cancelled() => {}
+                }
             });
         }
         let stderr_end = CancellationToken::new();
@@ -280,7 +291,7 @@ impl Shared {
         }
         let supervised = Arc::clone(&shared);
         tasks.spawn(async move {
-            supervise(supervised, child, read_end, stderr_end).await;
+            supervise(supervised, child, Ends { input_end, read_end, stderr_end }).await;
             drop(started);
         });
         shared
@@ -365,28 +376,34 @@ impl Shared {
     /// Reads lines until the output ends.
     async fn read(self: &Arc<Self>, mut stdout: ChildStdout) {
         let mut lines = LineSplitter::new(self.limit);
-        loop {
-            match stdout.read_buf(lines.room()).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
+        let largest = u64::try_from(self.limit).unwrap_or(u64::MAX);
+        let mut pace = Pace::new(Pace::shared_stream(largest), clock::uptime());
+        // Lines since the last read that were no answers.
+        let mut talk = 0;
+        while let Ok(read @ 1..) = stdout.read_buf(lines.room()).await {
+            pace.keep(read, std::mem::take(&mut talk)).await;
             while let Some(line) = lines.next() {
                 match line {
-                    Line::Whole(line) => self.take_line(&line),
-                    Line::TooLong(line) => self.refuse_oversized(&line),
+                    Line::Whole(line) if self.take_line(&line) => pace.give_back(line.len()),
+                    Line::Whole(_) => talk += 1,
+                    Line::TooLong(line) => {
+                        talk += 1;
+                        self.refuse_oversized(&line);
+                    }
                 }
+                // One read can bring thousands of them; others have the thread in between.
+                tokio::task::coop::consume_budget().await;
             }
         }
     }
 
-    fn take_line(self: &Arc<Self>, line: &Bytes) {
+    /// Takes a line to whom it concerns; whether it was an answer that somebody waited for.
+    fn take_line(self: &Arc<Self>, line: &Bytes) -> bool {
         if line.is_empty() {
-            return;
+            return false;
         }
         match message_kind(line) {
-            Ok(MessageKind::Answer(id)) => {
-                self.channel.take_answer(id, line);
-            }
+            Ok(MessageKind::Answer(id)) => return self.channel.take_answer(id, line),
             Ok(MessageKind::Request { id, method }) => self.take_request(id, method, line),
             Ok(MessageKind::Notification { method }) => {
                 self.channel.take_notification(method, line);
@@ -401,6 +418,7 @@ impl Shared {
                 state.printed.push_back(text);
             }
         }
+        false
     }
 
     /// Tells the child what is wanted of its own messages, and follows as that changes.
@@ -498,48 +516,99 @@ async fn modern(probe: &mut Call<'_, Shared>) -> Option<PeerInfo> {
     }
 }
 
-/// Writes lines one after the other; ends, and so closes the child's input, on `stop` or when the
-/// child no longer reads.
-async fn write(
-    first: Vec<u8>,
-    mut lines: mpsc::Receiver<Outgoing>,
-    mut stdin: ChildStdin,
-    stop: CancellationToken,
-) {
-    let writing = async {
-        if stdin.write_all(&first).await.is_err() {
+/// Writes lines one after the other.
+struct Writer {
+    /// Written first: a cancellation must not wait behind what it makes idle.
+    asides: Asides,
+    lines: mpsc::Receiver<Outgoing>,
+    stdin: ChildStdin,
+    /// Cancelled when the child no longer reads.
+    broken: CancellationToken,
+}
+
+impl Writer {
+    /// Ends, and so closes the child's input, on `stop`.
+    async fn run(mut self, first: Vec<u8>, stop: CancellationToken) {
+        tokio::select! {
+            () = self.write(first) => {
+                self.broken.cancel();
+                // What is queued stays there until it is known how the child ended: its callers are
+                // told that, and that nothing was sent.
+                stop.cancelled().await;
+            }
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Writes until the child no longer reads.
+    async fn write(&mut self, first: Vec<u8>) {
+        if self.stdin.write_all(&first).await.is_err() {
             return;
         }
         drop(first);
-        while let Some(line) = lines.recv().await {
-            if line.ticket.take() && stdin.write_all(&line.bytes).await.is_err() {
-                break;
+        loop {
+            tokio::select! {
+                biased;
+                Some(message) = self.asides.next() => {
+                    if self.stdin.write_all(&message).await.is_err() {
+                        return;
+                    }
+                }
+                Some(line) = self.lines.recv() => {
+                    if line.ticket.take() && !write_line(&mut self.stdin, &line).await {
+                        return;
+                    }
+                }
+                else => return,
             }
         }
-    };
-    tokio::select! {
-        () = writing => {}
-        () = stop.cancelled() => {}
     }
-    stop.cancel();
 }
 
-async fn supervise(
-    shared: Arc<Shared>,
-    mut child: Running,
+/// Whether the line could be written. Its ticket says whether anything of it was.
+async fn write_line(stdin: &mut ChildStdin, line: &Outgoing) -> bool {
+    let mut left: &[u8] = &line.bytes;
+    while !left.is_empty() {
+        match stdin.write(left).await {
+            Ok(written @ 1..) => left = left.get(written..).unwrap_or_default(),
+            Ok(0) | Err(_) => {
+                if left.len() == line.bytes.len() {
+                    line.ticket.put_back();
+                }
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Cancelled when a pipe of the child is of no use any more.
+struct Ends {
+    input_end: CancellationToken,
     read_end: CancellationToken,
     stderr_end: CancellationToken,
-) {
+}
+
+async fn supervise(shared: Arc<Shared>, mut child: Running, ends: Ends) {
+    let Ends { input_end, read_end, stderr_end } = ends;
+    let closed = async {
+        tokio::select! {
+            biased;
+            () = read_end.cancelled() => "closed its output",
+            () = input_end.cancelled() => "closed its input",
+        }
+    };
     let status = tokio::select! {
         status = child.ended() => status,
         () = shared.channel.stop.cancelled() => child.end().await,
-        () = read_end.cancelled() => {
+        closed = closed => {
+            // It mostly ends at the same time, and how it does says more.
             match tokio::time::timeout(LINGER, child.ended()).await {
                 Ok(status) => status,
                 Err(_elapsed) => {
-                    let closed = "closed its output";
-                    shared.channel.stop.cancel();
+                    // Before anybody can see that it is no longer alive, and start another.
                     shared.end(closed);
+                    shared.channel.stop.cancel();
                     child.end().await
                 }
             }

@@ -449,6 +449,78 @@ async fn a_server_that_never_stops_talking_on_its_own_costs_little() {
     }
 }
 
+/// A server in shell that answers calls of `good` with their key, and on one of `bad` begins to
+/// write as fast as it is read.
+fn flooding(flood: &str) -> String {
+    let say = |what: &str| format!(r#"printf '{{"jsonrpc":"2.0","id":%s,{what}}}\n' "$id""#);
+    let legacy = say(r#""error":{"code":-32601,"message":"no"}"#);
+    let hello = say(r#""result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{}}}"#);
+    let tools =
+        TOOLS.map(|name| format!(r#"{{"name":"{name}","inputSchema":{{"type":"object"}}}}"#));
+    let tools = say(&format!(r#""result":{{"tools":[{}]}}"#, tools.join(",")));
+    let answer = say(r#""result":{"content":[{"type":"text","text":"'"$key"'"}]}"#);
+    let script = format!(
+        r#"while IFS= read -r line; do
+            id=${{line#*'"id":'}}; id=${{id%%,*}}
+            key=${{line#*'"key":"'}}; key=${{key%%'"'*}}
+            case $line in
+            *'"method":"server/discover"'*) {legacy};;
+            *'"method":"initialize"'*) {hello};;
+            *'"method":"tools/list"'*) {tools};;
+            *'"name":"bad"'*) {flood};;
+            *'"name":"good"'*) {answer};;
+            esac
+        done"#
+    );
+    json!(["-c", script.replace('$', "$$")]).to_string()
+}
+
+#[tokio::test]
+async fn a_child_that_never_stops_writing_costs_little() {
+    let other = Rig::legacy(&["good"]).await;
+    for flood in [
+        r#"yes '{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"x"}}'"#,
+        r#"yes '{"jsonrpc":"2.0","id":"p","method":"ping"}'"#,
+        "yes 'no message'",
+        "yes ''",
+        "cat /dev/zero",
+        "yes 'went wrong' >&2",
+    ] {
+        let file = format!(
+            "mcp_servers:\n  up: {{command: sh, args: {}, {ONCE}, timeout: 60}}\n{}",
+            flooding(flood),
+            other.entry("other", "")
+        );
+        let mut measured = Measured::start(&file).await;
+        measured.again();
+        let http = measured.router.http.clone();
+        let call = tokio::spawn(async move { http.call("up__bad", &key("k")).await });
+        let mut took = Vec::new();
+        for number in 0..100 {
+            let began = Instant::now();
+            let answer = measured.router.http.call("other__good", &key(&number.to_string())).await;
+            assert_eq!(text_of(&answer), number.to_string());
+            took.push(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        took.sort_unstable();
+        let load = measured.load_below(0.3).await;
+        let growth = measured.growth();
+        println!(
+            "{flood}: {:.1} % of a processor, {} KiB more, others {:?}, {:?}",
+            load * 100.0,
+            growth / 1024,
+            took[50],
+            took[90]
+        );
+        assert!(growth <= LARGEST + 8 * MIB, "{flood}: {growth}");
+        assert!(took[90] <= Duration::from_millis(500), "{flood}: others took {took:?}");
+        assert!(!call.is_finished(), "{}", call.await.unwrap().text());
+        call.abort();
+        measured.stop().await;
+    }
+}
+
 /// A server of HTTP+SSE that answers, and else sends comments as fast as they are read.
 async fn babbling() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -480,6 +480,36 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// It says what it is, and then nobody can ever reach it again, although it lives.
+#[tokio::test]
+async fn a_server_that_closes_its_input_is_not_started_in_a_circle() {
+    let mark = mark("deaf");
+    let folder = tempfile::tempdir().unwrap();
+    let spawns = folder.path().join("spawns");
+    // Its tools become known, so that calls go on to want it.
+    let start = format!("echo x >> '{0}'; starts=$(wc -l < '{0}')", spawns.display());
+    let initialize = r#"*'"method":"initialize"'*) "#;
+    let list = r#"*'"method":"tools/list"'*) "#;
+    let script = shell(&start, ANSWER)
+        .replace(initialize, &format!("{initialize} if [ $starts -gt 1 ]; then exec <&-; fi; "))
+        .replace(list, &format!("{list} exec <&-; "))
+        .replace("done", "done; while :; do sleep 1; done");
+    let router =
+        Router::start(&server(&script, &mark, ", circuit_breaker_threshold: 1000000")).await;
+    let count = || std::fs::read_to_string(&spawns).unwrap_or_default().lines().count();
+    let until = Instant::now() + Duration::from_secs(if full() { 58 } else { 15 });
+    while Instant::now() < until {
+        let answer = echo(&router.http).await;
+        assert_eq!(answer.json()["success"], false);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("started {} times", count());
+    assert!(count() >= 2, "it is tried again");
+    assert!(count() <= 10, "{}", count());
+    assert_eq!(router.stop().await.0, 0);
+    all_gone(&[], &mark).await;
+}
+
 #[tokio::test]
 async fn crash_loop() {
     let mark = mark("crash");

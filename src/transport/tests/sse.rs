@@ -457,6 +457,24 @@ async fn a_call_ends_at_its_deadline_and_the_server_is_told() {
 }
 
 #[tokio::test]
+async fn the_server_is_told_of_every_call_that_is_given_up() {
+    const CALLS: usize = 300;
+    let server = calls(|_, _| accepted());
+    let connection = server.open(&options()).await.unwrap();
+    {
+        let calling = (0..CALLS).map(|_| call_within(&connection, Duration::from_secs(60)));
+        let calling = futures_util::future::join_all(calling);
+        let posted = || server.posts("tools/call").len() == CALLS;
+        tokio::select! {
+            _ended = calling => panic!("there are no answers"),
+            () = eventually("all are posted", posted) => {}
+        }
+    }
+    let told = || server.posts("notifications/cancelled").len() == CALLS;
+    eventually("all are called off", told).await;
+}
+
+#[tokio::test]
 async fn ten_thousand_answers_in_any_order_find_their_callers() {
     const WAVE: usize = 100;
     let waiting = Mutex::new(Vec::new());

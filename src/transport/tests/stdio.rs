@@ -281,8 +281,7 @@ async fn a_child_that_does_not_read_holds_up_nobody_for_long() {
     let connection = child.open(&Script { call: "sleep 30", ..LEGACY }).await;
     let limit = Duration::from_millis(100);
     assert_eq!(call_within(&connection, limit).await.unwrap_err().failure(), Failure::Timeout);
-    // More than a pipe holds: the writer gets stuck in it.
-    let large = format!(r#"{{"x":"{}"}}"#, "y".repeat(300_000));
+    let large = format!(r#"{{"x":"{}"}}"#, "y".repeat(LARGE));
     let request = OutgoingRequest { arguments: Some(&large), ..OutgoingRequest::new("tools/call") };
     let stuck = connection.request(&request, limit, None).await.unwrap_err();
     assert_eq!(stuck.failure(), Failure::Timeout);
@@ -294,6 +293,105 @@ async fn a_child_that_does_not_read_holds_up_nobody_for_long() {
     }
     connection.close().await;
     assert!(!runs(pid(&connection)));
+}
+
+/// A call whose arguments are more than a pipe holds: the writer gets stuck in it.
+const LARGE: usize = 300_000;
+
+#[tokio::test]
+async fn a_child_that_closes_its_input_is_dead_and_each_call_knows_what_was_written_of_it() {
+    let child = Child::new();
+    let deaf = Script {
+        call: "touch called; while [ ! -e go ]; do sleep 0.01; done; exec <&-; while :; do sleep 1; done",
+        ..LEGACY
+    };
+    let connection = child.open(&deaf).await;
+    let written = call(&connection);
+    let large = format!(r#"{{"x":"{}"}}"#, "y".repeat(LARGE));
+    let in_part = async {
+        eventually("it was called", || child.folder.path().join("called").exists()).await;
+        let request =
+            OutgoingRequest { arguments: Some(&large), ..OutgoingRequest::new("tools/call") };
+        connection.request(&request, Duration::from_secs(20), None).await
+    };
+    let queued = async {
+        eventually("it was called", || child.folder.path().join("called").exists()).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::join!(call(&connection), async {
+            std::fs::write(child.folder.path().join("go"), "").unwrap();
+        })
+    };
+    let (written, in_part, (queued, ())) = tokio::join!(written, in_part, queued);
+    for (outcome, failure) in [
+        (written, Failure::Ambiguous),
+        (in_part, Failure::Ambiguous),
+        (queued, Failure::NotSent),
+        (call(&connection).await, Failure::NotSent),
+    ] {
+        let error = outcome.unwrap_err();
+        assert!(error.to_string().contains("closed its input"), "{error}");
+        assert_eq!(error.failure(), failure, "{error:?}");
+    }
+    assert!(!connection.is_alive());
+    assert!(connection.death().unwrap().to_string().contains("closed its input"));
+}
+
+#[tokio::test]
+async fn a_line_of_which_nothing_could_be_written_was_not_sent() {
+    let child = Child::new();
+    let deaf = Script { call: "exec <&-; touch deaf; while :; do sleep 1; done", ..LEGACY };
+    let connection = child.open(&deaf).await;
+    let unwritten = async {
+        eventually("it is deaf", || child.folder.path().join("deaf").exists()).await;
+        call(&connection).await
+    };
+    let (written, unwritten) = tokio::join!(call(&connection), unwritten);
+    assert_eq!(written.unwrap_err().failure(), Failure::Ambiguous);
+    let error = unwritten.unwrap_err();
+    assert!(error.to_string().contains("closed its input"), "{error}");
+    assert_eq!(error.failure(), Failure::NotSent);
+}
+
+#[tokio::test]
+async fn cancellations_do_not_wait_behind_requests_and_none_is_lost() {
+    const CALLS: usize = 300;
+    let child = Child::new();
+    let script = Script {
+        call: r#"case $line in *stop*) while [ ! -e go ]; do sleep 0.01; done;; esac"#,
+        ..LEGACY
+    };
+    let connection = std::sync::Arc::new(child.open(&script).await);
+    let start = |name: &'static str, arguments: String| {
+        let connection = std::sync::Arc::clone(&connection);
+        child.tasks.spawn(async move {
+            let request = OutgoingRequest {
+                name: Some(name),
+                arguments: Some(&arguments),
+                ..OutgoingRequest::new("tools/call")
+            };
+            connection.request(&request, Duration::from_secs(60), None).await
+        })
+    };
+    let held: Vec<_> = (0..CALLS).map(|_| start("held", "{}".to_owned())).collect();
+    eventually("all are there", || child.log().matches(r#""held""#).count() == CALLS).await;
+    let stop = start("stop", "{}".to_owned());
+    eventually("it reads no further", || child.log().contains(r#""stop""#)).await;
+    let stuck = start("stuck", format!(r#"{{"x":"{}"}}"#, "y".repeat(LARGE)));
+    let queued: Vec<_> = (0..40).map(|_| start("queued", "{}".to_owned())).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+    for held in held {
+        assert!(held.await.unwrap_err().is_cancelled());
+    }
+    std::fs::write(child.folder.path().join("go"), "").unwrap();
+    eventually("all are read", || child.log().matches(r#""queued""#).count() == 40).await;
+    let log = child.log();
+    let (before, _) = log.split_once(r#""queued""#).unwrap();
+    assert_eq!(before.matches("notifications/cancelled").count(), CALLS);
+    for task in queued.iter().chain([&stop, &stuck]) {
+        assert!(!task.is_finished());
+        task.abort();
+    }
 }
 
 #[tokio::test]
