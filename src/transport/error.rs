@@ -318,90 +318,100 @@ pub enum Sent {
     No,
 }
 
+/// What others decide by.
+struct Meaning {
+    failure: Failure,
+    code: ErrorCode,
+    blame: Blame,
+    may_pass: bool,
+}
+
 impl TransportError {
-    /// Whether the request had left us, and what that says of a repeat.
-    #[must_use]
-    pub const fn failure(&self) -> Failure {
+    /// What follows from each error.
+    fn meaning(&self) -> Meaning {
+        use Blame as B;
+        use ErrorCode as C;
+        use Failure as F;
+        let meaning = |failure, code, blame, may_pass| Meaning { failure, code, blame, may_pass };
         match self {
-            Self::Address { .. }
-            | Self::Connect { .. }
+            // We did it, or did not even try.
+            Self::Closed | Self::Address { .. } => {
+                meaning(F::NotSent, C::Connection, B::Nobody, false)
+            }
+            Self::Full { .. } => meaning(F::NotSent, C::Overloaded, B::Nobody, true),
+            // Nothing was sent.
+            Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::NotSent { .. }
             | Self::NotRead { .. }
-            | Self::NotMcp { .. }
-            | Self::HandshakeRefused { .. }
-            | Self::Version { .. }
-            | Self::CommandNotFound { .. }
-            | Self::NoSuchFolder { .. }
             | Self::Spawn { .. }
-            | Self::ChildExited { sent: Sent::No, .. }
-            | Self::NoHandshake { .. }
-            | Self::StreamLost { sent: Sent::No }
-            | Self::NoEndpoint { .. }
-            | Self::ForeignEndpoint { .. }
-            | Self::Full { .. }
-            | Self::Closed => Failure::NotSent,
-            Self::Unauthorized { .. }
-            | Self::Throttled { .. }
-            | Self::Redirect { .. }
-            | Self::Rejected { .. }
-            | Self::RefusedByProtocol { .. }
-            | Self::SessionLost { .. } => Failure::Refused,
-            Self::Broken { .. }
-            | Self::ServerFault { .. }
-            | Self::NotAnAnswer { .. }
-            | Self::ContentType { .. }
-            | Self::Encoding { .. }
-            | Self::StreamEnded
-            | Self::StreamLost { sent: Sent::Yes }
-            | Self::EventStream(_)
-            | Self::ResponseTooLarge { .. }
-            | Self::StreamTooLong { .. }
-            | Self::ChildExited { sent: Sent::Yes, .. } => Failure::Ambiguous,
-            Self::Timeout { .. } | Self::Stalled { .. } => Failure::Timeout,
+            | Self::NoHandshake { .. } => meaning(F::NotSent, C::Connection, B::Server, true),
+            Self::CommandNotFound { .. } | Self::NoSuchFolder { .. } => {
+                meaning(F::NotSent, C::Connection, B::Server, false)
+            }
+            Self::NoEndpoint { .. } => meaning(F::NotSent, C::Protocol, B::Server, true),
+            Self::ForeignEndpoint { .. } | Self::HandshakeRefused { .. } | Self::Version { .. } => {
+                meaning(F::NotSent, C::Protocol, B::Server, false)
+            }
+            Self::NotMcp { source, .. } => {
+                Meaning { failure: F::NotSent, code: C::Protocol, ..source.meaning() }
+            }
+            // It was turned away.
+            Self::Throttled { .. } => meaning(F::Refused, C::Connection, B::Request, true),
+            Self::Unauthorized { .. } | Self::Redirect { .. } | Self::Rejected { .. } => {
+                meaning(F::Refused, C::Connection, B::Request, false)
+            }
+            Self::RefusedByProtocol { .. } => meaning(F::Refused, C::Protocol, B::Nobody, false),
+            Self::SessionLost { source } => {
+                Meaning { failure: F::Refused, code: C::Connection, ..source.meaning() }
+            }
+            // It was sent, and what became of it is not known.
+            Self::Broken { .. } | Self::ServerFault { .. } | Self::StreamEnded => {
+                meaning(F::Ambiguous, C::Connection, B::Server, true)
+            }
+            Self::StreamLost { sent } | Self::ChildExited { sent, .. } => {
+                let failure = match sent {
+                    Sent::Yes => F::Ambiguous,
+                    Sent::No => F::NotSent,
+                };
+                meaning(failure, C::Connection, B::Server, true)
+            }
+            Self::NotAnAnswer { .. } | Self::ContentType { .. } | Self::EventStream(_) => {
+                meaning(F::Ambiguous, C::Protocol, B::Server, true)
+            }
+            Self::Encoding { .. } => meaning(F::Ambiguous, C::Protocol, B::Server, false),
+            Self::ResponseTooLarge { .. } | Self::StreamTooLong { .. } => {
+                meaning(F::Ambiguous, C::ResponseTooLarge, B::Server, false)
+            }
+            Self::Timeout { .. } | Self::Stalled { .. } => {
+                meaning(F::Timeout, C::Timeout, B::Server, true)
+            }
         }
+    }
+
+    /// Whether the request had left us, and what that says of a repeat.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        self.meaning().failure
     }
 
     /// The error code callers see.
     #[must_use]
-    pub const fn code(&self) -> ErrorCode {
-        match self {
-            Self::Address { .. }
-            | Self::Connect { .. }
-            | Self::ConnectTimeout { .. }
-            | Self::NotSent { .. }
-            | Self::Broken { .. }
-            | Self::NotRead { .. }
-            | Self::Unauthorized { .. }
-            | Self::Throttled { .. }
-            | Self::Redirect { .. }
-            | Self::Rejected { .. }
-            | Self::ServerFault { .. }
-            | Self::SessionLost { .. }
-            | Self::StreamEnded
-            | Self::StreamLost { .. }
-            | Self::CommandNotFound { .. }
-            | Self::NoSuchFolder { .. }
-            | Self::Spawn { .. }
-            | Self::ChildExited { .. }
-            | Self::NoHandshake { .. }
-            | Self::Closed => ErrorCode::Connection,
-            Self::RefusedByProtocol { .. }
-            | Self::NotAnAnswer { .. }
-            | Self::ContentType { .. }
-            | Self::Encoding { .. }
-            | Self::EventStream(_)
-            | Self::NotMcp { .. }
-            | Self::NoEndpoint { .. }
-            | Self::ForeignEndpoint { .. }
-            | Self::HandshakeRefused { .. }
-            | Self::Version { .. } => ErrorCode::Protocol,
-            Self::Full { .. } => ErrorCode::Overloaded,
-            Self::ResponseTooLarge { .. } | Self::StreamTooLong { .. } => {
-                ErrorCode::ResponseTooLarge
-            }
-            Self::Timeout { .. } | Self::Stalled { .. } => ErrorCode::Timeout,
-        }
+    pub fn code(&self) -> ErrorCode {
+        self.meaning().code
+    }
+
+    /// Whether the same request could go better a moment later. `false` for what only a change of a
+    /// configuration, or of the server, mends.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.meaning().may_pass
+    }
+
+    /// What the error says of the server's health.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        self.meaning().blame
     }
 
     /// The HTTP status of the upstream, when that is what went wrong.
@@ -416,90 +426,6 @@ impl TransportError {
             Self::SessionLost { source } => source.http_status(),
             Self::NotMcp { source, .. } => source.http_status(),
             _ => None,
-        }
-    }
-
-    /// Whether the same request could go better a moment later. `false` for what only a change of a
-    /// configuration, or of the server, mends.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        match self {
-            Self::Connect { .. }
-            | Self::ConnectTimeout { .. }
-            | Self::NotSent { .. }
-            | Self::Broken { .. }
-            | Self::Timeout { .. }
-            | Self::NotRead { .. }
-            | Self::Throttled { .. }
-            | Self::ServerFault { .. }
-            | Self::NotAnAnswer { .. }
-            | Self::ContentType { .. }
-            | Self::StreamEnded
-            | Self::Stalled { .. }
-            | Self::StreamLost { .. }
-            | Self::NoEndpoint { .. }
-            | Self::Full { .. }
-            | Self::EventStream(_)
-            | Self::Spawn { .. }
-            | Self::ChildExited { .. }
-            | Self::NoHandshake { .. } => true,
-            Self::SessionLost { source } => source.may_pass(),
-            Self::NotMcp { source, .. } => source.may_pass(),
-            Self::Address { .. }
-            | Self::Unauthorized { .. }
-            | Self::Redirect { .. }
-            | Self::Rejected { .. }
-            | Self::RefusedByProtocol { .. }
-            | Self::Encoding { .. }
-            | Self::ForeignEndpoint { .. }
-            | Self::ResponseTooLarge { .. }
-            | Self::StreamTooLong { .. }
-            | Self::HandshakeRefused { .. }
-            | Self::Version { .. }
-            | Self::CommandNotFound { .. }
-            | Self::NoSuchFolder { .. }
-            | Self::Closed => false,
-        }
-    }
-
-    /// What the error says of the server's health.
-    #[must_use]
-    pub fn blame(&self) -> Blame {
-        match self {
-            // We did it, or did not even try.
-            Self::Closed | Self::Full { .. } | Self::Address { .. } => Blame::Nobody,
-            Self::Unauthorized { .. }
-            | Self::Throttled { .. }
-            | Self::Redirect { .. }
-            | Self::Rejected { .. } => Blame::Request,
-            Self::RefusedByProtocol { .. } => Blame::Nobody,
-            Self::SessionLost { source } => source.blame(),
-            Self::NotMcp { source, .. } => source.blame(),
-            Self::Connect { .. }
-            | Self::ConnectTimeout { .. }
-            | Self::NotSent { .. }
-            | Self::Broken { .. }
-            | Self::Timeout { .. }
-            | Self::NotRead { .. }
-            | Self::ServerFault { .. }
-            | Self::NotAnAnswer { .. }
-            | Self::ContentType { .. }
-            | Self::Encoding { .. }
-            | Self::StreamEnded
-            | Self::Stalled { .. }
-            | Self::StreamTooLong { .. }
-            | Self::StreamLost { .. }
-            | Self::NoEndpoint { .. }
-            | Self::ForeignEndpoint { .. }
-            | Self::EventStream(_)
-            | Self::ResponseTooLarge { .. }
-            | Self::HandshakeRefused { .. }
-            | Self::Version { .. }
-            | Self::CommandNotFound { .. }
-            | Self::NoSuchFolder { .. }
-            | Self::Spawn { .. }
-            | Self::ChildExited { .. }
-            | Self::NoHandshake { .. } => Blame::Server,
         }
     }
 
