@@ -2,6 +2,7 @@
 //!
 //! Changes when a ledger entry shows something else, or can be asked for differently.
 
+mod replay;
 mod show;
 mod verify;
 
@@ -51,6 +52,12 @@ enum Action {
         after_help = "Examples:\n  switchyard audit tail\n  switchyard audit tail --server github --limit 0\n  switchyard audit tail --json | jq -c 'select(.outcome != \"ok\")'"
     )]
     Tail(Tail),
+    /// Make recorded calls of read-only tools again, and compare the answers
+    #[command(
+        long_about = "Makes recorded calls again, at the servers that run or at those of a candidate configuration, and compares outcome, shape of the result and time. Only calls of tools that are declared read-only (readOnlyHint), by both, and whose arguments the ledger kept whole: nothing else is ever sent. A result is compared as far as it was kept: with `results: full` by its names and types, with `summary` by its kinds of content.\n\nExit code 1 when an answer differs.",
+        after_help = "Examples:\n  switchyard audit replay --since 1d --tool docs__search --dry-run\n  switchyard audit replay --since 1h --candidate next.yaml\n  switchyard audit replay --server docs --json | jq '.calls[] | select(.same_outcome | not)'"
+    )]
+    Replay(replay::Args),
     /// Verify that the ledger is what was written
     #[command(
         long_about = "Reads the ledger's file and its key in the data folder, also beside a router that runs, and checks each row against the chain, what is kept of payloads, and signed checkpoints.\n\nExit codes: 0 good, 10 a row was changed, added or moved, 11 rows are missing, 12 the end is missing, 5 the file cannot be read.",
@@ -241,6 +248,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         Action::List(filter) => list(context, filter).await,
         Action::Show { id } => show::show(context, &id.to_string()).await,
         Action::Tail(tail) => follow(context, tail).await,
+        Action::Replay(args) => Box::pin(replay::run(context, args)).await,
         Action::Verify(args) => verify::run(context, args).await,
     }
 }

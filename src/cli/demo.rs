@@ -19,13 +19,14 @@ use super::client::{Ask, Client};
 use super::output::Output;
 use super::serve::Signals;
 use super::table::{Style, Table};
+use super::temp_folder::TempFolder;
 use super::{CliError, Context, Status, guard_children, text, when};
 use crate::app::App;
 use crate::clock;
 use crate::config::Config;
 use crate::model::{ServerName, ServerSpec, TransportSpec, parse_duration};
 use ledger::Ledger;
-use setup::{Steady, TempFolder};
+use setup::Steady;
 use traffic::{STEADY_AND_FLAKY, Tally, Traffic};
 
 /// Arguments of `demo`.

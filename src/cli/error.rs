@@ -77,6 +77,15 @@ pub enum CliError {
     /// Signals cannot be received.
     #[error("could not listen for signals: {0}")]
     Signals(#[source] io::Error),
+    /// The folder of a router that runs for a command alone.
+    #[error("could not {doing} a temporary folder: {source}")]
+    TempFolder {
+        /// What it was about to do.
+        doing: &'static str,
+        /// Why it could not.
+        #[source]
+        source: io::Error,
+    },
     /// Something the demo needs could not be had.
     #[error("the demo could not {doing}: {source}")]
     Demo {
@@ -122,6 +131,7 @@ impl CliError {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_)
             | Self::Signals(_)
+            | Self::TempFolder { .. }
             | Self::Demo { .. }
             | Self::Pipe { .. }
             | Self::Upstream(_) => 1,

@@ -20,6 +20,7 @@ mod serve;
 mod servers;
 mod stdio;
 mod table;
+mod temp_folder;
 mod text;
 mod tools;
 mod when;

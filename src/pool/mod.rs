@@ -457,6 +457,19 @@ impl Inner {
         options: ConnectOptions,
         sender: watch::Sender<Option<Outcome>>,
     ) {
+        let _turn = match self.target.kind() {
+            TransportKind::Stdio => tokio::select! {
+                turn = options.children.turn() => turn,
+                () = self.closed.cancelled() => None,
+            },
+            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => None,
+        };
+        if let Some((error, retry_in)) = options.children.wait(clock::uptime()) {
+            // Those that were started meanwhile failed.
+            self.slot.lock().connecting = None;
+            let _ = sender.send(Some(Err(PoolError::Backoff { error, retry_in })));
+            return;
+        }
         let opened = tokio::select! {
             opened = Connection::open(&self.target, &self.client, &options, &self.tasks) => opened,
             () = self.closed.cancelled() => Err(TransportError::Closed),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::TransportError;
 use crate::guard::{ProcessTable, Usage};
@@ -29,6 +30,18 @@ pub struct Children {
     again: bool,
     running: Arc<Running>,
     failed: Arc<Mutex<Failed>>,
+    turns: Turns,
+}
+
+/// So many may start at a time as may fail in a minute: where each client has a child of its own, many
+/// can be wanted at once, before the first has shown that they all fail.
+#[derive(Clone)]
+struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(FAILED_STARTS)))
+    }
 }
 
 #[derive(Default)]
@@ -70,6 +83,12 @@ impl Children {
     #[must_use]
     pub(crate) fn again(&self) -> Self {
         Self { again: true, ..self.clone() }
+    }
+
+    /// Waits until a start may begin; it ends when what is given is dropped.
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed, so always given.
+        Arc::clone(&self.turns.0).acquire_owned().await.ok()
     }
 
     pub(super) fn guard(&self) -> Option<&Path> {

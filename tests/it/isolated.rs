@@ -122,6 +122,32 @@ async fn a_shared_server_is_one_for_all() {
     app.stop().await;
 }
 
+/// Many clients at once do not start more children than may fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn children_of_many_clients_that_all_fail_are_started_in_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let starts = folder.path().join("starts");
+    // The first one serves; all others end at once.
+    let script = format!(
+        "echo x >> {0}; [ $(wc -l < {0}) -gt 1 ] && exit 3; exec {PROGRAM} demo-upstream stdio --era legacy",
+        starts.display()
+    );
+    let yaml = format!(
+        "mcp_servers:\n  s: {{command: sh, args: [\"-c\", \"{script}\"], sessions: isolated, retry_mode: off, circuit_breaker_threshold: 100000}}\n"
+    );
+    let app = TestApp::start(&yaml).await.ready().await;
+    let calls = (0..40).map(|_| async {
+        let client = Legacy::connect(app.http()).await;
+        let answer = client.call("s__echo", r#"{"text":"hi"}"#).await.json();
+        assert!(answer["error"].is_object(), "{answer}");
+    });
+    futures_util::future::join_all(calls).await;
+    let started = std::fs::read_to_string(&starts).unwrap().lines().count();
+    // The one that serves, eight that fail, and the second try of one that died of the first message.
+    assert!((2..=18).contains(&started), "{started}");
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_child_that_ignores_term_is_gone_in_time_all_the_same() {
     let mark = mark(3);

@@ -1,0 +1,352 @@
+//! `switchyard audit replay`: recorded calls of tools that change nothing, made again, and how the answers
+//! compare.
+//!
+//! Changes when a comparison shows something else. Which calls may be made again at all is decided here:
+//! those of tools that are declared read-only now, by the router the calls are made at and by the one
+//! whose ledger is read, and whose arguments were kept whole. Nothing else is ever sent.
+
+mod compare;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use self::compare::{Kept, is_whole};
+use super::super::client::{Ask, CALL_PATIENCE, Client};
+use super::super::table::{Cell, Style, Table};
+use super::super::temp_folder::TempFolder;
+use super::super::{CliError, Context, Status, guard_children, notice, text, when};
+use crate::app::App;
+use crate::clock;
+use crate::config;
+
+/// Calls of a page.
+const PAGE: usize = 500;
+/// Differences that are listed for people; all are in `--json`.
+const LISTED: usize = 20;
+/// How long a candidate may take to know its tools.
+const START: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Arguments of `audit replay`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only calls that began then or later
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    since: String,
+    /// Only calls that began before
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Only calls to this server
+    #[arg(long, value_name = "NAME")]
+    server: Option<String>,
+    /// Only calls of this tool
+    #[arg(long, value_name = "NAME")]
+    tool: Option<String>,
+    /// Only calls of this caller
+    #[arg(long, value_name = "NAME")]
+    caller: Option<String>,
+    /// At most so many, the newest
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+    /// Make them with the servers of this configuration instead of those that run
+    #[arg(long, value_name = "FILE")]
+    candidate: Option<PathBuf>,
+    /// Print what would be sent, and send nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    calls: Vec<Recorded>,
+    #[serde(default)]
+    next_cursor: Option<String>,
+}
+
+/// A call as the ledger has it.
+#[derive(Deserialize)]
+struct Recorded {
+    id: String,
+    tool: String,
+    #[serde(default)]
+    server: Option<String>,
+    outcome: String,
+    #[serde(default)]
+    error_code: Option<String>,
+    duration_ms: f64,
+}
+
+#[derive(Deserialize)]
+struct Payloads {
+    #[serde(default)]
+    arguments: Option<Value>,
+    #[serde(default)]
+    result: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Tools {
+    tools: Vec<Tool>,
+}
+
+#[derive(Deserialize)]
+struct Tool {
+    name: String,
+    #[serde(default)]
+    annotations: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    success: bool,
+    #[serde(default)]
+    data: Option<Value>,
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    error_code: Option<String>,
+    execution_time_ms: f64,
+}
+
+/// What became of one call.
+#[derive(Serialize)]
+struct Replayed {
+    id: String,
+    tool: String,
+    outcome_then: String,
+    outcome_now: String,
+    same_outcome: bool,
+    /// Null where nothing was kept to compare with.
+    same_shape: Option<bool>,
+    ms_then: f64,
+    ms_now: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_now: Option<String>,
+}
+
+/// What is to be made again, and what is not.
+struct Plan {
+    calls: Vec<(Recorded, Value, Option<Value>)>,
+    skipped: BTreeMap<&'static str, usize>,
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
+    let source = context.client()?;
+    match args.candidate.clone() {
+        None => replay(context, &args, &source, &source).await,
+        Some(path) => {
+            let folder = TempFolder::create()?;
+            let mut config = config::load(&path, &config::process_environment())?;
+            config.listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+            config.data_dir = folder.path().to_owned();
+            guard_children(&mut config);
+            let app = App::start(config).await?;
+            let target = Client::socket(folder.path())?;
+            let done = async {
+                ready(&target).await?;
+                replay(context, &args, &source, &target).await
+            };
+            let status = done.await;
+            app.shutdown().await;
+            folder.remove()?;
+            status
+        }
+    }
+}
+
+/// Waits until every server was asked once.
+async fn ready(client: &Client) -> Result<(), CliError> {
+    let until = clock::uptime().plus(START);
+    while !client.ask(Ask::get(&["readyz"])).await?.status.is_success() && clock::uptime() < until {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+async fn replay(
+    context: &Context,
+    args: &Args,
+    source: &Client,
+    target: &Client,
+) -> Result<Status, CliError> {
+    let plan = plan(args, source, target).await?;
+    if args.dry_run {
+        show_plan(context, &plan)?;
+        return Ok(Status::Done);
+    }
+    let mut replayed = Vec::with_capacity(plan.calls.len());
+    for (call, arguments, result) in &plan.calls {
+        let body = json!({ "tool_name": call.tool, "arguments": arguments }).to_string();
+        let ask = Ask::post(&["mcp", "call"]).json(body).patient(CALL_PATIENCE);
+        // Whatever its status: a refusal is an outcome, too.
+        let answer: Answered = target.ask(ask).await?.parse()?;
+        replayed.push(judge(call, result.as_ref(), answer));
+    }
+    show(context, &plan, &replayed)?;
+    let same = |one: &Replayed| one.same_outcome && one.same_shape != Some(false);
+    Ok(if replayed.iter().all(same) { Status::Done } else { Status::Failed })
+}
+
+fn judge(call: &Recorded, result: Option<&Value>, answer: Answered) -> Replayed {
+    let word = |code: Option<&String>| code.cloned().unwrap_or_else(|| "ok".to_owned());
+    let (then, now) = (word(call.error_code.as_ref()), word(answer.error_code.as_ref()));
+    let kept = result.and_then(Kept::read);
+    let same_shape = kept.zip(answer.data.as_ref()).map(|(kept, now)| kept.fits(now));
+    Replayed {
+        id: call.id.clone(),
+        tool: call.tool.clone(),
+        same_outcome: then == now,
+        outcome_then: then,
+        outcome_now: now,
+        same_shape,
+        ms_then: call.duration_ms,
+        ms_now: answer.execution_time_ms,
+        error_now: answer.error.filter(|_| !answer.success),
+    }
+}
+
+async fn read_only(client: &Client) -> Result<BTreeSet<String>, CliError> {
+    let tools: Tools = client.request(Ask::get(&["mcp", "tools"])).await?.parse()?;
+    let declared = |tool: &Tool| {
+        let hints = tool.annotations.as_ref();
+        hints.and_then(|hints| hints.get("readOnlyHint")).and_then(Value::as_bool) == Some(true)
+    };
+    Ok(tools.tools.into_iter().filter(declared).map(|tool| tool.name).collect())
+}
+
+async fn plan(args: &Args, source: &Client, target: &Client) -> Result<Plan, CliError> {
+    let (there, here) = (read_only(source).await?, read_only(target).await?);
+    let mut plan = Plan { calls: Vec::new(), skipped: BTreeMap::new() };
+    for call in recorded(args, source).await? {
+        let why = if !there.contains(&call.tool) || !here.contains(&call.tool) {
+            Some("the tool is not declared read-only, or is not there")
+        } else if matches!(call.outcome.as_str(), "refused" | "cancelled" | "interrupted") {
+            Some("it was not answered then")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            *plan.skipped.entry(why).or_default() += 1;
+            continue;
+        }
+        let kept: Payloads =
+            source.request(Ask::get(&["mcp", "audit", &call.id])).await?.parse()?;
+        match kept.arguments {
+            Some(arguments) if arguments.is_object() && is_whole(&arguments) => {
+                plan.calls.push((call, arguments, kept.result));
+            }
+            _ => *plan.skipped.entry("its arguments were not kept whole").or_default() += 1,
+        }
+    }
+    Ok(plan)
+}
+
+/// The newest calls, oldest first.
+async fn recorded(args: &Args, client: &Client) -> Result<Vec<Recorded>, CliError> {
+    let (now, zone) = (clock::timestamp(), when::zone());
+    let since = when::parse(&args.since, now, &zone)?.to_string();
+    let until = args.until.as_deref().map(|text| when::parse(text, now, &zone)).transpose()?;
+    let until = until.map_or_else(|| now.to_string(), |until| until.to_string());
+    let mut calls = Vec::new();
+    let mut cursor: Option<String> = None;
+    while calls.len() < args.limit {
+        let limit = (args.limit - calls.len()).min(PAGE).to_string();
+        let ask = Ask::get(&["mcp", "audit"])
+            .with("since", Some(since.as_str()))
+            .with("until", Some(until.as_str()))
+            .with("server", args.server.as_deref())
+            .with("tool", args.tool.as_deref())
+            .with("caller", args.caller.as_deref())
+            .with("limit", Some(limit))
+            .with("cursor", cursor.take());
+        let page: Page = client.request(ask).await?.parse()?;
+        calls.extend(page.calls);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    calls.reverse();
+    Ok(calls)
+}
+
+fn show_plan(context: &Context, plan: &Plan) -> Result<(), CliError> {
+    for (call, arguments, _) in &plan.calls {
+        let line = json!({
+            "id": call.id, "server": call.server, "tool_name": call.tool, "arguments": arguments,
+        });
+        context.out.line(text::escape_json(&line.to_string()))?;
+    }
+    told(&plan.skipped);
+    notice(format!("{} would be made again", text::count(plan.calls.len(), "call")));
+    Ok(())
+}
+
+fn told(skipped: &BTreeMap<&'static str, usize>) {
+    for (why, count) in skipped {
+        notice(format!("{} left out: {why}", text::count(*count, "call")));
+    }
+}
+
+fn show(context: &Context, plan: &Plan, replayed: &[Replayed]) -> Result<(), CliError> {
+    if context.out.is_json() {
+        let skipped = &plan.skipped;
+        return context.out.json(&json!({ "calls": replayed, "skipped": skipped }).to_string());
+    }
+    let mut by_tool: BTreeMap<&str, Vec<&Replayed>> = BTreeMap::new();
+    for one in replayed {
+        by_tool.entry(&one.tool).or_default().push(one);
+    }
+    let mut table = Table::new()
+        .whole("TOOL")
+        .number("CALLS")
+        .number("OTHER OUTCOME")
+        .number("OTHER SHAPE")
+        .number("P50 THEN")
+        .number("P50 NOW");
+    for (tool, calls) in &by_tool {
+        let count = |wrong: &dyn Fn(&&&Replayed) -> bool| calls.iter().filter(wrong).count();
+        let (outcome, shape) =
+            (count(&|one| !one.same_outcome), count(&|one| one.same_shape == Some(false)));
+        let number = |number: usize| {
+            Cell::new(number.to_string(), if number > 0 { Style::Bad } else { Style::Plain })
+        };
+        let plain = |text: String| Cell::new(text, Style::Plain);
+        table.row([
+            plain((*tool).to_owned()),
+            plain(calls.len().to_string()),
+            number(outcome),
+            number(shape),
+            plain(when::milliseconds(median(calls.iter().map(|one| one.ms_then)))),
+            plain(when::milliseconds(median(calls.iter().map(|one| one.ms_now)))),
+        ]);
+    }
+    context.out.table(&table)?;
+    let differ: Vec<_> =
+        replayed.iter().filter(|one| !one.same_outcome || one.same_shape == Some(false)).collect();
+    for one in differ.iter().take(LISTED) {
+        let what = match (one.same_outcome, &one.error_now) {
+            (false, Some(error)) => {
+                format!(
+                    "{} then, {} now: {}",
+                    one.outcome_then,
+                    one.outcome_now,
+                    text::first_line(error)
+                )
+            }
+            (false, None) => format!("{} then, {} now", one.outcome_then, one.outcome_now),
+            (true, _) => "the result has another shape".to_owned(),
+        };
+        context.out.line(text::escape_line(&format!("{}  {}  {what}", one.id, one.tool)))?;
+    }
+    told(&plan.skipped);
+    Ok(())
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}

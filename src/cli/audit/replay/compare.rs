@@ -1,0 +1,156 @@
+//! What two answers to the same call have in common. PURE.
+//!
+//! Changes when another difference matters.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// The shape of a JSON value: names and types, no values. Elements of a list count as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shape {
+    Null,
+    Boolean,
+    Number,
+    Text,
+    /// What its elements are, without repeats and in order of their first place.
+    List(Vec<Shape>),
+    Object(BTreeMap<String, Shape>),
+}
+
+impl Shape {
+    pub(super) fn of(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(_) => Self::Boolean,
+            Value::Number(_) => Self::Number,
+            Value::String(_) => Self::Text,
+            Value::Array(elements) => {
+                let mut shapes = Vec::new();
+                for shape in elements.iter().map(Self::of) {
+                    if !shapes.contains(&shape) {
+                        shapes.push(shape);
+                    }
+                }
+                Self::List(shapes)
+            }
+            Value::Object(members) => Self::Object(
+                members.iter().map(|(key, value)| (key.clone(), Self::of(value))).collect(),
+            ),
+        }
+    }
+}
+
+/// What the ledger kept of a result: the whole, or the summary of `results: summary`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Kept {
+    Whole(Value),
+    /// Kinds of content, whether there is structured content, whether it is an error.
+    Summary(Vec<String>, bool, bool),
+}
+
+impl Kept {
+    /// Reads it; `None` where nothing that could be compared was kept.
+    pub(super) fn read(result: &Value) -> Option<Self> {
+        let members = result.as_object()?;
+        let bytes_only = members.len() == 1 && members.contains_key("bytes");
+        if bytes_only {
+            return None;
+        }
+        let is_summary = ["content", "structured", "is_error", "bytes"]
+            .iter()
+            .all(|key| members.contains_key(*key));
+        if !is_summary {
+            return Some(Self::Whole(result.clone()));
+        }
+        let kinds = members.get("content")?.as_array()?.iter().map(|item| kind(item.as_str()));
+        let flag = |key| members.get(key).and_then(Value::as_bool).unwrap_or(false);
+        Some(Self::Summary(kinds.collect(), flag("structured"), flag("is_error")))
+    }
+
+    /// Whether an answer of today has the shape of what was kept.
+    pub(super) fn fits(&self, now: &Value) -> bool {
+        match self {
+            Self::Whole(then) => Shape::of(then) == Shape::of(now),
+            Self::Summary(kinds, structured, is_error) => {
+                let content = now.get("content").and_then(Value::as_array);
+                let kinds_now = content.into_iter().flatten().map(|item| {
+                    kind(Some(item.get("type").and_then(Value::as_str).unwrap_or("other")))
+                });
+                let mut kinds_now: Vec<String> = kinds_now.collect();
+                let shown = kinds.len();
+                if kinds.last().is_some_and(|last| last.starts_with('+')) {
+                    // Only the first items were shown.
+                    kinds_now.truncate(shown.saturating_sub(1));
+                    return kinds.get(..shown.saturating_sub(1)) == Some(kinds_now.as_slice());
+                }
+                let error_now = now.get("isError").and_then(Value::as_bool).unwrap_or(false);
+                *kinds == kinds_now
+                    && *structured == now.get("structuredContent").is_some()
+                    && *is_error == error_now
+            }
+        }
+    }
+}
+
+/// `text` of `text:123`.
+fn kind(item: Option<&str>) -> String {
+    let item = item.unwrap_or_default();
+    item.split_once(':').map_or(item, |(kind, _)| kind).to_owned()
+}
+
+/// Whether the ledger kept arguments as they were sent: nothing taken out, nothing cut.
+pub(super) fn is_whole(arguments: &Value) -> bool {
+    match arguments {
+        Value::String(text) => !text.contains("***") && !text.contains("…[cut, "),
+        Value::Array(elements) => elements.iter().all(is_whole),
+        Value::Object(members) => members.iter().all(|(_, value)| is_whole(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_shape_is_names_and_types() {
+        let shape = |value| Shape::of(&value);
+        assert_eq!(shape(json!({"a": 1, "b": ["x", "y"]})), shape(json!({"b": ["z"], "a": 2.5})));
+        for other in [json!({"a": 1}), json!({"a": "1", "b": ["x"]}), json!({"a": 1, "b": []})] {
+            assert_ne!(shape(json!({"a": 1, "b": ["x"]})), shape(other));
+        }
+    }
+
+    #[test]
+    fn what_was_kept_is_compared_as_far_as_it_was_kept() {
+        let now = json!({"content": [{"type": "text", "text": "a longer text"}], "isError": false});
+        let summary =
+            json!({"content": ["text:2"], "structured": false, "is_error": false, "bytes": 9});
+        assert!(Kept::read(&summary).unwrap().fits(&now));
+        for (key, value) in [
+            ("content", json!(["image:2"])),
+            ("structured", json!(true)),
+            ("is_error", json!(true)),
+        ] {
+            let mut other = summary.clone();
+            other[key] = value;
+            assert!(!Kept::read(&other).unwrap().fits(&now), "{other}");
+        }
+        let whole = json!({"content": [{"type": "text", "text": "x"}], "isError": false});
+        assert!(Kept::read(&whole).unwrap().fits(&now));
+        assert!(!Kept::read(&json!({"content": []})).unwrap().fits(&now));
+        assert_eq!(Kept::read(&json!({"bytes": 3})), None);
+        assert_eq!(Kept::read(&json!("cut")), None);
+    }
+
+    #[test]
+    fn arguments_with_something_taken_out_or_cut_are_not_whole() {
+        assert!(is_whole(&json!({"a": [1, {"b": "c * d"}], "e": null})));
+        for part in [json!({"a": [{"b": "***"}]}), json!("aaa…[cut, 9000 bytes]")] {
+            assert!(!is_whole(&part), "{part}");
+        }
+    }
+}
