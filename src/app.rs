@@ -276,6 +276,12 @@ impl App {
         self.address
     }
 
+    /// The way of a call, for programs that have the router in them and need no HTTP.
+    #[must_use]
+    pub fn router(&self) -> Arc<Router> {
+        Arc::clone(&self.edge.router)
+    }
+
     /// How many servers the registry has.
     #[must_use]
     pub fn servers(&self) -> usize {

@@ -1,6 +1,7 @@
 //! The state table, case by case, and against a model of it.
 
 mod model;
+mod schedules;
 mod threads;
 
 use super::*;
