@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options};
 
 use crate::support::{
-    SOON, TestApp, eventually, garbage, hanging, legacy_body, refusing, stdio, upstream,
+    Attended, SOON, TestApp, eventually, garbage, hanging, legacy_body, refusing, stdio, upstream,
 };
 
 #[tokio::test]
@@ -78,10 +78,7 @@ async fn bad_servers_do_not_touch_good_ones_and_say_what_is_wrong() {
 async fn discovery_one_hangs() {
     const GOOD: usize = 48;
     const HANGS: Duration = Duration::from_secs(8);
-    // Two seconds are promised; beside all other tests the processors are not ours. Whoever waited
-    // for the server that hangs would wait longer than either.
-    let full = std::env::var_os("SWITCHYARD_TEST_FULL").is_some_and(|value| value == "1");
-    let bound = Duration::from_secs(if full { 2 } else { 5 });
+    const BOUND: Duration = Duration::from_secs(2);
     let mut good = Vec::new();
     for _ in 0..GOOD {
         good.push(upstream(Options::default()).await);
@@ -104,13 +101,16 @@ async fn discovery_one_hangs() {
 
     hangs.faults().set(FaultPlan::all(Fault::Hang));
     lies.faults().set(FaultPlan::all(Fault::Garbage));
-    let began = Instant::now();
+    // Fifty servers, their router and this test share one thread here, beside those of all other tests.
+    // Two seconds are promised where it is let run; to wait for the server that hangs takes longer on
+    // this clock, too.
+    let clock = Attended::begin();
     let app = TestApp::start_in(folder, &servers).await;
     let asked = Instant::now();
     let again = app.http().post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
     assert!(asked.elapsed() < Duration::from_millis(500), "no list waits: {:?}", asked.elapsed());
     assert_eq!(again.body, first.body, "old lists are kept");
-    eventually(bound.saturating_sub(began.elapsed()), "48 are usable", || async {
+    eventually(HANGS - SOON / 5, "48 are usable", || async {
         let servers = app.http().get("/mcp/servers").await.json();
         let usable = servers["servers"].as_array()?.iter().filter(|server| {
             server["state"] == "up" && server["stale"] == false && server["tools"] == 11
@@ -118,6 +118,9 @@ async fn discovery_one_hangs() {
         (usable.count() == GOOD).then_some(())
     })
     .await;
+    let (took, withheld) = clock.elapsed();
+    println!("{GOOD} usable after {took:?}, and {withheld:?} that others had the processor");
+    assert!(took <= BOUND, "{took:?}");
     for number in 0..GOOD {
         let answer = app.http().call(&format!("s{number}__echo"), r#"{"text":"hi"}"#).await;
         assert_eq!(answer.expect(200).json()["success"], true, "s{number}");

@@ -177,7 +177,7 @@ async fn no_replay_after_send() {
     }
 }
 
-/// The same with a tool that may be run again: four attempts are enough, and the budget is a bound.
+/// The same with a tool that may be run again: three repeats are enough, and the budget is a bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replay_safe_retries() {
     let calls = figure(1000, 10_000);
@@ -191,13 +191,64 @@ async fn replay_safe_retries() {
     let (well, asked) = (served(&answers), rig.counts("read").requests);
     println!("{calls} calls at a fifth of faults: {well} served, {asked} attempts");
     assert!(well * 100 >= calls * 99, "{well} of {calls}");
+    attempts_are_counted(&app, &answers, asked).await;
+    app.stop().await;
+}
+
+/// No call was repeated more than three times, and all say the same of how often.
+async fn attempts_are_counted(app: &TestApp, answers: &[Value], asked: u64) {
     let attempts: u64 = answers.iter().map(|json| json["attempts"].as_u64().unwrap()).sum();
     assert_eq!(attempts, asked);
-    assert!(answers.iter().all(|json| json["attempts"].as_u64().unwrap() <= 4));
-    assert_eq!(retries_after(&app, "ambiguous").await, (asked - calls as u64) as f64);
-    app.stop().await;
+    assert!(answers.iter().all(|json| json["attempts"].as_u64().unwrap() <= 1 + 3));
+    assert_eq!(retries_after(app, "ambiguous").await, (asked - answers.len() as u64) as f64);
+    assert_eq!(retries(app).await, (asked - answers.len() as u64) as f64);
+}
 
-    // The budget as it is by default, with more faults than it has retries for.
+/// What so many calls may be repeated by default: a fifth of them, three in each second, and the
+/// first second's at once.
+fn budget(calls: usize, began: Instant) -> f64 {
+    calls as f64 * 0.2 + (began.elapsed().as_secs_f64() + 1.0) * 3.0
+}
+
+/// The budget and the attempts as they are by default, with a fifth of faults: a call needs a quarter
+/// of a repeat. A fifth is earned by calls, and at twenty a second time gives the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_safe_retries_within_the_budget() {
+    const GAP: Duration = Duration::from_millis(50);
+    let calls = figure(400, 2000);
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", idempotent());
+    let settings = "circuit_breaker_threshold: 1000000, retry_delay: 100ms, timeout: 10s";
+    let app = router(&rig, settings).await;
+    rig.mix("read", 200, &after_the_effect());
+    let mut beat = tokio::time::interval(GAP);
+    // A machine that was busy for a second is not followed by a second's calls at once.
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (began, mut callers) = (Instant::now(), Vec::new());
+    for number in 0..calls {
+        beat.tick().await;
+        let (http, key) = (app.http().clone(), key(number));
+        callers.push(tokio::spawn(async move { http.call("up__read", &key).await.json() }));
+    }
+    let answers = futures_util::future::join_all(callers).await;
+    let answers: Vec<Value> = answers.into_iter().map(Result::unwrap).collect();
+    let (well, asked) = (served(&answers), rig.counts("read").requests);
+    let (most, repeated) = (budget(calls, began), (asked - calls as u64) as f64);
+    println!(
+        "{calls} calls at a fifth of faults: {well} served, {repeated} retries of at most {most:.1}"
+    );
+    assert!(well * 100 >= calls * 99, "{well} of {calls}");
+    assert!(repeated <= most, "{repeated} > {most}");
+    // More than what calls earn alone: it is the budget's bound that is near.
+    assert!(repeated > calls as f64 * 0.2, "{repeated}");
+    attempts_are_counted(&app, &answers, asked).await;
+    app.stop().await;
+}
+
+/// The same with more faults than the budget has retries for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_end_with_the_budget() {
+    let calls = figure(1000, 10_000);
     let rig = Rig::legacy(&["read"]).await;
     rig.annotate("read", idempotent());
     let settings = "circuit_breaker_threshold: 1000000, retry_delay: 100ms, timeout: 10s";
@@ -206,10 +257,9 @@ async fn replay_safe_retries() {
     let began = Instant::now();
     let answers = drive(app.http(), "up__read", calls, 48).await;
     let (well, asked) = (served(&answers), rig.counts("read").requests);
-    let most = calls as f64 * 0.2 + (began.elapsed().as_secs_f64() + 1.0) * 3.0;
-    let repeated = (asked - calls as u64) as f64;
+    let (most, repeated) = (budget(calls, began), (asked - calls as u64) as f64);
     println!(
-        "{calls} calls at half of faults: {well} served, {repeated} retries of at most {most}"
+        "{calls} calls at half of faults: {well} served, {repeated} retries of at most {most:.1}"
     );
     assert!(repeated <= most, "{repeated} > {most}");
     assert!(repeated >= calls as f64 * 0.15, "{repeated}");
@@ -325,22 +375,26 @@ async fn deadline_never_exceeded() {
         .await
         .ready()
         .await;
+    // Beside each call somebody waits for the same moment and then asks the router for the least that
+    // it can answer: what that takes is the machine's and not the deadline's.
     let try_it = async |name: &str, fault: &str| {
-        let mut took = Duration::MAX;
-        // The machine may be busy with something else just then.
-        for _ in 0..3 {
-            let since = Instant::now();
+        let since = Instant::now();
+        let call = async {
             let answer = app.http().call(&format!("up__{name}"), &key(name)).await;
-            took = took.min(since.elapsed());
-            let json = answer.json();
-            assert_eq!(json["success"], false, "{fault}: {json}");
-            if took <= DEADLINE + slack {
-                return took;
-            }
-        }
-        panic!("{fault}: {took:?}");
+            (answer, since.elapsed())
+        };
+        let rival = async {
+            tokio::time::sleep_until((since + DEADLINE).into()).await;
+            app.http().get("/livez").await.expect(200);
+            since.elapsed()
+        };
+        let ((answer, took), possible) = tokio::join!(call, rival);
+        let json = answer.json();
+        assert_eq!(json["success"], false, "{fault}: {json}");
+        assert!(took <= possible + slack, "{fault}: {took:?}, and {possible:?} was possible");
+        (took, possible)
     };
-    let mut slowest = Duration::ZERO;
+    let mut seen = Vec::new();
     let (patient, floods) = names.split_at(patient.len());
     // Some at a time of those that leave the processor alone.
     for some in patient.chunks(6).chain(floods.chunks(1)) {
@@ -349,12 +403,13 @@ async fn deadline_never_exceeded() {
             let (try_it, fault) = (&try_it, format!("{:?}", faults[number]));
             async move { try_it(name, &fault).await }
         });
-        slowest = slowest.max(*futures_util::future::join_all(tries).await.iter().max().unwrap());
+        seen.extend(futures_util::future::join_all(tries).await);
     }
     rig.down();
-    slowest = slowest.max(try_it("t0", "refused").await);
-    println!("slowest {slowest:?} of {DEADLINE:?}");
-    assert!(slowest > DEADLINE / 2);
+    seen.push(try_it("t0", "refused").await);
+    let (slowest, possible) = seen.iter().max().unwrap();
+    println!("slowest {slowest:?} of {DEADLINE:?}, where {possible:?} was possible");
+    assert!(*slowest > DEADLINE / 2);
     app.stop().await;
 }
 

@@ -333,6 +333,24 @@ fn what_is_recorded_comes_back() {
 }
 
 #[test]
+fn a_wall_clock_that_jumps_while_it_runs_changes_nothing() {
+    let day = Duration::from_secs(86_400);
+    let wall = Timestamp::from_millis(1_000_000_000_000);
+    let mut bench = Bench::new(settings());
+    bench.fail(5);
+    bench.now += 18_000;
+    let rest = Duration::from_secs(12);
+    for wall in [wall, wall.plus(day), wall.minus(day)] {
+        let record = bench.breaker.record(at(bench.now), wall);
+        assert_eq!(bench.breaker.status(at(bench.now)).rest, Some(rest));
+        assert_eq!(bench.acquire(), Err(Rejection::Open { retry_after: Some(rest) }));
+        // What is stored after the jump is right on the clock as it is then.
+        let back = Breaker::restore(settings(), &record, wall, at(3));
+        assert_eq!(back.status(at(3)).rest, Some(rest));
+    }
+}
+
+#[test]
 fn other_numbers_shorten_what_is_under_way_and_open_nothing() {
     let mut bench = Bench::new(settings());
     bench.fail(4);

@@ -1,6 +1,7 @@
 //! [`TestApp`]: the router in this process.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -79,6 +80,11 @@ impl TestApp {
     /// The router as a caller without a key sees it.
     pub fn http(&self) -> &Http {
         &self.http
+    }
+
+    /// The way of a call, without the network before it.
+    pub fn router(&self) -> Arc<switchyard::router::Router> {
+        self.app.router()
     }
 
     /// The router over its admin socket.

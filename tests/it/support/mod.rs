@@ -2,6 +2,7 @@
 //! something that cannot be seen or done yet; asserts nothing about the router itself.
 
 mod app;
+mod clocks;
 mod figures;
 mod http;
 mod mcp;
@@ -17,6 +18,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use app::TestApp;
+pub use clocks::{Attended, poll_once, processor_time};
 pub use figures::{breaker_state, figure, total, transitions};
 pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};

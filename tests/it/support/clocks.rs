@@ -1,0 +1,50 @@
+//! Clocks for what is promised of the router alone, on a machine that does other things besides.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The processor time of this thread. It stands still while the machine runs something else.
+pub fn processor_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap()
+}
+
+/// Polls a future once; what came, and the processor time that it took. What is ready then has
+/// waited for nothing.
+pub async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> (Poll<F::Output>, Duration) {
+    std::future::poll_fn(|context| {
+        let began = processor_time();
+        let polled = future.as_mut().poll(context);
+        Poll::Ready((polled, processor_time() - began))
+    })
+    .await
+}
+
+/// A clock that runs while this thread waits or works, and stands still while it could work and the
+/// machine runs something else. For a test whose runtime has no other thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Attended {
+    began: Instant,
+    withheld: Duration,
+}
+
+impl Attended {
+    pub fn begin() -> Self {
+        Self { began: Instant::now(), withheld: withheld() }
+    }
+
+    /// The time since, and by how much the wall's clock was ahead.
+    pub fn elapsed(&self) -> (Duration, Duration) {
+        let withheld = withheld() - self.withheld;
+        (self.began.elapsed().saturating_sub(withheld), withheld)
+    }
+}
+
+/// For how long this thread stood in the queue for a processor, as the kernel counts it.
+fn withheld() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(stat.split(' ').nth(1).unwrap().parse().unwrap())
+}
