@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fault, Http, Legacy, Rig, SOON, TestApp, breaker_state, eventually, figure, total,
+    Fault, Http, Legacy, Rig, Router, SOON, TestApp, breaker_state, eventually, figure, total,
+    withheld_from,
 };
 use serde_json::{Value, json};
 
@@ -153,7 +154,7 @@ async fn retry_refused_connection() {
 /// A server that ran the call and did not say so is not made to run it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_replay_after_send() {
-    let calls = figure(600, 10_000) / 2;
+    let calls = 10_000 / 2;
     for rig in rigs(&["pay"]).await {
         let app = router(&rig, &format!("{OFTEN}, {ENDLESS}, timeout: 10s")).await;
         rig.mix("pay", 800, &after_the_effect());
@@ -211,16 +212,22 @@ fn budget(calls: usize, began: Instant) -> f64 {
 }
 
 /// The budget and the attempts as they are by default, with a fifth of faults: a call needs a quarter
-/// of a repeat. A fifth is earned by calls, and at twenty a second time gives the rest.
+/// of a repeat. A fifth is earned by calls, and at 25 a second time gives the rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replay_safe_retries_within_the_budget() {
-    const GAP: Duration = Duration::from_millis(50);
+    const GAP: Duration = Duration::from_millis(40);
     let calls = figure(400, 2000);
     let rig = Rig::legacy(&["read"]).await;
     rig.annotate("read", idempotent());
     let settings = "circuit_breaker_threshold: 1000000, retry_delay: 100ms, timeout: 10s";
     let app = router(&rig, settings).await;
-    rig.mix("read", 200, &after_the_effect());
+    // One in five attempts, and not by chance: what a budget does with a row of bad luck is for others.
+    let broken = after_the_effect();
+    let faults = (0..calls * 2).map(|attempt| {
+        let (five, at) = (attempt / 5, attempt % 5);
+        if at == five * 2 % 5 { broken[five % broken.len()].clone() } else { Fault::None }
+    });
+    rig.next("read", &faults.collect::<Vec<_>>());
     let mut beat = tokio::time::interval(GAP);
     // A machine that was busy for a second is not followed by a second's calls at once.
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -371,28 +378,24 @@ async fn deadline_never_exceeded() {
     let settings = format!(
         "{OFTEN}, {ENDLESS}, call_deadline: 450ms, timeout: 200ms, retry_attempts: 20, retry_max_delay: 100ms"
     );
-    let app = TestApp::start(&rig.yaml("up", &format!("{settings}, retry_timeouts: replay_safe")))
-        .await
-        .ready()
-        .await;
-    // Beside each call somebody waits for the same moment and then asks the router for the least that
-    // it can answer: what that takes is the machine's and not the deadline's.
+    let router =
+        Router::start(&rig.yaml("up", &format!("{settings}, retry_timeouts: replay_safe"))).await;
+    eventually(SOON, "the tools are there", || async {
+        (router.http.server("up").await?["tools"] == faults.len()).then_some(())
+    })
+    .await;
+    // The time is the router's own, from the call to its answer; the way back to a caller that a busy
+    // machine does not let read is not in it. Neither is what the machine withheld from the router:
+    // a server that floods it is one of those that want the processor.
     let try_it = async |name: &str, fault: &str| {
-        let since = Instant::now();
-        let call = async {
-            let answer = app.http().call(&format!("up__{name}"), &key(name)).await;
-            (answer, since.elapsed())
-        };
-        let rival = async {
-            tokio::time::sleep_until((since + DEADLINE).into()).await;
-            app.http().get("/livez").await.expect(200);
-            since.elapsed()
-        };
-        let ((answer, took), possible) = tokio::join!(call, rival);
-        let json = answer.json();
+        let before = withheld_from(router.pid());
+        let json = router.http.call(&format!("up__{name}"), &key(name)).await.json();
+        let withheld = withheld_from(router.pid()) - before;
         assert_eq!(json["success"], false, "{fault}: {json}");
-        assert!(took <= possible + slack, "{fault}: {took:?}, and {possible:?} was possible");
-        (took, possible)
+        let took = Duration::from_secs_f64(json["execution_time_ms"].as_f64().unwrap() / 1000.0);
+        println!("{took:?} ({withheld:?} withheld): {fault}");
+        assert!(took <= DEADLINE + slack + withheld, "{fault}: {took:?}, {withheld:?} withheld");
+        took
     };
     let mut seen = Vec::new();
     let (patient, floods) = names.split_at(patient.len());
@@ -407,10 +410,8 @@ async fn deadline_never_exceeded() {
     }
     rig.down();
     seen.push(try_it("t0", "refused").await);
-    let (slowest, possible) = seen.iter().max().unwrap();
-    println!("slowest {slowest:?} of {DEADLINE:?}, where {possible:?} was possible");
-    assert!(*slowest > DEADLINE / 2);
-    app.stop().await;
+    assert!(seen.into_iter().max() > Some(DEADLINE / 2));
+    assert_eq!(router.stop().await.0, 0);
 }
 
 /// A server that wants to be left alone for longer than the call may take: the caller is told so at

@@ -1,6 +1,7 @@
 //! Clocks for what is promised of the router alone, on a machine that does other things besides.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -45,6 +46,17 @@ impl Attended {
 
 /// For how long this thread stood in the queue for a processor, as the kernel counts it.
 fn withheld() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(stat.split(' ').nth(1).unwrap().parse().unwrap())
+    queued("/proc/thread-self/schedstat".as_ref()).unwrap()
+}
+
+/// For how long threads of a process stood in the queue for a processor, taken together.
+pub fn withheld_from(pid: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().filter_map(|thread| queued(&thread.path().join("schedstat"))).sum()
+}
+
+/// `None` for a thread that ended.
+fn queued(path: &Path) -> Option<Duration> {
+    let stat = std::fs::read_to_string(path).ok()?;
+    Some(Duration::from_nanos(stat.split(' ').nth(1)?.parse().unwrap()))
 }

@@ -18,7 +18,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use app::TestApp;
-pub use clocks::{Attended, poll_once, processor_time};
+pub use clocks::{Attended, poll_once, processor_time, withheld_from};
 pub use figures::{breaker_state, figure, total, transitions};
 pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
