@@ -76,15 +76,15 @@ pub(super) struct Turns {
     up: bool,
     /// Whether its lists were asked for once.
     asked: bool,
-    /// Its part of an interval, near one.
-    share: f64,
+    /// Its own number for [`share`].
+    seed: f64,
+    /// How many intervals it had.
+    turn: u32,
 }
 
 impl Turns {
     /// All lists of the server with this name are due now.
     pub(super) fn new(server: &str, now: Uptime) -> Self {
-        // Servers that started together are not asked together for ever.
-        let sum: u32 = server.bytes().map(u32::from).sum();
         Self {
             list: now,
             noticed: None,
@@ -94,7 +94,8 @@ impl Turns {
             failures: 0,
             up: false,
             asked: false,
-            share: 0.8 + 0.4 * f64::from(sum % 64) / 63.0,
+            seed: seed(server),
+            turn: 0,
         }
     }
 
@@ -144,10 +145,15 @@ impl Turns {
             (true, true) => {
                 self.failures = 0;
                 self.up = true;
-                self.list = now.plus(self.spread(poll));
-                self.check = now.plus(self.spread(interval));
+                let turn = self.spread(interval);
+                self.check = now.plus(turn);
+                // Of one turn: where both are as far away, it is one question.
+                self.list = now.plus(if poll == interval { turn } else { self.spread(poll) });
             }
-            (true, false) => self.check = self.check.max(now.plus(self.spread(interval))),
+            (true, false) => {
+                let turn = self.spread(interval);
+                self.check = self.check.max(now.plus(turn));
+            }
             // Whether it was the server or the one list shows when all are asked for.
             (false, false) => self.list = now.plus(FIRST_REPEAT),
             (false, true) => self.failed(interval, now),
@@ -159,7 +165,8 @@ impl Turns {
         self.busy = false;
         if ok {
             self.up = true;
-            self.check = now.plus(self.spread(interval));
+            let turn = self.spread(interval);
+            self.check = now.plus(turn);
         } else {
             self.failed(interval, now);
         }
@@ -185,9 +192,37 @@ impl Turns {
         self.check = self.list;
     }
 
-    fn spread(&self, interval: Duration) -> Duration {
-        interval.mul_f64(self.share)
+    /// The next interval.
+    fn spread(&mut self, interval: Duration) -> Duration {
+        self.turn = self.turn.wrapping_add(1);
+        interval.mul_f64(share(self.seed, self.turn))
     }
+}
+
+/// What part of an interval turn number `turn` of a server waits, from 0.8 to 1.2; `seed`, from 0 to 1, is
+/// the server's.
+///
+/// No two turns in a row are as long: the multiples of the golden ratio, without their whole parts, are
+/// spread evenly from the first on, and neighbours are far apart. So even a sum of them hardly strays from
+/// the mean, and servers that started together would stay together: each has a mean of its own, too.
+fn share(seed: f64, turn: u32) -> f64 {
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let mean = 0.9 + 0.2 * seed;
+    // Not where the mean says: what is alike in one should not be in the other.
+    let start = seed * 1009.0;
+    mean + 0.2 * ((start + f64::from(turn) * GOLDEN).fract() - 0.5)
+}
+
+/// A number from 0 to 1 out of a name: FNV-1a, and the last step of MurmurHash3, without which names that
+/// differ in their last letter are neighbours.
+fn seed(name: &str) -> f64 {
+    let mut hash = name
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    for (shift, factor) in [(16, 0x85eb_ca6b), (13, 0xc2b2_ae35), (16, 1)] {
+        hash = (hash ^ (hash >> shift)).wrapping_mul(factor);
+    }
+    f64::from(hash) / f64::from(u32::MAX)
 }
 
 /// How lists were had.
@@ -254,7 +289,7 @@ mod tests {
             }
             checks += 1;
         };
-        assert_eq!(checks, 9);
+        assert!((8..=11).contains(&checks), "{checks}");
         assert!(now >= at(240_000) && now <= at(360_000), "{now:?}");
     }
 
@@ -338,7 +373,67 @@ mod tests {
         assert_eq!(poll(seconds(7200), Some(seconds(1)), false), seconds(7200));
     }
 
+    /// When a server gives its signs of life, by turns of its own.
+    fn beats(name: &str, count: usize) -> Vec<Uptime> {
+        let mut turns = listed(Duration::from_secs(10_000_000), at(0));
+        turns.seed = seed(name);
+        let mut beats = Vec::new();
+        while beats.len() < count {
+            let now = turns.next().unwrap();
+            match turns.begin(now).unwrap() {
+                Action::Check => turns.checked(true, INTERVAL, now),
+                Action::List(wanted) => turns.listed(good(wanted, INTERVAL), now),
+            }
+            beats.push(now);
+        }
+        beats
+    }
+
+    #[test]
+    fn no_two_turns_in_a_row_are_as_long() {
+        for name in ["a", "b", "search", "search2", "tickets"] {
+            let beats = beats(name, 200);
+            let waits: Vec<Duration> =
+                beats.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+            for pair in waits.windows(2) {
+                let [one, next] = pair else { panic!() };
+                assert!(one.abs_diff(*next) > INTERVAL / 20, "{name}: {one:?}, {next:?}");
+            }
+            for wait in &waits {
+                assert!(*wait >= INTERVAL.mul_f64(0.8) && *wait <= INTERVAL.mul_f64(1.2));
+            }
+        }
+    }
+
+    #[test]
+    fn two_servers_do_not_beat_in_phase() {
+        let names = ["a", "b", "ab", "ba", "search", "search2", "tickets", "s0", "s1", "s2", "s3"];
+        for (number, one) in names.iter().enumerate() {
+            for other in &names[number + 1..] {
+                // At each of the one's beats, how far away the other's nearest is: with independent
+                // ones within a tenth of an interval in a fifth of all cases.
+                let (ones, others) = (beats(one, 400), beats(other, 400));
+                let near = |beat: &Uptime| {
+                    others
+                        .iter()
+                        .any(|other| other.since(*beat).max(beat.since(*other)) < INTERVAL / 10)
+                };
+                let together = ones.iter().filter(|beat| near(beat)).count();
+                assert!(together < 400 / 2, "{one} and {other} beat together {together} times");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn each_turn_is_near_an_interval(name in ".{0,40}", turn in any::<u32>()) {
+            let (now, next) = (share(seed(&name), turn), share(seed(&name), turn.wrapping_add(1)));
+            prop_assert!((0.8..=1.2).contains(&now), "{now}");
+            if turn < u32::MAX {
+                prop_assert!((now - next).abs() > 0.05, "{now} {next}");
+            }
+        }
+
         #[test]
         fn whatever_happens_there_is_always_a_next_time(
             steps in proptest::collection::vec((0..4_u8, any::<bool>(), 0..40_000_u64), 0..60),
