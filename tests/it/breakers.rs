@@ -612,3 +612,28 @@ async fn an_operator_commands_breakers_at_the_command_line() {
     assert!(empty.err.contains("`reason` is missing"), "{}", empty.err);
     assert_eq!(router.stop().await.0, 0);
 }
+
+#[tokio::test]
+async fn a_server_named_like_another_route_is_shown_in_the_list_of_its_breakers() {
+    let (one, other) = (upstream(Options::default()).await, upstream(Options::default()).await);
+    let app = TestApp::start(&with(&[("history", &one), ("up", &other)], "")).await.ready().await;
+    let list = async |query: &str| {
+        let answer = app.http().get(&format!("/mcp/circuit-breakers{query}")).await;
+        answer.expect(200).json()
+    };
+    command(&app.socket(), "history", "open", r#"{"reason":"moving house"}"#).await.expect(200);
+    let shown = list("?server=history").await;
+    assert_eq!(
+        (&shown["total"], &shown["circuit_breakers"][0]["server"]),
+        (&1.into(), &"history".into())
+    );
+    assert_eq!(shown["circuit_breakers"][0]["state"], "forced_open");
+    assert_eq!(list("?server=up").await["circuit_breakers"][0]["state"], "closed");
+    assert_eq!(list("").await["total"], 2);
+    assert_eq!(history(app.http(), "history").await.len(), 1, "of all");
+    assert_eq!(history(app.http(), "history/history").await.len(), 1, "of the server");
+    let unknown = app.http().get("/mcp/circuit-breakers?server=histery").await.expect(404).json();
+    assert_eq!(unknown["nearest"], json!(["history"]), "{unknown}");
+    app.http().get("/mcp/circuit-breakers?name=up").await.expect(400);
+    app.stop().await;
+}

@@ -117,6 +117,12 @@ pub(super) struct History {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct ListParameters {
+    server: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Which {
     tool: Option<String>,
 }
@@ -243,12 +249,22 @@ fn find(
     Err(error)
 }
 
-pub(super) async fn list(State(edge): State<Shared>) -> Result<Json<BreakerList>, ApiError> {
+/// All breakers, or those of one server. That is how a server with a name that is another route's is
+/// shown, such as `history`.
+pub(super) async fn list(
+    State(edge): State<Shared>,
+    query: Asked<ListParameters>,
+) -> Result<Json<BreakerList>, ApiError> {
+    let one = parameters(query)?.server;
+    let handles = match &one {
+        Some(name) => vec![servers::find(&edge, name)?],
+        None => edge.registry.servers().values().cloned().collect(),
+    };
     edge.registry.breakers().written().await;
     let mut circuit_breakers = Vec::new();
-    for handle in edge.registry.servers().values() {
+    for handle in handles {
         for breaker in edge.registry.breakers().of_server(&handle.name) {
-            circuit_breakers.push(show_one(&edge, handle, &breaker).await?);
+            circuit_breakers.push(show_one(&edge, &handle, &breaker).await?);
         }
     }
     Ok(Json(BreakerList { total: circuit_breakers.len(), circuit_breakers }))
@@ -324,9 +340,9 @@ async fn page(
     Ok(Json(History { transitions: transitions.collect(), next_before }))
 }
 
-/// What an operator can want of a breaker.
-#[derive(Clone, Copy)]
-enum Act {
+/// What an operator can want of a breaker: one route for each.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Act {
     Reset,
     Open,
     Close,
@@ -378,44 +394,15 @@ impl Act {
     }
 }
 
-pub(super) async fn reset(
-    state: State<Shared>,
-    context: Extension<RequestContext>,
-    name: Path<String>,
-    query: Asked<Which>,
-    body: Body,
-) -> Result<impl axum::response::IntoResponse, ApiError> {
-    act(Act::Reset, state, context, name, query, body).await
-}
-
-pub(super) async fn open(
-    state: State<Shared>,
-    context: Extension<RequestContext>,
-    name: Path<String>,
-    query: Asked<Which>,
-    body: Body,
-) -> Result<impl axum::response::IntoResponse, ApiError> {
-    act(Act::Open, state, context, name, query, body).await
-}
-
-pub(super) async fn close(
-    state: State<Shared>,
-    context: Extension<RequestContext>,
-    name: Path<String>,
-    query: Asked<Which>,
-    body: Body,
-) -> Result<impl axum::response::IntoResponse, ApiError> {
-    act(Act::Close, state, context, name, query, body).await
-}
-
-async fn act(
-    act: Act,
+/// Does what the route of an [`Act`] is for.
+pub(super) async fn act(
+    Extension(act): Extension<Act>,
     State(edge): State<Shared>,
     Extension(context): Extension<RequestContext>,
     Path(name): Path<String>,
     query: Asked<Which>,
     body: Body,
-) -> Result<Json<Breaker>, ApiError> {
+) -> Result<impl axum::response::IntoResponse, ApiError> {
     let which = parameters(query)?;
     let (handle, breaker) = find(&edge, &name, which.tool.as_deref())?;
     let words = act.read(&body::bytes(&edge, body).await?)?;

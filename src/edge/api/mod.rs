@@ -14,12 +14,13 @@ mod views;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use axum::{Extension, Router};
 
+use self::breakers::Act;
 use super::Edge;
 use super::auth::RequestContext;
 use super::error::ApiError;
@@ -51,14 +52,15 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/circuit-breakers/{name}/history", get(breakers::history_of))
         .route("/mcp/views", get(views::list))
         .route("/mcp/health", get(health::servers));
+    let on_breaker = |act: Act| post(breakers::act).layer(Extension(act));
     let admin = Router::new()
         .route("/mcp/servers/{name}/enable", post(servers::enable))
         .route("/mcp/servers/{name}/disable", post(servers::disable))
         .route("/mcp/servers/{name}/refresh", post(servers::refresh))
         .route("/mcp/servers/{name}/reconnect", post(servers::reconnect))
-        .route("/mcp/circuit-breakers/{name}/reset", post(breakers::reset))
-        .route("/mcp/circuit-breakers/{name}/open", post(breakers::open))
-        .route("/mcp/circuit-breakers/{name}/close", post(breakers::close))
+        .route("/mcp/circuit-breakers/{name}/reset", on_breaker(Act::Reset))
+        .route("/mcp/circuit-breakers/{name}/open", on_breaker(Act::Open))
+        .route("/mcp/circuit-breakers/{name}/close", on_breaker(Act::Close))
         .route("/mcp/tools/{name}/approve", post(tools::approve))
         .route("/admin/reload", post(admin::reload))
         .route("/admin/keys", get(admin::keys).post(admin::create_key))

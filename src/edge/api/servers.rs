@@ -131,6 +131,16 @@ pub(super) fn find(edge: &Edge, name: &str) -> Result<Arc<ServerHandle>, ApiErro
     })
 }
 
+/// A server that may be asked for something.
+fn find_enabled(edge: &Edge, name: &str) -> Result<Arc<ServerHandle>, ApiError> {
+    let handle = find(edge, name)?;
+    if !handle.enabled {
+        let detail = format!("the server `{name}` is disabled; enable it first");
+        return Err(ApiError::new(ErrorCode::Conflict, detail));
+    }
+    Ok(handle)
+}
+
 fn parse_name(name: &str) -> Result<ServerName, ApiError> {
     ServerName::parse(name).map_err(|error| ApiError::invalid(format!("`name`: {error}")))
 }
@@ -237,11 +247,7 @@ pub(super) async fn refresh(
     State(edge): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let handle = find(&edge, &name)?;
-    if !handle.enabled {
-        let detail = format!("the server `{name}` is disabled; enable it first");
-        return Err(ApiError::new(ErrorCode::Conflict, detail));
-    }
+    let handle = find_enabled(&edge, &name)?;
     // The outcome is in the state that is answered; a failure is not a failure of this request.
     let _ = edge.discovery.discover(&handle).await;
     Ok(Json(detail(&edge, &handle)))
@@ -253,11 +259,7 @@ pub(super) async fn reconnect(
     Extension(context): Extension<RequestContext>,
     Path(name): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let handle = find(&edge, &name)?;
-    if !handle.enabled {
-        let detail = format!("the server `{name}` is disabled; enable it first");
-        return Err(ApiError::new(ErrorCode::Conflict, detail));
-    }
+    let handle = find_enabled(&edge, &name)?;
     let handle = edge.registry.reconnect(&handle.name)?;
     note(&edge, &context.caller, "server.reconnected", &handle.name, &handle.spec).await;
     first_contact(&edge, &handle).await;
