@@ -4,9 +4,9 @@
 //! is the commands' matter.
 
 mod error;
+mod exchange;
 
-use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -15,14 +15,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -30,6 +29,7 @@ use url::Url;
 
 use crate::model::Secret;
 pub(crate) use error::{ClientError, Problem};
+pub(crate) use exchange::{Answer, Ask};
 
 /// The admin socket's name in the data folder.
 pub(crate) const SOCKET: &str = "admin.sock";
@@ -43,117 +43,6 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// More than any answer the router gives: results are capped per server, pages are short.
 pub(crate) const LARGEST_ANSWER: usize = 256 * 1024 * 1024;
-
-/// A complete answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// Status.
-    pub(crate) status: StatusCode,
-    /// Headers.
-    pub(crate) headers: HeaderMap,
-    /// Body, whole.
-    pub(crate) body: Bytes,
-    route: String,
-}
-
-impl Answer {
-    /// The answer if the router did what was asked.
-    pub(crate) fn accepted(self) -> Result<Self, ClientError> {
-        if self.status.is_success() {
-            Ok(self)
-        } else {
-            Err(ClientError::Refused(Box::new(Problem::read(self.status, &self.body))))
-        }
-    }
-
-    /// The body as text.
-    pub(crate) fn text(&self) -> Result<&str, ClientError> {
-        std::str::from_utf8(&self.body).map_err(|error| self.unreadable(&error))
-    }
-
-    /// The body as a value.
-    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
-        serde_json::from_slice(&self.body).map_err(|error| self.unreadable(&error))
-    }
-
-    fn unreadable(&self, error: &dyn fmt::Display) -> ClientError {
-        ClientError::Unreadable { route: self.route.clone(), reason: error.to_string() }
-    }
-}
-
-/// A request to the router.
-#[derive(Debug, Clone)]
-pub(crate) struct Ask {
-    method: Method,
-    segments: Vec<String>,
-    query: Vec<(&'static str, String)>,
-    headers: Vec<(Cow<'static, str>, String)>,
-    body: Option<Bytes>,
-    patience: Duration,
-}
-
-impl Ask {
-    /// A request; each part of `path` is one segment and is encoded as such.
-    pub(crate) fn new(method: Method, path: &[&str]) -> Self {
-        Self {
-            method,
-            segments: path.iter().map(|segment| (*segment).to_owned()).collect(),
-            query: Vec::new(),
-            headers: Vec::new(),
-            body: None,
-            patience: PATIENCE,
-        }
-    }
-
-    /// A read.
-    pub(crate) fn get(path: &[&str]) -> Self {
-        Self::new(Method::GET, path)
-    }
-
-    /// A change.
-    pub(crate) fn post(path: &[&str]) -> Self {
-        Self::new(Method::POST, path)
-    }
-
-    /// With a query parameter, unless it is `None`.
-    pub(crate) fn with(mut self, name: &'static str, value: Option<impl Into<String>>) -> Self {
-        self.query.extend(value.map(|value| (name, value.into())));
-        self
-    }
-
-    /// With a header.
-    pub(crate) fn header(
-        mut self,
-        name: impl Into<Cow<'static, str>>,
-        value: impl Into<String>,
-    ) -> Self {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    /// With a JSON body.
-    pub(crate) fn json(mut self, body: impl Into<Bytes>) -> Self {
-        self.body = Some(body.into());
-        self
-    }
-
-    /// With another bound for the whole exchange.
-    pub(crate) fn patient(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
-    }
-
-    fn url(&self, base: &Url) -> Url {
-        let mut url = base.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(&self.segments);
-        }
-        if !self.query.is_empty() {
-            url.query_pairs_mut().extend_pairs(&self.query);
-        }
-        url
-    }
-}
 
 type Pool = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -233,7 +122,7 @@ impl Client {
 
     /// Asks and takes the whole answer, whatever its status.
     pub(crate) async fn ask(&self, ask: Ask) -> Result<Answer, ClientError> {
-        let (limit, route) = (ask.patience, format!("{} /{}", ask.method, ask.segments.join("/")));
+        let (limit, route) = (ask.patience, ask.route());
         let exchange = async {
             let response = self.open(ask).await?;
             let (parts, body) = response.into_parts();
@@ -425,6 +314,7 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::StatusCode;
 
     #[test]
     fn names_and_filters_are_encoded() {
