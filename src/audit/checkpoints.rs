@@ -12,8 +12,6 @@ use crate::clock;
 use crate::model::Uptime;
 use crate::store::{Checkpoint, Store};
 
-/// The file in each folder.
-pub(super) const FILE: &str = "checkpoints.jsonl";
 /// While calls are made, the end is signed this often.
 const EVERY: Duration = Duration::from_secs(60);
 /// While nothing happens, too, more rarely: that nothing happened is worth knowing.
@@ -31,7 +29,7 @@ pub(super) struct Checkpoints {
 
 impl Checkpoints {
     pub(super) fn new(folders: &[PathBuf]) -> Self {
-        let files = folders.iter().map(|folder| folder.join(FILE)).collect();
+        let files = folders.iter().map(|folder| folder.join(Checkpoint::FILE)).collect();
         Self { files, last: None, began: clock::uptime(), failing: false }
     }
 
@@ -89,28 +87,9 @@ impl Checkpoints {
 
 fn append(path: &Path, line: &str) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|file| file.len() > LARGEST) {
-        fs::rename(path, path.with_extension("old.jsonl"))?;
+        fs::rename(path, path.with_file_name(Checkpoint::OLD_FILE))?;
     }
     let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     file.write_all(format!("{line}\n").as_bytes())?;
     file.sync_data()
-}
-
-/// Reads the checkpoints in `folder`, oldest first; lines that are none are left out.
-///
-/// # Errors
-/// When a file is there and cannot be read.
-pub fn read_checkpoints(folder: &Path) -> io::Result<Vec<Checkpoint>> {
-    let file = folder.join(FILE);
-    let mut found = Vec::new();
-    for path in [file.with_extension("old.jsonl"), file] {
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                found.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }

@@ -13,7 +13,6 @@ mod writer;
 
 pub use crate::config::{Durability, IntentMode};
 pub use begun::CallBegun;
-pub use checkpoints::read_checkpoints;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
 pub use query::{AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
 pub use redact::{Redactor, Secrets, Strictness};

@@ -3,6 +3,9 @@
 //! Changes when a checkpoint says something else. Without one, a ledger whose end was cut together
 //! with the mark of its end, or that was replaced by an older copy, verifies.
 
+use std::path::Path;
+use std::{fs, io};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -27,6 +30,30 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The file in each folder in which checkpoints are kept; what was in it before it became too
+    /// large is in [`Self::OLD_FILE`].
+    pub const FILE: &str = "checkpoints.jsonl";
+    /// The file before that.
+    pub const OLD_FILE: &str = "checkpoints.old.jsonl";
+
+    /// Reads the checkpoints in `folder`, oldest first; lines that are none are left out.
+    ///
+    /// # Errors
+    /// When a file is there and cannot be read.
+    pub fn read_all(folder: &Path) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for file in [Self::OLD_FILE, Self::FILE] {
+            match fs::read_to_string(folder.join(file)) {
+                Ok(text) => {
+                    found.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn sign(
         key: &LedgerKey,
         chain: String,

@@ -41,6 +41,7 @@ mod metrics;
 mod mixup;
 mod overrides;
 mod registry;
+mod replay;
 mod resilience;
 mod restart;
 mod resume;

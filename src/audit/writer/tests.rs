@@ -464,7 +464,7 @@ async fn a_router_that_was_cut_off_is_followed_by_a_gap_and_interrupted_calls() 
         );
         ledger.end().await;
     }
-    let checkpoints = crate::audit::read_checkpoints(folder.path()).unwrap();
+    let checkpoints = crate::store::Checkpoint::read_all(folder.path()).unwrap();
     assert_eq!(checkpoints.len(), 2, "one at each end");
     let verified = Store::verify_ledger(folder.path(), &checkpoints).await.unwrap();
     assert!(verified.is_good() && verified.checkpoints == 2, "{verified:?}");

@@ -7,7 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::{CliError, Context, Status};
-use crate::audit::read_checkpoints;
 use crate::store::{Checkpoint, Store, Verified};
 
 /// Arguments of `audit verify`.
@@ -42,7 +41,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
 fn read(folders: &[PathBuf]) -> Result<Vec<Checkpoint>, CliError> {
     let mut found = Vec::new();
     for folder in folders {
-        let read = read_checkpoints(folder).map_err(|source| CliError::Checkpoints {
+        let read = Checkpoint::read_all(folder).map_err(|source| CliError::Checkpoints {
             folder: folder.clone(),
             source: if folder.is_dir() { source } else { io::ErrorKind::NotADirectory.into() },
         })?;

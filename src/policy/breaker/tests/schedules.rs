@@ -98,7 +98,7 @@ impl Shared {
         let now = self.now();
         let mut core = self.core.lock().unwrap();
         let step = core.breaker.command(command, now);
-        core.transitions.push(step);
+        core.transitions.extend(step);
         core.check(now);
     }
 }
