@@ -6,7 +6,11 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::model::Uptime;
@@ -19,69 +23,80 @@ const IDLE: Duration = Duration::from_secs(600);
 /// A file that is larger makes room for a new one, and is kept until that is as large.
 const LARGEST: u64 = 16 << 20;
 
-/// Where checkpoints go, and the last one.
+/// How long the end of the router waits for the last one to be written.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where checkpoints go, and the last one. They are written aside: a folder on another machine that
+/// does not answer must not hold up the ledger.
 pub(super) struct Checkpoints {
     files: Vec<PathBuf>,
     last: Option<(i64, Uptime)>,
-    began: Uptime,
-    failing: bool,
+    /// When the end was last looked at.
+    looked: Uptime,
+    writing: Option<JoinHandle<()>>,
+    failing: Arc<AtomicBool>,
 }
 
 impl Checkpoints {
     pub(super) fn new(folders: &[PathBuf]) -> Self {
         let files = folders.iter().map(|folder| folder.join(Checkpoint::FILE)).collect();
-        Self { files, last: None, began: clock::uptime(), failing: false }
+        let failing = Arc::new(AtomicBool::new(false));
+        Self { files, last: None, looked: clock::uptime(), writing: None, failing }
     }
 
     /// In what time the next may be due.
     pub(super) fn due(&self) -> Duration {
-        let passed = clock::uptime().since(self.last.map_or(self.began, |(_, at)| at));
-        EVERY.saturating_sub(passed).max(Duration::from_secs(1))
+        EVERY.saturating_sub(clock::uptime().since(self.looked)).max(Duration::from_secs(1))
     }
 
     /// Writes one if it is due.
     pub(super) async fn keep(&mut self, store: &Store) {
         let now = clock::uptime();
-        let passed = now.since(self.last.map_or(self.began, |(_, at)| at));
-        if passed >= EVERY {
-            let Ok(checkpoint) = store.checkpoint(clock::timestamp()).await else { return };
-            let idle = self.last.is_some_and(|(seq, _)| seq == checkpoint.seq);
-            if !idle || passed >= IDLE {
-                self.put(checkpoint).await;
-            }
+        if now.since(self.looked) < EVERY {
+            return;
+        }
+        self.looked = now;
+        let Ok(checkpoint) = store.checkpoint(clock::timestamp()).await else { return };
+        let idle = self.last.is_some_and(|(seq, at)| seq == checkpoint.seq && now.since(at) < IDLE);
+        if !idle && self.writing.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.put(checkpoint);
         }
     }
 
-    /// Writes one.
-    pub(super) async fn write(&mut self, store: &Store) {
+    /// Writes the last one.
+    pub(super) async fn end(&mut self, store: &Store) {
+        if let Some(writing) = &mut self.writing
+            && tokio::time::timeout(PATIENCE, writing).await.is_err()
+        {
+            return;
+        }
         match store.checkpoint(clock::timestamp()).await {
-            Ok(checkpoint) => self.put(checkpoint).await,
+            Ok(checkpoint) => self.put(checkpoint),
             Err(error) => {
-                tracing::warn!(%error, "the end of the ledger could not be signed: {error}")
+                tracing::warn!(%error, "the end of the ledger could not be signed: {error}");
             }
+        }
+        if let Some(writing) = &mut self.writing {
+            let _late = tokio::time::timeout(PATIENCE, writing).await;
         }
     }
 
-    async fn put(&mut self, checkpoint: Checkpoint) {
+    fn put(&mut self, checkpoint: Checkpoint) {
         self.last = Some((checkpoint.seq, clock::uptime()));
         tracing::debug!(ledger.seq = checkpoint.seq, ledger.hash = checkpoint.hash, "checkpoint");
         let Ok(line) = serde_json::to_string(&checkpoint) else { return };
-        let files = self.files.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            files
-                .iter()
-                .try_for_each(|file| append(file, &line).map_err(|error| (file.clone(), error)))
-        });
-        let failed = match written.await {
-            Ok(Err((file, error))) => Some((file, error)),
-            Ok(Ok(())) | Err(_) => None,
-        };
-        if let Some((file, error)) = &failed
-            && !self.failing
-        {
-            tracing::warn!(%error, "a checkpoint of the ledger could not be written to {}: {error}", file.display());
-        }
-        self.failing = failed.is_some();
+        let (files, failing) = (self.files.clone(), Arc::clone(&self.failing));
+        self.writing = Some(tokio::task::spawn_blocking(move || {
+            let mut failed = false;
+            for file in &files {
+                let Err(error) = append(file, &line) else { continue };
+                failed = true;
+                if !failing.load(Ordering::Relaxed) {
+                    tracing::warn!(%error, "a checkpoint of the ledger could not be written to {}: {error}", file.display());
+                }
+            }
+            failing.store(failed, Ordering::Relaxed);
+        }));
     }
 }
 

@@ -188,37 +188,6 @@ impl AuditWriter {
         self.shared.durability
     }
 
-    /// Whether the beginning of a call must be on record before it is sent, for a tool that is
-    /// declared to change nothing or not.
-    #[must_use]
-    pub fn wants_intent(&self, read_only: bool) -> bool {
-        match self.shared.intent {
-            IntentMode::Off => false,
-            IntentMode::SideEffects => !read_only,
-            IntentMode::All => true,
-        }
-    }
-
-    /// Puts the beginning of a call on record, and resolves when it is committed.
-    ///
-    /// # Errors
-    /// [`NotRecorded`] when it is not committed within five seconds: the call must not be sent.
-    pub async fn intend(&self, begun: CallBegun<'_>) -> Result<(), NotRecorded> {
-        let (waiter, committed) = oneshot::channel();
-        {
-            let mut queue = self.shared.queue.lock();
-            if queue.ended {
-                return Err(NotRecorded);
-            }
-            queue.intents.push(Intent { row: begun.into_row(clock::timestamp()), waiter });
-        }
-        self.shared.wake();
-        match tokio::time::timeout(self.shared.patience, committed).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(NotRecorded),
-        }
-    }
-
     /// Whether calls are committed as they come: `false` while the database cannot be written.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
@@ -359,6 +328,37 @@ impl Shared {
 }
 
 impl AuditSlot {
+    /// Whether the beginning of a call must be on record before it is sent, for a tool that is
+    /// declared to change nothing or not.
+    #[must_use]
+    pub fn wants_intent(&self, read_only: bool) -> bool {
+        match self.shared.intent {
+            IntentMode::Off => false,
+            IntentMode::SideEffects => !read_only,
+            IntentMode::All => true,
+        }
+    }
+
+    /// Puts the beginning of a call on record, and resolves when it is committed.
+    ///
+    /// # Errors
+    /// [`NotRecorded`] when it is not committed within five seconds and `limit`: the call must not be sent.
+    pub async fn intend(&self, begun: CallBegun<'_>, limit: Duration) -> Result<(), NotRecorded> {
+        let (waiter, committed) = oneshot::channel();
+        {
+            let mut queue = self.shared.queue.lock();
+            if queue.ended || queue.intents.len() >= PLACES {
+                return Err(NotRecorded);
+            }
+            queue.intents.push(Intent { row: begun.into_row(clock::timestamp()), waiter });
+        }
+        self.shared.wake();
+        match tokio::time::timeout(self.shared.patience.min(limit), committed).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(NotRecorded),
+        }
+    }
+
     /// A text without what the ledger would not keep of it, for others that keep texts.
     #[must_use]
     pub fn redacted(&self, text: &str) -> String {

@@ -48,12 +48,14 @@ impl Budget {
         false
     }
 
-    /// A retry that was taken out was not made after all.
+    /// A retry that was taken out was not made after all. It goes back to what time gives, where that
+    /// has room: what time gave meanwhile must not become savings.
     pub fn put_back(&mut self) {
-        if self.settings.ratio > 0.0 {
-            self.earned = (self.earned + 1.0).min(self.settings.cap.max(1.0));
+        let most = most_free(&self.settings);
+        if most > 0.0 {
+            self.free = (self.free + 1.0).min(most);
         } else {
-            self.free = (self.free + 1.0).min(most_free(&self.settings));
+            self.earned = (self.earned + 1.0).min(self.settings.cap);
         }
     }
 
@@ -95,6 +97,22 @@ mod tests {
         assert_eq!((0..10).filter(|_| budget.withdraw(later)).count(), 3);
         let later = Uptime::from_millis(3_600_334);
         assert_eq!((0..10).filter(|_| budget.withdraw(later)).count(), 1);
+    }
+
+    #[test]
+    fn what_is_put_back_is_there_again_and_makes_no_savings() {
+        let mut budget = Budget::new(settings(0.0, 1.0, 100.0), Uptime::default());
+        for second in 0..50 {
+            assert!(budget.withdraw(Uptime::from_millis(second * 1000)));
+            budget.put_back();
+        }
+        let now = Uptime::from_millis(50_000);
+        assert_eq!((0..10).filter(|_| budget.withdraw(now)).count(), 1);
+        let mut budget = Budget::new(settings(1.0, 0.0, 5.0), Uptime::default());
+        budget.deposit();
+        assert!(budget.withdraw(now));
+        budget.put_back();
+        assert!(budget.withdraw(now) && !budget.withdraw(now));
     }
 
     #[test]

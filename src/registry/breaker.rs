@@ -203,17 +203,23 @@ impl ServerBreaker {
     }
 
     /// Does what an operator wants.
-    pub fn command(&self, command: Command, order: Option<Order>) {
+    pub fn command(&self, command: Command, order: Option<&Order>) {
         let now = clock::uptime();
         self.command_locked(&mut self.settled(now), command, order, now);
     }
 
-    fn command_locked(&self, core: &mut Core, command: Command, order: Option<Order>, now: Uptime) {
+    fn command_locked(
+        &self,
+        core: &mut Core,
+        command: Command,
+        order: Option<&Order>,
+        now: Uptime,
+    ) {
         let transition = core.breaker.command(command, now);
         core.transitions.extend(transition);
         core.unsaved = true;
-        core.forced.clone_from(&order);
-        self.follow(core, now, None, order.as_ref());
+        core.forced = order.cloned();
+        self.follow(core, now, None, order);
     }
 
     /// The breaker of what stands here now, after the server became another thing. This one is

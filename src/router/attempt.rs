@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::audit::AuditUnavailable;
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
 use crate::model::{BreakerProbe, BreakerScope, Era, Failure, Outcome, Uptime};
@@ -105,6 +106,14 @@ pub(super) async fn attempt(
         let error = PoolError::Waited { waited: timeout };
         return Err(fail(entry, record, permits, error.into(), Trial::of(timeout)));
     }
+    if record.wants_intent(entry) {
+        // Boxed: it is not on the way of calls that are recorded when they are over.
+        if Box::pin(record.intend(entry, left)).await.is_err() {
+            record.attempt_withdrawn();
+            return Err(RouteError::AuditUnavailable(AuditUnavailable::NotWritable));
+        }
+    }
+    let left = deadline.attempt(clock::uptime(), entry.timeout);
     match lease.request(&request, left, relay.as_ref()).await {
         Ok(answer) => {
             let now = clock::uptime();

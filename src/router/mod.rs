@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::audit::{AuditUnavailable, AuditWriter, NotRecorded};
+use crate::audit::AuditWriter;
 use crate::catalogue::{CatalogueHandle, Discovery};
 use crate::clock;
 use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
@@ -91,14 +91,6 @@ impl Router {
             let place = admit::admit(&entry, deadline).await;
             record.queued_until(clock::uptime());
             let _place = place?;
-            if self.audit.wants_intent(entry.definition.read_only) {
-                // Boxed: it is not on the way of calls that are recorded when they are over.
-                let begun = record.begun(&entry);
-                let intended = Box::pin(self.audit.intend(begun)).await;
-                intended.map_err(|NotRecorded| {
-                    RouteError::AuditUnavailable(AuditUnavailable::NotWritable)
-                })?;
-            }
             attempt::attempt(&entry, deadline, record).await
         };
         match first {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::answer::code_of;
 use super::{CallAnswer, RouteError, UpstreamAnswer};
 use crate::audit::{
-    AttemptEntry, Attempts, AuditEntry, AuditSlot, CallBegun, Durability, ToolLabel,
+    AttemptEntry, Attempts, AuditEntry, AuditSlot, CallBegun, Durability, NotRecorded, ToolLabel,
 };
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
@@ -51,6 +51,8 @@ pub(super) struct CallRecord {
     pub(super) started: Uptime,
     started_at: Timestamp,
     slot: Option<AuditSlot>,
+    /// Whether its beginning is on record.
+    intended: bool,
     entry: Option<Arc<CatalogueEntry>>,
     other: Arc<ToolMetrics>,
     view: Option<Arc<ViewMetrics>>,
@@ -77,6 +79,7 @@ impl CallRecord {
             started,
             started_at: clock::timestamp(),
             slot: Some(slot),
+            intended: false,
             entry: None,
             other,
             view,
@@ -105,8 +108,26 @@ impl CallRecord {
         self.open = Some(OpenAttempt { began, probe });
     }
 
-    /// What is put on record before the call is sent to `entry`.
-    pub(super) fn begun<'a>(&'a self, entry: &'a CatalogueEntry) -> CallBegun<'a> {
+    /// Whether the beginning of the call must still be put on record before it is sent to `entry`.
+    pub(super) fn wants_intent(&self, entry: &CatalogueEntry) -> bool {
+        let wanted =
+            self.slot.as_ref().is_some_and(|slot| slot.wants_intent(entry.definition.read_only));
+        wanted && !self.intended
+    }
+
+    /// Puts it on record, within `limit`.
+    pub(super) async fn intend(
+        &mut self,
+        entry: &CatalogueEntry,
+        limit: Duration,
+    ) -> Result<(), NotRecorded> {
+        let Some(slot) = &self.slot else { return Err(NotRecorded) };
+        slot.intend(self.begun(entry), limit).await?;
+        self.intended = true;
+        Ok(())
+    }
+
+    fn begun<'a>(&'a self, entry: &'a CatalogueEntry) -> CallBegun<'a> {
         CallBegun {
             id: self.call.id,
             started_at: self.started_at,

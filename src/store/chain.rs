@@ -144,9 +144,11 @@ impl LedgerKey {
         tag(&self.heads, &[b"genesis v1", chain, &base.to_le_bytes()])
     }
 
-    /// What the end of a chain is marked with.
-    pub(super) fn head(&self, chain: &[u8], seq: i64, hash: &Hash) -> Hash {
-        tag(&self.heads, &[b"head v1", chain, &seq.to_le_bytes(), hash])
+    /// What the beginning and the end of a chain are marked with: numbers and hashes of the last row
+    /// before it and of its last.
+    pub(super) fn ends(&self, chain: &[u8], base: (i64, &Hash), head: (i64, &Hash)) -> Hash {
+        let (first, last) = (base.0.to_le_bytes(), head.0.to_le_bytes());
+        tag(&self.heads, &[b"ends v1", chain, &first, base.1, &last, head.1])
     }
 
     /// What makes digests of payloads as they are received.
@@ -264,7 +266,11 @@ mod tests {
         }
         assert_ne!(key.id(), other.id());
         assert_ne!(key.genesis(b"a", 0), key.genesis(b"a", 1));
-        assert_ne!(key.head(b"a", 1, &hash), key.head(b"b", 1, &hash));
+        let ends =
+            |chain: &[u8], base: i64, head: i64| key.ends(chain, (base, &hash), (head, &hash));
+        for different in [ends(b"b", 1, 2), ends(b"a", 0, 2), ends(b"a", 1, 3)] {
+            assert_ne!(ends(b"a", 1, 2), different);
+        }
     }
 
     #[test]

@@ -29,5 +29,5 @@ create table ledger (
     base_hash blob not null,
     head_seq  integer not null,                       -- the last row
     head_hash blob not null,
-    head_mac  blob not null                           -- over the head, keyed
+    mac       blob not null                           -- over all of these, keyed
 ) strict;

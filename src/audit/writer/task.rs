@@ -116,9 +116,9 @@ impl Task {
             self.checkpoints.keep(&self.store).await;
         }
         self.hear();
-        self.notes.push(entry(AUDIT_STOPPED, serde_json::json!({})));
+        self.notes.push(entry(AUDIT_STOPPED, &serde_json::json!({})));
         self.write_intents(Vec::new()).await;
-        self.checkpoints.write(&self.store).await;
+        self.checkpoints.end(&self.store).await;
     }
 
     /// Puts on record that the ledger is written from here on, what a router that was cut off left
@@ -129,7 +129,7 @@ impl Task {
                 let calls: Vec<CallRow> = unfinished.begun.iter().filter_map(interrupted).collect();
                 self.notes.push(entry(
                     GAP,
-                    serde_json::json!({
+                    &serde_json::json!({
                         "reason": "the router was cut off",
                         "after": unfinished.last,
                         "interrupted": calls.len(),
@@ -154,7 +154,7 @@ impl Task {
         let version = env!("CARGO_PKG_VERSION");
         self.notes.push(entry(
             AUDIT_STARTED,
-            serde_json::json!({ "version": version, "pid": std::process::id() }),
+            &serde_json::json!({ "version": version, "pid": std::process::id() }),
         ));
     }
 
@@ -181,8 +181,10 @@ impl Task {
     /// Commits the beginnings of calls, and what others have to put on record.
     async fn write_intents(&mut self, intents: Vec<Intent>) {
         let mut notes = std::mem::take(&mut self.notes);
+        // Whoever does not wait any more does not send its call.
+        let awaited = intents.into_iter().filter(|intent| !intent.waiter.is_closed());
         let (rows, waiters): (Vec<_>, Vec<_>) =
-            intents.into_iter().map(|intent| (intent.row, intent.waiter)).unzip();
+            awaited.map(|intent| (intent.row, intent.waiter)).unzip();
         notes.extend(rows);
         if notes.is_empty() || self.commit(&notes, &[]).await {
             for waiter in waiters {
@@ -341,7 +343,7 @@ impl Gap {
     fn entry(&self) -> EntryRow {
         entry(
             GAP,
-            serde_json::json!({
+            &serde_json::json!({
                 "reason": "the ledger could not be written",
                 "from": self.from.to_string(),
                 "to": self.to.to_string(),
@@ -351,7 +353,7 @@ impl Gap {
     }
 }
 
-fn entry(kind: &str, detail: serde_json::Value) -> EntryRow {
+fn entry(kind: &str, detail: &serde_json::Value) -> EntryRow {
     EntryRow {
         seq: 0,
         at: clock::timestamp(),

@@ -426,12 +426,13 @@ fn begun<'a>(id: CallId, tool: &'a ToolName, server: &'a ServerName) -> CallBegu
 async fn a_router_that_was_cut_off_is_followed_by_a_gap_and_interrupted_calls() {
     let (tool, server) = (ToolName::parse("pay").unwrap(), ServerName::parse("bank").unwrap());
     let ledger = Ledger::start(Durability::Strict).await;
-    assert!(ledger.writer.wants_intent(false) && !ledger.writer.wants_intent(true));
+    let slot = ledger.writer.admit().await.unwrap();
+    assert!(slot.wants_intent(false) && !slot.wants_intent(true));
     let (ended, open) = (entry("{}"), CallId::from_uuid(Uuid::now_v7()));
     for id in [ended.id, open] {
-        ledger.writer.intend(begun(id, &tool, &server)).await.unwrap();
+        slot.intend(begun(id, &tool, &server), PATIENCE).await.unwrap();
     }
-    ledger.writer.admit().await.unwrap().record_durably(ended).await.unwrap();
+    slot.record_durably(ended).await.unwrap();
     assert_eq!(
         kinds(&entries(&ledger.store).await),
         ["audit.started", "call.started", "call.started"]
@@ -476,9 +477,11 @@ async fn an_intent_that_is_not_committed_is_refused() {
     let (tool, server) = (ToolName::parse("pay").unwrap(), ServerName::parse("bank").unwrap());
     let ledger = Ledger::start_with(Durability::Strict, IMPATIENT).await;
     ledger.writer.flush().await;
+    let slot = ledger.writer.admit().await.unwrap();
     ledger.store.close().await.unwrap();
     let id = CallId::from_uuid(Uuid::now_v7());
-    assert_eq!(ledger.writer.intend(begun(id, &tool, &server)).await, Err(NotRecorded));
+    assert_eq!(slot.intend(begun(id, &tool, &server), PATIENCE).await, Err(NotRecorded));
+    drop(slot);
     ledger.end().await;
 }
 

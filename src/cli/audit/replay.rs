@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use self::compare::{Kept, is_whole};
@@ -81,7 +82,7 @@ struct Recorded {
 #[derive(Deserialize)]
 struct Payloads {
     #[serde(default)]
-    arguments: Option<Value>,
+    arguments: Option<Box<RawValue>>,
     #[serde(default)]
     result: Option<Value>,
 }
@@ -93,7 +94,10 @@ struct Tools {
 
 #[derive(Deserialize)]
 struct Tool {
-    name: String,
+    /// None for one that is held back.
+    #[serde(default)]
+    name: Option<String>,
+    server_name: String,
     #[serde(default)]
     annotations: Option<Value>,
 }
@@ -128,7 +132,7 @@ struct Replayed {
 
 /// What is to be made again, and what is not.
 struct Plan {
-    calls: Vec<(Recorded, Value, Option<Value>)>,
+    calls: Vec<(Recorded, Box<RawValue>, Option<Value>)>,
     skipped: BTreeMap<&'static str, usize>,
 }
 
@@ -139,6 +143,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         Some(path) => {
             let folder = TempFolder::create()?;
             let mut config = config::load(&path, &config::process_environment())?;
+            // The real ledger's checkpoints are not this one's.
+            config.audit.checkpoints = None;
             config.listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
             config.data_dir = folder.path().to_owned();
             guard_children(&mut config);
@@ -178,7 +184,8 @@ async fn replay(
     }
     let mut replayed = Vec::with_capacity(plan.calls.len());
     for (call, arguments, result) in &plan.calls {
-        let body = json!({ "tool_name": call.tool, "arguments": arguments }).to_string();
+        // As they were kept, byte for byte.
+        let body = format!(r#"{{"tool_name":{},"arguments":{arguments}}}"#, json!(call.tool));
         let ask = Ask::post(&["mcp", "call"]).json(body).patient(CALL_PATIENCE);
         // Whatever its status: a refusal is an outcome, too.
         let answer: Answered = target.ask(ask).await?.parse()?;
@@ -207,20 +214,23 @@ fn judge(call: &Recorded, result: Option<&Value>, answer: Answered) -> Replayed 
     }
 }
 
-async fn read_only(client: &Client) -> Result<BTreeSet<String>, CliError> {
+/// The tools that are declared read-only, by exposed name and server.
+async fn read_only(client: &Client) -> Result<BTreeSet<(String, String)>, CliError> {
     let tools: Tools = client.request(Ask::get(&["mcp", "tools"])).await?.parse()?;
     let declared = |tool: &Tool| {
         let hints = tool.annotations.as_ref();
         hints.and_then(|hints| hints.get("readOnlyHint")).and_then(Value::as_bool) == Some(true)
     };
-    Ok(tools.tools.into_iter().filter(declared).map(|tool| tool.name).collect())
+    let tools = tools.tools.into_iter().filter(declared);
+    Ok(tools.filter_map(|tool| Some((tool.name?, tool.server_name))).collect())
 }
 
 async fn plan(args: &Args, source: &Client, target: &Client) -> Result<Plan, CliError> {
     let (there, here) = (read_only(source).await?, read_only(target).await?);
     let mut plan = Plan { calls: Vec::new(), skipped: BTreeMap::new() };
     for call in recorded(args, source).await? {
-        let why = if !there.contains(&call.tool) || !here.contains(&call.tool) {
+        let tool = (call.tool.clone(), call.server.clone().unwrap_or_default());
+        let why = if !there.contains(&tool) || !here.contains(&tool) {
             Some("the tool is not declared read-only, or is not there")
         } else if matches!(call.outcome.as_str(), "refused" | "cancelled" | "interrupted") {
             Some("it was not answered then")
@@ -234,13 +244,19 @@ async fn plan(args: &Args, source: &Client, target: &Client) -> Result<Plan, Cli
         let kept: Payloads =
             source.request(Ask::get(&["mcp", "audit", &call.id])).await?.parse()?;
         match kept.arguments {
-            Some(arguments) if arguments.is_object() && is_whole(&arguments) => {
+            Some(arguments) if is_sendable(&arguments) => {
                 plan.calls.push((call, arguments, kept.result));
             }
             _ => *plan.skipped.entry("its arguments were not kept whole").or_default() += 1,
         }
     }
     Ok(plan)
+}
+
+/// Whether arguments are an object of which nothing was taken out.
+fn is_sendable(arguments: &RawValue) -> bool {
+    serde_json::from_str::<Value>(arguments.get())
+        .is_ok_and(|value| value.is_object() && is_whole(&value))
 }
 
 /// The newest calls, oldest first.
@@ -274,10 +290,11 @@ async fn recorded(args: &Args, client: &Client) -> Result<Vec<Recorded>, CliErro
 
 fn show_plan(context: &Context, plan: &Plan) -> Result<(), CliError> {
     for (call, arguments, _) in &plan.calls {
-        let line = json!({
-            "id": call.id, "server": call.server, "tool_name": call.tool, "arguments": arguments,
-        });
-        context.out.line(text::escape_json(&line.to_string()))?;
+        let (id, server, tool) = (json!(call.id), json!(call.server), json!(call.tool));
+        let line = format!(
+            r#"{{"id":{id},"server":{server},"tool_name":{tool},"arguments":{arguments}}}"#
+        );
+        context.out.line(text::escape_json(&line))?;
     }
     told(&plan.skipped);
     notice(format!("{} would be made again", text::count(plan.calls.len(), "call")));

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::{CliError, Context, Status};
+use super::super::{CliError, Context, Status, notice};
 use crate::store::{Checkpoint, Store, Verified};
 
 /// Arguments of `audit verify`.
@@ -21,11 +21,16 @@ pub(super) struct Args {
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
     let data_dir = context.data_dir()?;
     let mut folders = args.checkpoints;
-    folders.push(data_dir.clone());
-    // Without a configuration that loads there is still the ledger.
-    folders.extend(context.load_config().ok().and_then(|config| config.audit.checkpoints));
+    match context.load_config() {
+        Ok(config) => folders.extend(config.audit.checkpoints),
+        // There is still the ledger.
+        Err(error) => notice(format!(
+            "warning: without the configuration, which does not load, `audit.checkpoints` is not known: {error}"
+        )),
+    }
     folders.dedup();
-    let checkpoints = read(&folders)?;
+    let mut checkpoints = read(&folders)?;
+    checkpoints.extend(read(std::slice::from_ref(&data_dir)).unwrap_or_default());
     let verified = Store::verify_ledger(&data_dir, &checkpoints).await?;
     if context.globals.json {
         context.out.json(&serde_json::to_string(&verified).unwrap_or_default())?;
@@ -41,10 +46,13 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
 fn read(folders: &[PathBuf]) -> Result<Vec<Checkpoint>, CliError> {
     let mut found = Vec::new();
     for folder in folders {
-        let read = Checkpoint::read_all(folder).map_err(|source| CliError::Checkpoints {
-            folder: folder.clone(),
-            source: if folder.is_dir() { source } else { io::ErrorKind::NotADirectory.into() },
-        })?;
+        if !folder.is_dir() {
+            // Whoever named it expects checkpoints there; without them a cut would pass.
+            let source = io::ErrorKind::NotADirectory.into();
+            return Err(CliError::Checkpoints { folder: folder.clone(), source });
+        }
+        let read = Checkpoint::read_all(folder)
+            .map_err(|source| CliError::Checkpoints { folder: folder.clone(), source })?;
         found.extend(read);
     }
     Ok(found)

@@ -408,7 +408,7 @@ pub(super) async fn act(
     let words = act.read(&body::bytes(&edge, body).await?)?;
     let actor = context.caller.name.as_ref().to_owned();
     let order = Order { actor: actor.clone(), note: words.reason.clone() };
-    breaker.command(act.command(words.during), Some(order));
+    breaker.command(act.command(words.during), Some(&order));
     // Answered when it is stored: what an operator was told holds over a crash.
     let stored = edge.registry.breakers().written().await;
     let kind = act.event_kind();

@@ -79,17 +79,25 @@ static INSERT_ENTRIES: LazyLock<[&str; 2]> = LazyLock::new(|| {
 #[derive(Debug, Clone)]
 pub(super) struct Head {
     pub(super) chain: Vec<u8>,
+    /// The last row that is not in the chain any more, or was never.
+    pub(super) base: i64,
+    pub(super) base_hash: Hash,
+    /// The last row.
     pub(super) seq: i64,
     pub(super) hash: Hash,
 }
 
 impl Head {
     pub(super) async fn read(connection: &mut SqliteConnection) -> Result<Self, StoreError> {
-        let row = sqlx::query("select chain, head_seq, head_hash from ledger where id = 1")
-            .fetch_one(connection)
-            .await?;
+        let row = sqlx::query(
+            "select chain, base_seq, base_hash, head_seq, head_hash from ledger where id = 1",
+        )
+        .fetch_one(connection)
+        .await?;
         Ok(Self {
             chain: row.try_get("chain")?,
+            base: row.try_get("base_seq")?,
+            base_hash: hash_of(TABLE, "base_hash", row.try_get("base_hash")?)?,
             seq: row.try_get("head_seq")?,
             hash: hash_of(TABLE, "head_hash", row.try_get("head_hash")?)?,
         })
@@ -106,13 +114,18 @@ impl Head {
         transaction: &mut Transaction<'_, Sqlite>,
         key: &LedgerKey,
     ) -> Result<(), StoreError> {
-        let mac = key.head(&self.chain, self.seq, &self.hash);
-        sqlx::query("update ledger set head_seq = ?, head_hash = ?, head_mac = ? where id = 1")
-            .bind(self.seq)
-            .bind(self.hash.to_vec())
-            .bind(mac.to_vec())
-            .execute(&mut **transaction)
-            .await?;
+        let mac = key.ends(&self.chain, (self.base, &self.base_hash), (self.seq, &self.hash));
+        sqlx::query(
+            "update ledger set base_seq = ?, base_hash = ?, head_seq = ?, head_hash = ?, mac = ?
+             where id = 1",
+        )
+        .bind(self.base)
+        .bind(self.base_hash.to_vec())
+        .bind(self.seq)
+        .bind(self.hash.to_vec())
+        .bind(mac.to_vec())
+        .execute(&mut **transaction)
+        .await?;
         Ok(())
     }
 }
@@ -137,8 +150,10 @@ impl SqliteStore {
         &self,
         now: Timestamp,
     ) -> Result<Checkpoint, StoreError> {
-        let mut reader = self.audit.readers.acquire().await?;
-        let head = Head::read(&mut reader).await?;
+        // On the writer's connection: readers can all be busy with queries.
+        let mut writer = self.audit.writer().await?;
+        let head = Head::read(&mut writer).await?;
+        drop(writer);
         let (chain, hash) = (hex(&head.chain), hex(&head.hash));
         Checkpoint::sign(&self.ledger_key, chain, head.seq, hash, now.to_string())
             .ok_or(StoreError::Closed)

@@ -28,7 +28,9 @@ pub(super) async fn open(path: &Path, audit: &Database) -> Result<LedgerKey, Sto
         .await?
         .map(|row| row.try_get::<Vec<u8>, _>("key_id"))
         .transpose()?;
-    let key = match (read(path)?, &known) {
+    let on_disk = read(path)?;
+    let found = on_disk.is_some();
+    let key = match (on_disk, &known) {
         (Some(key), _) => key,
         (None, Some(_)) => return Err(lacking(path, "it is missing")),
         (None, None) => {
@@ -49,6 +51,20 @@ pub(super) async fn open(path: &Path, audit: &Database) -> Result<LedgerKey, Sto
                 .fill(&mut chain)
                 .map_err(|_unspecified| lacking(path, "the system gives no random numbers"))?;
             let mut transaction = begin(&mut writer).await?;
+            let linked: bool = sqlx::query_scalar(
+                "select exists (select 1 from entries)
+                     or exists (select 1 from calls where hash is not null)",
+            )
+            .fetch_one(&mut *transaction)
+            .await?;
+            if linked {
+                // A new chain would hide whatever was done to the old one.
+                return Err(StoreError::Damaged {
+                    path: audit.path.clone(),
+                    detail: "rows of a hash chain are there, and where it begins and ends is not"
+                        .to_owned(),
+                });
+            }
             let base: i64 = sqlx::query_scalar(
                 "select coalesce(max(seq), 0) from
                     (select max(seq) as seq from calls union all select max(seq) from payloads
@@ -56,17 +72,23 @@ pub(super) async fn open(path: &Path, audit: &Database) -> Result<LedgerKey, Sto
             )
             .fetch_one(&mut *transaction)
             .await?;
+            if found {
+                tracing::warn!(
+                    "{} holds no chain although there is a key of a ledger: a new chain begins. If the file was not moved away on purpose, something was done to it",
+                    audit.path.display()
+                );
+            }
             let genesis = key.genesis(&chain, base);
             sqlx::query(
                 "insert into ledger
-                    (id, chain, key_id, base_seq, base_hash, head_seq, head_hash, head_mac)
+                    (id, chain, key_id, base_seq, base_hash, head_seq, head_hash, mac)
                  values (1, ?1, ?2, ?3, ?4, ?3, ?4, ?5)",
             )
             .bind(chain.to_vec())
             .bind(key.id().to_vec())
             .bind(base)
             .bind(genesis.to_vec())
-            .bind(key.head(&chain, base, &genesis).to_vec())
+            .bind(key.ends(&chain, (base, &genesis), (base, &genesis)).to_vec())
             .execute(&mut *transaction)
             .await?;
             transaction.commit().await?;

@@ -25,7 +25,7 @@ pub(super) const PRUNED: &str = "audit.pruned";
 pub(super) const ERASED: &str = "audit.erased";
 
 /// Rows of a window.
-const WINDOW: i64 = 4_096;
+const WINDOW: i64 = 1_024;
 /// Windows that are read at once.
 const READERS: usize = 2;
 /// Column of a call's `seq` in what is selected; the others follow.
@@ -38,7 +38,7 @@ struct State {
     base_hash: Hash,
     head: i64,
     head_hash: Hash,
-    head_mac: Hash,
+    mac: Hash,
     key_id: Vec<u8>,
 }
 
@@ -83,10 +83,10 @@ pub(in crate::store) async fn verify(
         unchained: count(&mut reader, "select count(*) from calls where hash is null").await?,
         ..Verified::default()
     };
-    if state.head_mac != key.head(&state.chain, state.head, &state.head_hash) {
+    if !state.is_marked_by(&key) {
         verified.found(state.head, Fault::Changed);
     }
-    let records = Records::read(&mut reader).await?;
+    let records = Records::read(&mut reader, &state).await?;
     let is_begin = state.base_hash == key.genesis(&state.chain, state.base);
     if !is_begin && !records.pruned.contains(&(state.base, hex(&state.base_hash))) {
         verified.found(state.base.saturating_add(1), Fault::Beginning);
@@ -134,9 +134,14 @@ impl State {
             base_hash: hash("base_hash")?,
             head: row.try_get("head_seq")?,
             head_hash: hash("head_hash")?,
-            head_mac: hash("head_mac")?,
+            mac: hash("mac")?,
             key_id: row.try_get("key_id")?,
         }))
+    }
+
+    fn is_marked_by(&self, key: &LedgerKey) -> bool {
+        let (base, head) = ((self.base, &self.base_hash), (self.head, &self.head_hash));
+        self.mac == key.ends(&self.chain, base, head)
     }
 }
 
@@ -148,8 +153,13 @@ struct Records {
 }
 
 impl Records {
-    async fn read(reader: &mut SqliteConnection) -> Result<Self, StoreError> {
-        let rows = sqlx::query("select kind, detail from entries where kind in (?, ?)")
+    /// Of what is in the chain: anybody can add a row outside it.
+    async fn read(reader: &mut SqliteConnection, state: &State) -> Result<Self, StoreError> {
+        let sql = "select kind, detail from entries
+            where seq > ? and seq <= ? and kind in (?, ?)";
+        let rows = sqlx::query(sql)
+            .bind(state.base)
+            .bind(state.head)
             .bind(PRUNED)
             .bind(ERASED)
             .fetch_all(reader)
@@ -201,6 +211,25 @@ impl Means {
             false => hash_at(reader, after).await?,
         };
         let (calls, attempts, entries) = read_rows(reader, after, last).await?;
+        // Where a row is missing, that is found; what an entry has beside it is nobody's.
+        let alien: Option<i64> = sqlx::query_scalar(
+            "select min(e.seq) from entries e where e.seq > ? and e.seq <= ?
+                and exists (select 1 from payloads p where p.seq = e.seq)",
+        )
+        .bind(after)
+        .bind(last)
+        .fetch_one(&mut *reader)
+        .await?;
+        if let Some(seq) = alien {
+            part.found(seq, Fault::Payload);
+        }
+        let of_entries: Vec<i64> = entries.iter().filter_map(|row| row.try_get(0).ok()).collect();
+        let orphan = |row: &SqliteRow, part: &mut Verified| {
+            let of: i64 = row.try_get(0).unwrap_or_default();
+            if of_entries.binary_search(&of).is_ok() {
+                part.found(of, Fault::Changed);
+            }
+        };
         let mut attempts = attempts.iter().peekable();
         for row in &calls {
             let seq: i64 = row.try_get(0)?;
@@ -219,6 +248,7 @@ impl Means {
             }
             links.insert(seq, self.call(row, seq, tried, part));
         }
+        attempts.for_each(|row| orphan(row, part));
         for row in &entries {
             let seq: i64 = row.try_get(0)?;
             let values = values(row, FIRST, ENTRY_COLUMNS.len());
@@ -258,7 +288,7 @@ impl Means {
             Some(canonical_call(seq, &values, tried?))
         });
         let payload_digest = stored_hash(row, hash_column - 1);
-        let has_row = row.try_get::<Option<i64>, _>(hash_column + 1).ok().flatten().is_some();
+        let has_row = has_payload(row);
         let text = |column| row.try_get::<Option<String>, _>(column);
         let kept = match (text(hash_column + 2), text(hash_column + 3)) {
             (Ok(arguments), Ok(result)) => self.key.kept(arguments.as_deref(), result.as_deref()),
@@ -267,7 +297,7 @@ impl Means {
         match (payload_digest, has_row) {
             (Some(_), false) if self.is_erased(seq) => part.erased += 1,
             (None, false) => {}
-            (Some(_), false) => part.found(seq, Fault::Payload),
+            (Some(_), false) | (None, true) => part.found(seq, Fault::Payload),
             (digest, true) if digest != kept => part.found(seq, Fault::Payload),
             (_, true) => {}
         }
@@ -329,6 +359,11 @@ fn values(row: &SqliteRow, first: usize, count: usize) -> Option<Vec<Value<'_>>>
         .collect()
 }
 
+fn has_payload(row: &SqliteRow) -> bool {
+    let column = FIRST + CALL_COLUMNS.len() + 1;
+    row.try_get::<Option<i64>, _>(column).ok().flatten().is_some()
+}
+
 fn stored_hash(row: &SqliteRow, column: usize) -> Option<Hash> {
     row.try_get::<Option<&[u8]>, _>(column).ok().flatten()?.try_into().ok()
 }
@@ -372,10 +407,26 @@ async fn ends(
             verified.found(state.head, Fault::Changed);
         }
     }
+    // What stands outside the chain is no call of ours, unless it is from before there was one.
+    let outside: i64 = sqlx::query_scalar(
+        "select (select count(*) from entries where seq <= ?1)
+              + (select count(*) from calls where seq <= 0 or (seq <= ?1 and hash is not null))
+              + (select count(*) from attempts where seq <= 0)
+              + (select count(*) from payloads where seq <= 0)
+              + (select count(*) from attempts where seq > ?2)
+              + (select count(*) from payloads where seq > ?2)",
+    )
+    .bind(state.base)
+    .bind(last)
+    .fetch_one(&mut *reader)
+    .await?;
+    if outside > 0 {
+        verified.found(state.base, Fault::Changed);
+    }
     if last > state.head {
         // Unless a router wrote them meanwhile.
         let now = State::read(reader).await?;
-        let end = now.filter(|now| now.head_mac == key.head(&now.chain, now.head, &now.head_hash));
+        let end = now.filter(|now| now.is_marked_by(key));
         if end.is_none_or(|end| end.head < last) {
             verified.found(state.head.saturating_add(1), Fault::Changed);
         }
@@ -392,9 +443,14 @@ async fn compare(
     verified: &mut Verified,
 ) -> Result<(), StoreError> {
     let chain = hex(&state.chain);
-    let ours = checkpoints.iter().filter(|one| one.chain == chain && one.is_signed_by(key));
+    let ours = checkpoints.iter().filter(|one| one.is_signed_by(key));
     let mut cut = None;
     for checkpoint in ours {
+        if checkpoint.chain != chain {
+            // Signed with this key, and not this ledger: the whole was replaced.
+            cut = Some(state.base.saturating_add(1));
+            continue;
+        }
         if checkpoint.seq <= state.base {
             continue;
         }

@@ -117,7 +117,8 @@ async fn audit_tamper_any_column() {
 
 #[tokio::test]
 async fn audit_tamper_rows() {
-    let cases: [(&str, &[(i64, Fault)], u8); 8] = [
+    type Case<'a> = (&'a str, &'a [(i64, Fault)], u8);
+    let cases: [Case<'_>; 8] = [
         ("delete from calls where seq = 30", &[(30, Fault::Missing)], 11),
         ("delete from entries where seq = 21", &[(21, Fault::Missing)], 11),
         (
@@ -162,7 +163,8 @@ async fn audit_tamper_ends() {
     let folder = written().await;
     tamper(
         &folder,
-        "delete from calls where seq > 50;
+        "delete from calls where seq > 50; delete from payloads where seq > 50;
+         delete from attempts where seq > 50;
          update ledger set head_seq = 50, head_hash = (select hash from calls where seq = 50)",
     )
     .await;
@@ -244,4 +246,58 @@ async fn a_ledger_from_before_the_chain_begins_one() {
     let found = verified(&folder).await;
     assert!(found.is_good(), "{found:?}");
     assert_eq!((found.base, found.head, found.rows, found.unchained), (60, 65, 5, 57));
+}
+
+/// What stands outside the chain proves nothing, and is found itself.
+#[tokio::test]
+async fn audit_tamper_outside_the_chain() {
+    for sql in [
+        // A forged word that rows were removed in order.
+        "insert into entries select -1, at_ms, 'audit.pruned', actor, subject,
+             json_object('through', 9, 'hash', lower(hex((select hash from calls where seq = 9)))), hash
+             from entries where seq = 21;
+         update ledger set base_seq = 9, base_hash = (select hash from calls where seq = 9);
+         delete from calls where seq < 10; delete from payloads where seq < 10;
+         delete from attempts where seq < 10",
+        // The same of payloads.
+        "insert into entries select 0, at_ms, 'audit.erased', actor, subject, '{\"rows\":[[1,60]]}', hash
+             from entries where seq = 21; delete from payloads",
+        "insert into entries select 0, at_ms, kind, actor, subject, detail, hash from entries where seq = 21",
+        "insert into calls select -5, x'0193e0a4000070008000000000000000', started_at_ms, caller, session,
+             client_name, client_version, entrance, protocol_version, tool, upstream_tool, server,
+             definition_hash, outcome, error_code, error, failure, http_status, attempts, queue_us,
+             upstream_us, total_us, request_bytes, response_bytes, view, arguments_digest,
+             result_digest, payload_digest, hash from calls where seq = 30",
+        "insert into attempts values (9999, 1, 0, 0, 'ok', null, null, null, 0)",
+        "insert into attempts values (21, 1, 0, 0, 'ok', null, null, null, 0)",
+        "insert into attempts values (60, 9, 0, 0, 'ok', null, null, null, 0)",
+        "insert into payloads values (21, 'x', null)",
+        "insert into payloads values (-5, 'x', null)",
+    ] {
+        let folder = written().await;
+        tamper(&folder, sql).await;
+        let found = verified(&folder).await;
+        assert!(!found.is_good(), "{sql}: {found:?}");
+    }
+    // Without the row that says where the chain begins and ends nothing is written any more.
+    let folder = written().await;
+    tamper(&folder, "delete from ledger").await;
+    let refused = Store::open(folder.path()).await.map(drop);
+    assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+}
+
+/// A ledger that was replaced by an empty one is found by what was signed before.
+#[tokio::test]
+async fn audit_tamper_replaced() {
+    let folder = written().await;
+    let store = Store::open(folder.path()).await.unwrap();
+    let signed = store.checkpoint(at(1)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    fs::remove_file(folder.path().join("audit.db")).unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    store.append_calls(&(0..5).map(tried).collect::<Vec<_>>()).await.unwrap();
+    store.close().await.unwrap();
+    let found = Store::verify_ledger(folder.path(), &[signed]).await.unwrap();
+    assert_eq!((found.exit_code(), found.faults), (12, 1), "{found:?}");
 }

@@ -102,11 +102,17 @@ fn kind(item: Option<&str>) -> String {
 /// Whether the ledger kept arguments as they were sent: nothing taken out, nothing cut.
 pub(super) fn is_whole(arguments: &Value) -> bool {
     match arguments {
-        Value::String(text) => !text.contains("***") && !text.contains("…[cut, "),
+        Value::String(text) => is_whole_text(text),
         Value::Array(elements) => elements.iter().all(is_whole),
-        Value::Object(members) => members.iter().all(|(_, value)| is_whole(value)),
+        Value::Object(members) => {
+            members.iter().all(|(key, value)| is_whole_text(key) && is_whole(value))
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => true,
     }
+}
+
+fn is_whole_text(text: &str) -> bool {
+    !text.contains("***") && !text.contains("…[cut, ")
 }
 
 #[cfg(test)]
@@ -149,7 +155,9 @@ mod tests {
     #[test]
     fn arguments_with_something_taken_out_or_cut_are_not_whole() {
         assert!(is_whole(&json!({"a": [1, {"b": "c * d"}], "e": null})));
-        for part in [json!({"a": [{"b": "***"}]}), json!("aaa…[cut, 9000 bytes]")] {
+        for part in
+            [json!({"***": 1}), json!({"a": [{"b": "***"}]}), json!("aaa…[cut, 9000 bytes]")]
+        {
             assert!(!is_whole(&part), "{part}");
         }
     }
