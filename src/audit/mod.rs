@@ -6,6 +6,7 @@
 mod begun;
 mod checkpoints;
 mod entry;
+mod export;
 mod query;
 mod redact;
 mod summary;
@@ -14,6 +15,9 @@ mod writer;
 pub use crate::config::{Durability, IntentMode};
 pub use begun::CallBegun;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
-pub use query::{AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage};
+pub use export::{Encoder, ExportFormat};
+pub use query::{
+    AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, Payloads,
+};
 pub use redact::{Redactor, Secrets, Strictness};
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

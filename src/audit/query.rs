@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::error::ErrorCode;
 use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName, ViewName};
-use crate::store::{AttemptRow, AuditFilter, CallRow, Cursor, Store, StoreError};
+use crate::store::{AttemptRow, AuditFilter, CallRow, Cursor, Depth, Store, StoreError, Stretch};
 
 /// Reads the ledger.
 #[derive(Debug, Clone)]
@@ -110,6 +110,15 @@ pub struct CallRecordDetail {
     pub result: Option<Box<RawValue>>,
 }
 
+/// Whether an export has what is kept of arguments and results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payloads {
+    /// It has not.
+    Without,
+    /// It has.
+    With,
+}
+
 /// Some calls, and where the rest begins.
 #[derive(Debug, Clone, Serialize)]
 pub struct CallRecordPage {
@@ -149,15 +158,7 @@ impl AuditQuery {
     /// # Errors
     /// What any statement can give.
     pub async fn get(&self, id: CallId) -> Result<Option<CallRecordDetail>, StoreError> {
-        Ok(self.store.audit_call(id).await?.map(|mut row| CallRecordDetail {
-            arguments: row.arguments.take().as_deref().map(json_or_string),
-            result: row.result.take().as_deref().map(json_or_string),
-            attempt_list: (1..)
-                .zip(std::mem::take(&mut row.attempt_list))
-                .map(|(n, attempt)| AttemptRecord::new(n, attempt))
-                .collect(),
-            call: row.into(),
-        }))
+        Ok(self.store.audit_call(id).await?.map(CallRecordDetail::from))
     }
 
     /// Calls stored after `seq`, oldest first.
@@ -167,6 +168,51 @@ impl AuditQuery {
     pub async fn after(&self, seq: i64, limit: u16) -> Result<Vec<CallRecord>, StoreError> {
         let rows = self.store.audit_after(seq, limit).await?;
         Ok(rows.into_iter().map(CallRecord::from).collect())
+    }
+
+    /// Calls after the one with `after`, oldest first, as far as one short transaction comes; see
+    /// [`Store::audit_stretch`].
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn following(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        limit: u16,
+    ) -> Result<Stretch<CallRecord>, StoreError> {
+        let stretch = self.store.audit_stretch(filter, after, None, limit, Depth::Call).await?;
+        let calls = stretch.calls.into_iter().map(CallRecord::from).collect();
+        Ok(Stretch { calls, reached: stretch.reached })
+    }
+
+    /// The same up to `through`, with attempts or with attempts and payloads.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn between(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        through: i64,
+        limit: u16,
+        payloads: Payloads,
+    ) -> Result<Stretch<CallRecordDetail>, StoreError> {
+        let depth = match payloads {
+            Payloads::Without => Depth::Attempts,
+            Payloads::With => Depth::Payloads,
+        };
+        let stretch = self.store.audit_stretch(filter, after, Some(through), limit, depth).await?;
+        let calls = stretch.calls.into_iter().map(CallRecordDetail::from).collect();
+        Ok(Stretch { calls, reached: stretch.reached })
+    }
+
+    /// The `seq` of the newest call, 0 when there is none.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn newest(&self) -> Result<i64, StoreError> {
+        self.store.audit_newest().await
     }
 
     /// How many calls the ledger has.
@@ -189,6 +235,20 @@ impl AttemptRecord {
             error: row.error,
             http_status: row.http_status,
             probe: row.probe,
+        }
+    }
+}
+
+impl From<CallRow> for CallRecordDetail {
+    fn from(mut row: CallRow) -> Self {
+        Self {
+            arguments: row.arguments.take().as_deref().map(json_or_string),
+            result: row.result.take().as_deref().map(json_or_string),
+            attempt_list: (1..)
+                .zip(std::mem::take(&mut row.attempt_list))
+                .map(|(n, attempt)| AttemptRecord::new(n, attempt))
+                .collect(),
+            call: row.into(),
         }
     }
 }

@@ -1,76 +1,13 @@
-//! Text from outside, made safe and short enough for a terminal.
+//! Text from outside, made short enough for a terminal; what makes it safe is the model's.
 //!
-//! Changes when what a terminal must not receive changes. Knows nothing of where text comes from
-//! or goes to: values in, values out.
+//! Changes when text is cut or counted differently. Knows nothing of where text comes from or goes
+//! to: values in, values out.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Whether a terminal could take `c` as a command or show it as something that is not there:
-/// control characters, bidirectional overrides, line separators, invisible characters.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{061c}'                  // Arabic letter mark
-            | '\u{200b}'..='\u{200f}'   // zero width, left-to-right and right-to-left marks
-            | '\u{2028}'..='\u{202e}'   // line separators, embeddings and overrides
-            | '\u{2060}'..='\u{2069}'   // word joiner, isolates
-            | '\u{feff}'                // byte order mark
-            | '\u{e0000}'..='\u{e007f}' // tags
-        )
-}
-
-/// `text` on one line: whatever a terminal might act upon is written as an escape.
-pub(crate) fn escape_line(text: &str) -> Cow<'_, str> {
-    escape(text, |_| false)
-}
-
-/// `text` with its line ends and tabs, everything else as [`escape_line`].
-pub(crate) fn escape_block(text: &str) -> Cow<'_, str> {
-    escape(text, |c| matches!(c, '\n' | '\t'))
-}
-
-fn escape(text: &str, keep: fn(char) -> bool) -> Cow<'_, str> {
-    if !text.chars().any(|c| is_unsafe(c) && !keep(c)) {
-        return Cow::Borrowed(text);
-    }
-    let mut safe = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            c if !is_unsafe(c) || keep(c) => safe.push(c),
-            '\n' => safe.push_str("\\n"),
-            '\r' => safe.push_str("\\r"),
-            '\t' => safe.push_str("\\t"),
-            c => safe.extend(c.escape_unicode()),
-        }
-    }
-    Cow::Owned(safe)
-}
-
-/// JSON that means the same and holds nothing a terminal might act upon.
-///
-/// In a JSON document such characters can only stand inside strings, where `\uXXXX` is their equal;
-/// line ends and tabs between the tokens stay.
-pub(crate) fn escape_json(json: &str) -> Cow<'_, str> {
-    let keep = |c: char| matches!(c, '\n' | '\r' | '\t');
-    if !json.chars().any(|c| is_unsafe(c) && !keep(c)) {
-        return Cow::Borrowed(json);
-    }
-    let mut safe = String::with_capacity(json.len() + 16);
-    for c in json.chars() {
-        if !is_unsafe(c) || keep(c) {
-            safe.push(c);
-            continue;
-        }
-        for unit in c.encode_utf16(&mut [0; 2]) {
-            // Writing to a `String` cannot fail.
-            let _ = write!(safe, "\\u{unit:04x}");
-        }
-    }
-    Cow::Owned(safe)
-}
+pub(crate) use crate::model::{escape_block, escape_json, escape_line};
 
 /// Columns that `text` takes on a terminal.
 pub(crate) fn width(text: &str) -> usize {
@@ -110,32 +47,6 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_a_terminal_acts_upon_gets_through() {
-        for (text, expected) in [
-            ("plain – naïve 日本語 🚀", "plain – naïve 日本語 🚀"),
-            ("\x1b[31mred\x1b[0m", "\\u{1b}[31mred\\u{1b}[0m"),
-            ("a\u{9b}2J", "a\\u{9b}2J"),
-            ("abc\u{202e}fdp.exe", "abc\\u{202e}fdp.exe"),
-            ("two\nlines\r\n\tand tab", "two\\nlines\\r\\n\\tand tab"),
-            ("bell\x07 del\x7f", "bell\\u{7} del\\u{7f}"),
-            ("\u{2066}isolate\u{2069}", "\\u{2066}isolate\\u{2069}"),
-        ] {
-            assert_eq!(escape_line(text), expected);
-        }
-        assert_eq!(escape_block("a\n\tb\x1b"), "a\n\tb\\u{1b}");
-    }
-
-    #[test]
-    fn escaped_json_means_the_same() {
-        let json = "{\n\"a\": \"\u{9b}x\u{202e}\u{e0041}\", \"n\": 1e400}";
-        let safe = escape_json(json);
-        assert_eq!(safe, "{\n\"a\": \"\\u009bx\\u202e\\udb40\\udc41\", \"n\": 1e400}");
-        let text = "\"\u{9b}\u{202e}\u{e0041}\"";
-        let back: String = serde_json::from_str(&escape_json(text)).unwrap();
-        assert_eq!(back, "\u{9b}\u{202e}\u{e0041}");
-    }
 
     #[test]
     fn cutting_counts_columns_and_not_characters() {

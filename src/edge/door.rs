@@ -47,6 +47,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// How long calls that were cancelled at the end of the drain have to say so to their clients.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the reader of an answer that may be cut has for its end when the router stops.
+const CUT: Duration = Duration::from_secs(1);
+
+/// Marks an answer whose reader can take it up again or ask anew, so that the drain does not wait
+/// for one who does not read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MayBeCut;
 
 /// What a request to an MCP endpoint counts as before its version is known.
 const MCP: Entrance = Entrance::Mcp(ProtocolVersion::LATEST_LEGACY);
@@ -201,9 +208,17 @@ impl FrontDoor {
         let is_late = self.closing.flag.load(Ordering::Acquire);
         let tracker = if is_late { &self.late } else { &self.connections };
         tracker.spawn(async move {
+            let may_cut = AtomicBool::new(false);
+            let mut cut = pin!(None);
             let service = service_fn(|request| {
                 let this = Arc::clone(&this);
-                async move { Ok::<_, Infallible>(this.answer(request, door, local).await) }
+                let may_cut = &may_cut;
+                async move {
+                    let response = this.answer(request, door, local).await;
+                    let marked = response.extensions().get::<MayBeCut>().is_some();
+                    may_cut.store(marked, Ordering::Relaxed);
+                    Ok::<_, Infallible>(response)
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -225,9 +240,19 @@ impl FrontDoor {
                     connection.as_mut().graceful_shutdown();
                 }
                 match connection.as_mut().poll(context) {
-                    Poll::Ready(served) => Poll::Ready(served),
-                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(served) => return Poll::Ready(served),
+                    Poll::Pending => {}
                 }
+                // Its body has ended or is about to; what is left waits for the reader.
+                if ending && may_cut.load(Ordering::Relaxed) {
+                    if cut.is_none() {
+                        cut.set(Some(tokio::time::sleep(CUT)));
+                    }
+                    if let Some(cut) = cut.as_mut().as_pin_mut() {
+                        return cut.poll(context).map(Ok);
+                    }
+                }
+                Poll::Pending
             });
             if let Err(error) = served.await {
                 tracing::debug!(%error, "a connection ended early: {error}");

@@ -8,6 +8,7 @@ mod call;
 mod caller;
 mod name;
 mod nearest;
+mod printable;
 mod secret;
 mod server;
 mod session;
@@ -24,6 +25,7 @@ pub use call::{
 pub use caller::{AuthKind, Caller, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};
 pub use nearest::{did_you_mean, nearest};
+pub use printable::{escape_block, escape_json, escape_line};
 pub use secret::Secret;
 pub use server::{
     ArgumentsLevel, AuditLevels, NamingMode, OnChange, Replay, ResultsLevel, ServerSource,

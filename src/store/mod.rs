@@ -30,9 +30,10 @@ use journal::Journal;
 
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
-    AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow, Cursor,
+    AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow, Cursor, Depth,
     DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, KeyRow, OfferKind,
-    OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, ToolRow, Unfinished, Upserted,
+    OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, Stretch, ToolRow, Unfinished,
+    Upserted,
 };
 pub use verified::{Fault, Finding, Verified};
 
@@ -519,6 +520,34 @@ impl Store {
     /// [`StoreError::BadValue`] and what any statement can give.
     pub async fn audit_call(&self, id: CallId) -> Result<Option<CallRow>, StoreError> {
         forward!(self, audit_call(id))
+    }
+
+    /// Calls after the one with `after`, oldest first, up to `through`, or to the newest without it.
+    ///
+    /// One short transaction, whatever the filter and however many calls there are: it looks at a
+    /// bounded number of calls and gives at most `limit` of them, and with payloads a few mebibytes
+    /// or one call. It may give none although more follow: [`Stretch::reached`] says how far it
+    /// came, and does not grow at the end.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn audit_stretch(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        through: Option<i64>,
+        limit: u16,
+        depth: Depth,
+    ) -> Result<Stretch<CallRow>, StoreError> {
+        forward!(self, audit_stretch(filter, after, through, limit, depth))
+    }
+
+    /// The `seq` of the newest call, 0 when there is none.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn audit_newest(&self) -> Result<i64, StoreError> {
+        forward!(self, audit_newest())
     }
 
     /// How many calls the ledger has.

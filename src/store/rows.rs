@@ -413,6 +413,26 @@ pub struct AuditFilter {
     pub text: Option<String>,
 }
 
+/// How much of each call a [`Stretch`] brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The call alone.
+    Call,
+    /// With its attempts.
+    Attempts,
+    /// With its attempts and payloads.
+    Payloads,
+}
+
+/// Part of the ledger, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch<T> {
+    /// The calls in it that the filter admits.
+    pub calls: Vec<T>,
+    /// Up to here, this included, there are no others; the next stretch goes on after it.
+    pub reached: i64,
+}
+
 /// Where the next page begins. Opaque to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor(pub(super) i64);

@@ -62,6 +62,7 @@ const PURE: &[&str] = &[
     "catalogue/uri",
     "catalogue/schedule",
     "audit/redact",
+    "audit/export",
     "edge/origin",
     "error",
 ];

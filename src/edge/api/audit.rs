@@ -1,30 +1,27 @@
 //! The ledger over HTTP.
 
-use std::convert::Infallible;
-use std::time::Duration;
+mod export;
+mod tail;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
-use axum::response::sse::{Event, KeepAlive, Sse};
 use serde::Deserialize;
 
 use super::Shared;
-use crate::audit::CallRecord;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{
-    CallId, Outcome, ServerName, Timestamp, ToolName, ViewName, nearest, parse_duration,
-};
+use crate::model::{CallId, Outcome, Timestamp, nearest, parse_duration};
 use crate::store::AuditFilter;
+
+pub(super) use export::export;
+pub(super) use tail::tail;
 
 /// Rows of a page unless asked otherwise.
 const PAGE: u16 = 100;
 /// Rows of a page at most.
 const LARGEST_PAGE: u16 = 1000;
-/// How often the tail looks for new rows; the ledger commits no faster.
-const TAIL: Duration = Duration::from_millis(200);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +91,17 @@ fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
     })
 }
 
+/// The filter of a request that gives all that matches, in whatever order it likes.
+fn unpaged(query: &AuditParameters, what: &str) -> Result<AuditFilter, ApiError> {
+    let paging = [("limit", query.limit.is_some()), ("cursor", query.cursor.is_some())];
+    match paging.into_iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(ApiError::invalid(format!(
+            "`{name}`: {what} has no pages; bound it with `since` and `until`, or use GET /mcp/audit"
+        ))),
+        None => filter(query),
+    }
+}
+
 pub(super) async fn list(
     State(edge): State<Shared>,
     query: Result<Query<AuditParameters>, QueryRejection>,
@@ -122,64 +130,4 @@ pub(super) async fn show(
             format!("there is no call {parsed} in the ledger"),
         )),
     }
-}
-
-/// Whether a new row is one that a tail with this filter shows. Payloads are not looked into.
-fn matches(filter: &AuditFilter, row: &CallRecord) -> bool {
-    fn is(wanted: Option<&String>, have: Option<&str>) -> bool {
-        wanted.is_none_or(|wanted| have == Some(wanted))
-    }
-    let text = filter.text.as_ref().map(|text| text.to_ascii_lowercase());
-    is(filter.server.as_ref(), row.server.as_ref().map(ServerName::as_str))
-        && (is(filter.tool.as_ref(), Some(&row.tool))
-            || is(filter.tool.as_ref(), row.upstream_tool.as_ref().map(ToolName::as_str)))
-        && filter.outcome.is_none_or(|outcome| outcome == row.outcome)
-        && is(filter.caller.as_ref(), Some(&row.caller))
-        && is(filter.session.as_ref(), row.session.as_deref())
-        && is(filter.error_code.as_ref(), row.error_code.map(ErrorCode::as_str))
-        && is(filter.view.as_ref(), row.view.as_ref().map(ViewName::as_str))
-        && text.is_none_or(|text| {
-            row.error.as_ref().is_some_and(|error| error.to_ascii_lowercase().contains(&text))
-        })
-}
-
-/// New rows as they are committed.
-pub(super) async fn tail(
-    State(edge): State<Shared>,
-    query: Result<Query<AuditParameters>, QueryRejection>,
-) -> Result<impl IntoResponse, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let filter = filter(&query)?;
-    let newest = edge.ledger.page(&AuditFilter::default(), None, 1).await?;
-    let last = newest.calls.first().map_or(0, |row| row.seq);
-    let stop = edge.stop.clone();
-    let state = (edge, filter, last, Vec::<CallRecord>::new().into_iter());
-    let rows = futures_util::stream::unfold(state, move |(edge, filter, mut last, mut rows)| {
-        let stop = stop.clone();
-        async move {
-            loop {
-                if let Some(row) = rows.next() {
-                    let event = Event::default().json_data(&row).unwrap_or_default();
-                    return Some((Ok::<_, Infallible>(event), (edge, filter, last, rows)));
-                }
-                tokio::select! {
-                    () = stop.cancelled() => return None,
-                    () = tokio::time::sleep(TAIL) => {}
-                }
-                match edge.ledger.after(last, LARGEST_PAGE).await {
-                    Ok(new) => {
-                        last = new.last().map_or(last, |row| row.seq);
-                        let wanted: Vec<_> =
-                            new.into_iter().filter(|row| matches(&filter, row)).collect();
-                        rows = wanted.into_iter();
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the tail of the ledger could not be read: {error}");
-                        return None;
-                    }
-                }
-            }
-        }
-    });
-    Ok(Sse::new(rows).keep_alive(KeepAlive::default()))
 }

@@ -67,6 +67,7 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/admin/keys/{id}", delete(admin::revoke_key));
     let audit = Router::new()
         .route("/mcp/audit", get(audit::list))
+        .route("/mcp/audit/export", get(audit::export))
         .route("/mcp/audit/tail", get(audit::tail))
         .route("/mcp/audit/{id}", get(audit::show));
     let metrics = Router::new().route("/metrics", get(metrics));

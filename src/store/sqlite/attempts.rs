@@ -46,7 +46,7 @@ pub(super) async fn attempts_of(
     rows.iter().map(attempt).collect()
 }
 
-fn attempt(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
+pub(super) fn attempt(row: &SqliteRow) -> Result<AttemptRow, StoreError> {
     let bad = |column: &'static str, value: &str| StoreError::bad_value(TABLE, column, value);
     let outcome: &str = row.try_get("outcome")?;
     let failure: Option<&str> = row.try_get("failure")?;

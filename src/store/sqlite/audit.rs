@@ -90,7 +90,7 @@ impl SqliteStore {
     }
 }
 
-fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqlite> {
+pub(super) fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(SELECT);
     query.push(" from calls c");
     if filter.text.is_some() {
@@ -149,7 +149,7 @@ fn like_pattern(text: &str) -> String {
     pattern
 }
 
-fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
+pub(super) fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
     let bad = |column: &'static str, value: &str| StoreError::bad_value(TABLE, column, value);
     let id: &[u8] = row.try_get("id")?;
     let outcome: &str = row.try_get("outcome")?;

@@ -11,6 +11,7 @@ mod keys;
 mod ledger;
 mod ledger_key;
 mod offers;
+mod reading;
 mod servers;
 mod sessions;
 mod tools;

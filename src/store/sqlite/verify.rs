@@ -233,12 +233,10 @@ impl Means {
         let mut attempts = attempts.iter().peekable();
         for row in &calls {
             let seq: i64 = row.try_get(0)?;
-            while attempts
-                .next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of < seq))
-                .is_some()
+            while let Some(row) =
+                attempts.next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of < seq))
             {
-                // It belongs to no call.
-                part.found(seq, Fault::Changed);
+                orphan(row, part);
             }
             let mut tried = Vec::new();
             while let Some(row) =
