@@ -144,22 +144,31 @@ impl Client {
         self.ask(ask).await?.accepted()
     }
 
+    /// Opens an answer that is read piece by piece; only if the router does what was asked.
+    pub(crate) async fn stream(&self, ask: Ask) -> Result<Response<Incoming>, ClientError> {
+        let limit = ask.patience;
+        let Ok(response) = timeout(limit, self.open(ask)).await else {
+            return Err(ClientError::Silent { target: self.describe(), limit });
+        };
+        let response = response?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
+        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        Err(ClientError::Refused(Box::new(Problem::read(status, &body))))
+    }
+
     /// Opens a stream of server-sent events.
     pub(crate) async fn events(&self, ask: Ask) -> Result<Events, ClientError> {
-        let ask = ask.header("accept", "text/event-stream");
-        let response = match timeout(ask.patience, self.open(ask)).await {
-            Ok(response) => response?,
-            Err(_elapsed) => {
-                return Err(ClientError::Silent { target: self.describe(), limit: PATIENCE });
-            }
-        };
-        let status = response.status();
-        if !status.is_success() {
-            let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
-            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            return Err(ClientError::Refused(Box::new(Problem::read(status, &body))));
-        }
-        Ok(Events { body: response.into_body(), pending: Vec::new(), data: String::new() })
+        let response = self.stream(ask.header("accept", "text/event-stream")).await?;
+        Ok(Events {
+            body: response.into_body(),
+            pending: Vec::new(),
+            event: Event::default(),
+            target: self.describe(),
+        })
     }
 
     /// Asks and gives the answer as soon as its head is there, without any bound in time.
@@ -220,29 +229,50 @@ impl Client {
     }
 }
 
+/// One server-sent event.
+#[derive(Debug, Default)]
+pub(crate) struct Event {
+    /// By which the stream can be taken up after it.
+    pub(crate) id: Option<String>,
+    /// What it says; may be nothing.
+    pub(crate) data: String,
+}
+
 /// A stream of server-sent events.
 pub(crate) struct Events {
     body: Incoming,
     pending: Vec<u8>,
-    data: String,
+    event: Event,
+    target: String,
 }
 
 impl Events {
-    /// The next event's data. Dropping the future loses nothing but the event being read.
-    pub(crate) async fn next(&mut self) -> Result<String, ClientError> {
+    /// The next event. Dropping the future loses nothing but the event being read.
+    ///
+    /// # Errors
+    /// [`ClientError::Silent`] when not even a comment came for `patience`.
+    pub(crate) async fn next(&mut self, patience: Duration) -> Result<Event, ClientError> {
         loop {
             while let Some(line) = take_line(&mut self.pending) {
-                if line.is_empty() && !self.data.is_empty() {
-                    return Ok(std::mem::take(&mut self.data));
+                let said = self.event.id.is_some() || !self.event.data.is_empty();
+                if line.is_empty() && said {
+                    return Ok(std::mem::take(&mut self.event));
                 }
-                if let Some(data) = line.strip_prefix("data:") {
-                    if !self.data.is_empty() {
-                        self.data.push('\n');
+                let value =
+                    |name| line.strip_prefix(name).map(|v| v.strip_prefix(' ').unwrap_or(v));
+                if let Some(data) = value("data:") {
+                    if !self.event.data.is_empty() {
+                        self.event.data.push('\n');
                     }
-                    self.data.push_str(data.strip_prefix(' ').unwrap_or(data));
+                    self.event.data.push_str(data);
+                } else if let Some(id) = value("id:") {
+                    self.event.id = Some(id.to_owned());
                 }
             }
-            match self.body.frame().await {
+            let Ok(frame) = timeout(patience, self.body.frame()).await else {
+                return Err(ClientError::Silent { target: self.target.clone(), limit: patience });
+            };
+            match frame {
                 None => return Err(ClientError::StreamEnded),
                 Some(Err(error)) => return Err(ClientError::Broken(innermost(&error))),
                 Some(Ok(frame)) => {

@@ -2,7 +2,8 @@
 //!
 //! Changes when an exit code or a kind of failure is added. Exit codes are part of the interface:
 //! 0 done, 1 the call or check failed, 2 usage or configuration, 3 router unreachable, 4 data folder
-//! in use, 5 database damaged or newer, 10, 11 and 12 what `audit verify` found, 130 ended by a second signal.
+//! in use, 5 database damaged or newer, 10, 11 and 12 what `audit verify` found, 130 ended by a signal
+//! before it was done.
 
 use std::io;
 use std::path::PathBuf;
@@ -74,6 +75,21 @@ pub enum CliError {
     /// Standard output could not be written; a reader that went away is no failure.
     #[error("could not write to standard output: {0}")]
     Output(#[source] io::Error),
+    /// A file cannot be written where it was asked for.
+    #[error("could not write `{}`: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What stands where a file was asked for is none.
+    #[error("`{}` is not a file; leave --out away and redirect standard output", .0.display())]
+    NotAFile(PathBuf),
+    /// A signal came before a file was complete.
+    #[error("interrupted; nothing was written")]
+    NothingWritten,
     /// Signals cannot be received.
     #[error("could not listen for signals: {0}")]
     Signals(#[source] io::Error),
@@ -127,15 +143,17 @@ impl CliError {
             | Self::Add(_)
             | Self::Name(_)
             | Self::Unit(_)
-            | Self::When(_) => 2,
+            | Self::When(_)
+            | Self::NotAFile(_) => 2,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_)
+            | Self::File { .. }
             | Self::Signals(_)
             | Self::TempFolder { .. }
             | Self::Demo { .. }
             | Self::Pipe { .. }
             | Self::Upstream(_) => 1,
-            Self::Interrupted => 130,
+            Self::Interrupted | Self::NothingWritten => 130,
         }
     }
 

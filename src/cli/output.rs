@@ -76,6 +76,12 @@ impl Output {
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(CliError::Output)
     }
 
+    /// Writes bytes as they are.
+    #[expect(clippy::unused_self, reason = "the one way to standard output")]
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
+        io::stdout().lock().write_all(bytes).map_err(CliError::Output)
+    }
+
     /// Writes a line of our own words; parts from outside must have been escaped.
     pub(crate) fn line(&self, text: impl AsRef<str>) -> Result<(), CliError> {
         let text = text.as_ref();

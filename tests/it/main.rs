@@ -35,6 +35,7 @@ mod input;
 mod isolated;
 mod isolation;
 mod ledger;
+mod ledger_reading;
 mod listening;
 mod lists;
 mod metrics;

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Call, outcome_style, time};
+use super::{Call, outcome_style};
 use crate::cli::client::Ask;
 use crate::cli::table::{Cell, Style, Table};
 use crate::cli::{CliError, Context, Status, text, when};
@@ -30,7 +30,7 @@ pub(super) async fn show(context: &Context, id: &str) -> Result<Status, CliError
     for (name, value) in &fields.0 {
         let value = match (name.as_str(), value.get()) {
             (_, "null") | ("started_at_ms" | "attempt_list", _) => continue,
-            ("started_at", _) => time(&call, &zone, false),
+            ("started_at", _) => call.time(&zone, false),
             (_, json) => {
                 serde_json::from_str::<String>(json).unwrap_or_else(|_json| json.to_owned())
             }

@@ -43,11 +43,7 @@ impl SqliteStore {
         };
         let last = first.saturating_add(LOOKED_AT - 1).min(end);
         let limit = limit.max(1);
-        let mut query = page_query(filter, None);
-        query.push(" and c.seq >= ").push_bind(first).push(" and c.seq <= ").push_bind(last);
-        query.push(" order by c.seq limit ").push_bind(i64::from(limit));
-        let rows = query.build().fetch_all(&mut *transaction).await?;
-        let mut calls: Vec<CallRow> = rows.iter().map(call).collect::<Result<_, _>>()?;
+        let mut calls = matching(&mut transaction, filter, first, last, limit).await?;
         let mut cut = calls.len() == usize::from(limit);
         if depth == Depth::Payloads {
             cut |= add_payloads(&mut transaction, &mut calls).await?;
@@ -65,6 +61,21 @@ impl SqliteStore {
             sqlx::query_scalar("select max(seq) from calls").fetch_one(&self.audit.readers).await?;
         Ok(newest.unwrap_or(0))
     }
+}
+
+/// Calls from `first` to `last` that the filter admits, oldest first.
+async fn matching(
+    transaction: &mut Transaction<'_, Sqlite>,
+    filter: &AuditFilter,
+    first: i64,
+    last: i64,
+    limit: u16,
+) -> Result<Vec<CallRow>, StoreError> {
+    let mut query = page_query(filter, None);
+    query.push(" and c.seq >= ").push_bind(first).push(" and c.seq <= ").push_bind(last);
+    query.push(" order by c.seq limit ").push_bind(i64::from(limit));
+    let rows = query.build().fetch_all(&mut **transaction).await?;
+    rows.iter().map(call).collect()
 }
 
 /// The numbers as one value: the statement is the same for any count of them.

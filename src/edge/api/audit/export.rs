@@ -90,6 +90,8 @@ pub(in crate::edge::api) async fn export(
     edge.audit.flush().await;
     // Calls that come meanwhile are not in it: it would never end.
     let through = edge.ledger.newest().await?;
+    // What can be refused is refused before the answer begins.
+    let first = edge.ledger.between(&filter, 0, through, STRETCH, payloads).await?;
     note(&edge, &context, format, &query).await;
     let at: String = crate::clock::timestamp().to_string().chars().take(19).collect();
     let at = at.replace(['-', ':'], "");
@@ -100,9 +102,9 @@ pub(in crate::edge::api) async fn export(
         filter,
         encoder,
         payloads,
-        reached: 0,
+        reached: first.reached,
         through,
-        calls: Vec::new().into_iter(),
+        calls: first.calls.into_iter(),
         text: encoder.header(),
     };
     let body = futures_util::stream::unfold(Some(export), |export| async move {

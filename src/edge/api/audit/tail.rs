@@ -57,13 +57,22 @@ pub(in crate::edge::api) async fn tail(
     let filter = unpaged(&query, "a tail")?;
     let newest = edge.ledger.newest().await?;
     // Beyond the newest: of a ledger that was replaced by an older one since.
-    let reached = taken_up(&headers)?.unwrap_or(newest).min(newest);
+    let after = taken_up(&headers)?.unwrap_or(newest).min(newest);
+    // What can be refused is refused before the stream begins.
+    let first = edge.ledger.following(&filter, after, STRETCH).await?;
     let key = (context.caller.auth == AuthKind::Key).then(|| {
         let key = headers.get(AUTHORIZATION).cloned();
         key.into_iter().map(|key| (AUTHORIZATION, key)).collect()
     });
-    let calls = Vec::new().into_iter();
-    let tail = Tail { edge, filter, key, reached, calls, silent_since: None };
+    let tail = Tail {
+        edge,
+        filter,
+        key,
+        after,
+        reached: first.reached,
+        calls: first.calls.into_iter(),
+        silent_since: None,
+    };
     let events = futures_util::stream::unfold(tail, |mut tail| async move {
         let event = tail.next().await?;
         tail.silent_since = Some(clock::uptime());
@@ -81,6 +90,8 @@ struct Tail {
     filter: AuditFilter,
     /// The header with the key, when it came with one.
     key: Option<HeaderMap>,
+    /// Where it began.
+    after: i64,
     /// Up to here the ledger was looked at.
     reached: i64,
     calls: vec::IntoIter<CallRecord>,
@@ -95,18 +106,18 @@ impl Tail {
             if self.edge.stop.is_cancelled() {
                 return None;
             }
+            // An event without data tells nobody but sets the id: whoever comes back before the
+            // first call goes on from the beginning of this stream, and after hours without one
+            // need not have the ledger searched again from there.
+            let mark = |seq: i64| Event::default().id(seq.to_string());
+            let Some(since) = self.silent_since else {
+                return Some(mark(self.after).retry(COME_BACK));
+            };
             if let Some(call) = self.calls.next() {
-                return Event::default().id(call.seq.to_string()).json_data(&call).ok();
+                return mark(call.seq).json_data(&call).ok();
             }
-            // An event without data tells nobody but sets the id: whoever comes back after hours
-            // without a call need not have the ledger searched from where it began.
-            let mark = || Event::default().id(self.reached.to_string());
-            match self.silent_since {
-                None => return Some(mark().retry(COME_BACK)),
-                Some(since) if clock::uptime().since(since) >= SIGN_OF_LIFE => {
-                    return Some(mark().comment("nothing new"));
-                }
-                Some(_) => {}
+            if clock::uptime().since(since) >= SIGN_OF_LIFE {
+                return Some(mark(self.reached).comment("nothing new"));
             }
             if !self.is_allowed() {
                 return None;
