@@ -12,6 +12,9 @@ use crate::error::ErrorCode;
 use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName, ViewName};
 use crate::store::{AttemptRow, AuditFilter, CallRow, Cursor, Depth, Store, StoreError, Stretch};
 
+/// Calls converted before other tasks of the thread get a turn.
+const AT_ONCE: usize = 32;
+
 /// Reads the ledger.
 #[derive(Debug, Clone)]
 pub struct AuditQuery {
@@ -182,8 +185,7 @@ impl AuditQuery {
         limit: u16,
     ) -> Result<Stretch<CallRecord>, StoreError> {
         let stretch = self.store.audit_stretch(filter, after, None, limit, Depth::Call).await?;
-        let calls = stretch.calls.into_iter().map(CallRecord::from).collect();
-        Ok(Stretch { calls, reached: stretch.reached })
+        Ok(converted(stretch).await)
     }
 
     /// The same up to `through`, with attempts or with attempts and payloads.
@@ -203,8 +205,7 @@ impl AuditQuery {
             Payloads::With => Depth::Payloads,
         };
         let stretch = self.store.audit_stretch(filter, after, Some(through), limit, depth).await?;
-        let calls = stretch.calls.into_iter().map(CallRecordDetail::from).collect();
-        Ok(Stretch { calls, reached: stretch.reached })
+        Ok(converted(stretch).await)
     }
 
     /// The `seq` of the newest call, 0 when there is none.
@@ -288,6 +289,18 @@ impl From<CallRow> for CallRecord {
             response_bytes: row.response_bytes,
         }
     }
+}
+
+/// As readers get it. Calls of others on this thread come in between.
+async fn converted<T: From<CallRow>>(stretch: Stretch<CallRow>) -> Stretch<T> {
+    let mut calls = Vec::with_capacity(stretch.calls.len());
+    for row in stretch.calls {
+        calls.push(row.into());
+        if calls.len().is_multiple_of(AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    Stretch { calls, reached: stretch.reached }
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -35,7 +35,13 @@ pub(super) async fn show(context: &Context, id: &str) -> Result<Status, CliError
                 serde_json::from_str::<String>(json).unwrap_or_else(|_json| json.to_owned())
             }
         };
-        let value = text::escape_block(&value).replace('\n', "\n                   ");
+        // Names are one line; a further one would look like a name of ours to whoever reads fast.
+        let value = match name.as_str() {
+            "error" | "arguments" | "result" => {
+                text::escape_block(&value).replace('\n', "\n                   ")
+            }
+            _ => text::escape_line(&value).into_owned(),
+        };
         out.line(format!("  {:<16} {value}", text::escape_line(name)))?;
     }
     let tried: Tried = answer.parse()?;

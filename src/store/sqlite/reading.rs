@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt as _;
 use sqlx::{Acquire as _, Row as _, Sqlite, Transaction};
 
 use super::SqliteStore;
@@ -17,6 +18,8 @@ use crate::store::{AuditFilter, CallRow, Depth, StoreError, Stretch};
 const LOOKED_AT: i64 = 16_384;
 /// Bytes of payloads in a stretch, unless a single call has more.
 const PAYLOAD_BYTES: i64 = 4 * 1024 * 1024;
+/// Rows read before other tasks of the thread, which are calls, get a turn.
+const AT_ONCE: usize = 32;
 
 impl SqliteStore {
     pub(in crate::store) async fn audit_stretch(
@@ -74,8 +77,15 @@ async fn matching(
     let mut query = page_query(filter, None);
     query.push(" and c.seq >= ").push_bind(first).push(" and c.seq <= ").push_bind(last);
     query.push(" order by c.seq limit ").push_bind(i64::from(limit));
-    let rows = query.build().fetch_all(&mut **transaction).await?;
-    rows.iter().map(call).collect()
+    let mut rows = query.build().fetch(&mut **transaction);
+    let mut calls = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        calls.push(call(&row)?);
+        if calls.len().is_multiple_of(AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(calls)
 }
 
 /// The numbers as one value: the statement is the same for any count of them.
@@ -88,17 +98,22 @@ async fn add_attempts(
     transaction: &mut Transaction<'_, Sqlite>,
     calls: &mut [CallRow],
 ) -> Result<(), StoreError> {
-    let rows = sqlx::query(
+    let numbers = numbers(calls);
+    let mut rows = sqlx::query(
         "select seq, began_us, took_us, outcome, failure, error, http_status, probe
          from attempts where seq in (select value from json_each(?)) order by seq, n",
     )
-    .bind(numbers(calls))
-    .fetch_all(&mut **transaction)
-    .await?;
+    .bind(numbers)
+    .fetch(&mut **transaction);
     let mut found = HashMap::new();
-    for row in &rows {
+    let mut read = 0_usize;
+    while let Some(row) = rows.try_next().await? {
         let seq: i64 = row.try_get("seq")?;
-        found.entry(seq).or_insert_with(Vec::new).push(attempt(row)?);
+        found.entry(seq).or_insert_with(Vec::new).push(attempt(&row)?);
+        read += 1;
+        if read.is_multiple_of(AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
     }
     for call in calls {
         call.attempt_list = found.remove(&call.seq).unwrap_or_default();

@@ -28,8 +28,9 @@ use crate::store::{AuditFilter, EventRow, StoreError};
 
 /// Calls read at once.
 const STRETCH: u16 = 1000;
-/// Bytes handed to the connection at once, about.
-const CHUNK: usize = 64 * 1024;
+/// Bytes handed to the connection at once, about: some tens of calls, after which those of others
+/// on this thread have their turn.
+const CHUNK: usize = 16 * 1024;
 
 /// What an export is asked for.
 struct Wanted {
