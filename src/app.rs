@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Secrets};
+use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Retention, Secrets};
 use crate::catalogue::{Discovery, DiscoverySettings};
 use crate::clock;
 use crate::config::{Config, ConfigError};
@@ -185,6 +185,12 @@ impl App {
             discovery_settings(&config),
         )
         .await?;
+        let retention = Arc::new(Retention::new(
+            store.clone(),
+            metrics.audit.clone(),
+            config.audit.retention,
+            config.audit.max_size,
+        ));
         let (reload, reload_requests) = mpsc::channel(4);
         let edge = Arc::new(Edge {
             router: Arc::new(Router::new(
@@ -195,6 +201,7 @@ impl App {
             registry: Arc::clone(&registry),
             discovery: Arc::clone(&discovery),
             ledger: AuditQuery::new(store.clone()),
+            retention: Arc::clone(&retention),
             keys: KeyRing::load(store.clone()).await?,
             sessions: Sessions::load(
                 store.clone(),
@@ -237,6 +244,7 @@ impl App {
         tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
         tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
         tasks.spawn(check_ledger(store.clone(), stop.clone()));
+        tasks.spawn(retention.run(stop.clone()));
         let reloader = reload::Reloader {
             path: config.path.clone(),
             address,

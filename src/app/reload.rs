@@ -154,6 +154,8 @@ struct Fixed {
     listen: SocketAddr,
     data_dir: PathBuf,
     durability: Durability,
+    retention: Duration,
+    max_size: u64,
     sessions: u32,
     session_idle: Duration,
 }
@@ -164,6 +166,8 @@ impl Fixed {
             listen: config.listen,
             data_dir: config.data_dir.clone(),
             durability: config.audit.durability,
+            retention: config.audit.retention,
+            max_size: config.audit.max_size,
             sessions: config.limits.sessions,
             session_idle: config.limits.session_idle,
         }
@@ -174,6 +178,8 @@ impl Fixed {
             ("listen", self.listen != before.listen),
             ("data_dir", self.data_dir != before.data_dir),
             ("audit.durability", self.durability != before.durability),
+            ("audit.retention", self.retention != before.retention),
+            ("audit.max_size", self.max_size != before.max_size),
             ("limits.sessions", self.sessions != before.sessions),
             ("limits.session_idle", self.session_idle != before.session_idle),
         ]

@@ -9,6 +9,7 @@ mod entry;
 mod export;
 mod query;
 mod redact;
+mod retention;
 mod summary;
 mod writer;
 
@@ -20,4 +21,5 @@ pub use query::{
     AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, Payloads,
 };
 pub use redact::{Redactor, Secrets, Strictness};
+pub use retention::Retention;
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

@@ -8,6 +8,7 @@ mod list;
 mod replay;
 mod show;
 mod tail;
+mod upkeep;
 mod verify;
 
 use jiff::tz::TimeZone;
@@ -70,6 +71,18 @@ enum Action {
         after_help = "Examples:\n  switchyard audit verify\n  switchyard --data-dir /var/lib/switchyard audit verify --checkpoints /mnt/worm/switchyard --json"
     )]
     Verify(verify::Args),
+    /// Remove the oldest calls for good
+    #[command(
+        long_about = "Removes what was put on record before TIME and gives the space back, as retention does by itself. The ledger says up to where and by whom, and still verifies.",
+        after_help = "Examples:\n  switchyard audit purge --before 30d\n  switchyard audit purge --before 2026-11-01 --yes"
+    )]
+    Purge(upkeep::Purge),
+    /// Erase arguments and results of a caller or a call for good
+    #[command(
+        long_about = "Erases arguments and results from all files in the data folder; that the calls were made stays on record, with the text of their errors. The ledger says whose payloads were erased and by whom, and still verifies. Backups and exports elsewhere are not touched.",
+        after_help = "Examples:\n  switchyard audit erase --caller laptop\n  switchyard audit erase --call 0193a5c0-7a1e-7cc3-98c4-dc0c0c07398f --yes"
+    )]
+    Erase(upkeep::Erase),
 }
 
 /// Which calls are meant.
@@ -229,6 +242,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         Action::Export(args) => export::export(context, args).await,
         Action::Replay(args) => Box::pin(replay::run(context, args)).await,
         Action::Verify(args) => verify::run(context, args).await,
+        Action::Purge(args) => upkeep::purge(context, args).await,
+        Action::Erase(args) => upkeep::erase(context, args).await,
     }
 }
 

@@ -72,6 +72,9 @@ pub enum CliError {
     /// Not a point in time.
     #[error(transparent)]
     When(#[from] WhenError),
+    /// What cannot be undone was not confirmed.
+    #[error("nothing was done: it cannot be undone and was not confirmed; say --yes")]
+    Unconfirmed,
     /// Standard output could not be written; a reader that went away is no failure.
     #[error("could not write to standard output: {0}")]
     Output(#[source] io::Error),
@@ -144,7 +147,8 @@ impl CliError {
             | Self::Name(_)
             | Self::Unit(_)
             | Self::When(_)
-            | Self::NotAFile(_) => 2,
+            | Self::NotAFile(_)
+            | Self::Unconfirmed => 2,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_)
             | Self::File { .. }

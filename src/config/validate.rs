@@ -31,7 +31,7 @@ pub(super) fn config(reader: &mut Reader<'_>, raw: &RawConfig, path: Option<&Pat
     numbers(reader, raw, &mut config);
     servers(reader, raw, &mut config);
     views(reader, raw, &mut config);
-    note_what_waits(reader, raw, &config);
+    note_what_waits(reader, &config);
     config.secrets = std::mem::take(&mut reader.secrets);
     config.notes = std::mem::take(&mut reader.notes);
     config
@@ -205,8 +205,8 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     }
 }
 
-/// Says which settings are read and checked and have no effect: in this version, or beside the others.
-fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
+/// Says which settings are read and checked and have no effect beside the others.
+fn note_what_waits(reader: &mut Reader<'_>, config: &Config) {
     let mut note = |text: String| reader.notes.push(text);
     for (name, spec) in &config.servers {
         let own = &spec.knobs;
@@ -226,10 +226,6 @@ fn note_what_waits(reader: &mut Reader<'_>, raw: &RawConfig, config: &Config) {
         if own.slow_call_rate.is_some() && all.slow_call.is_none() {
             idle("slow_call_rate", "`slow_call`");
         }
-    }
-    let audit = raw.audit.as_ref();
-    if audit.is_some_and(|audit| audit.retention.is_some() || audit.max_size.is_some()) {
-        note("`audit.retention` and `audit.max_size` have no effect in this version: no call is ever deleted".to_owned());
     }
 }
 

@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{AuditQuery, AuditWriter};
+use crate::audit::{AuditQuery, AuditWriter, Retention};
 use crate::catalogue::{Catalogue, Discovery};
 use crate::error::ErrorCode;
 use crate::metrics::Metrics;
@@ -84,6 +84,8 @@ pub struct Edge {
     pub discovery: Arc<Discovery>,
     /// Reads the ledger.
     pub ledger: AuditQuery,
+    /// Keeps the ledger in its bounds, and removes on demand.
+    pub retention: Arc<Retention>,
     /// Writes the ledger.
     pub audit: AuditWriter,
     /// The database.

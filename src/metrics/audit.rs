@@ -16,6 +16,7 @@ pub struct AuditMetrics {
     /// One for each of [`Outcome::ALL`], in its order.
     recorded: [IntCounter; Outcome::ALL.len()],
     dropped: IntCounter,
+    pruned: IntCounter,
     queue_depth: IntGauge,
     commit_duration: Histogram,
     oldest: Gauge,
@@ -46,6 +47,11 @@ impl AuditMetrics {
             "Tool calls that are missing from the ledger because it could not be written in time.",
         )?;
         registry.register(Box::new(dropped.clone()))?;
+        let pruned = IntCounter::new(
+            "switchyard_audit_pruned_total",
+            "Rows that were removed from the ledger because of their age or its size, or on demand.",
+        )?;
+        registry.register(Box::new(pruned.clone()))?;
         let queue_depth = IntGauge::new(
             "switchyard_audit_queue_depth",
             "Finished tool calls that wait to be committed to the ledger.",
@@ -67,6 +73,7 @@ impl AuditMetrics {
         Ok(Self {
             recorded: Outcome::ALL.map(|outcome| recorded.with_label_values(&[outcome.as_str()])),
             dropped,
+            pruned,
             queue_depth,
             commit_duration,
             oldest,
@@ -84,6 +91,15 @@ impl AuditMetrics {
     /// `calls` will never be in the ledger.
     pub(crate) fn dropped(&self, calls: usize) {
         self.dropped.inc_by(u64::try_from(calls).unwrap_or(u64::MAX));
+    }
+
+    /// `rows` were removed; what is left begins with the call that came in at `oldest`.
+    pub(crate) fn pruned(&self, rows: u64, oldest: Option<Timestamp>) {
+        self.pruned.inc_by(rows);
+        match oldest {
+            Some(at) => self.oldest(at),
+            None => self.oldest.set(0.0),
+        }
     }
 
     /// A call waits to be committed.

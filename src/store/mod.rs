@@ -12,6 +12,7 @@ mod key_file;
 mod rows;
 mod seal;
 mod sqlite;
+mod upkeep;
 mod verified;
 
 use std::path::Path;
@@ -35,6 +36,7 @@ pub use rows::{
     OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, Stretch, ToolRow, Unfinished,
     Upserted,
 };
+pub use upkeep::{EraseOf, Erased, PruneUntil, Pruned};
 pub use verified::{Fault, Finding, Verified};
 
 /// An open database. Clones are handles to the same one.
@@ -548,6 +550,34 @@ impl Store {
     /// What any statement can give.
     pub async fn audit_newest(&self) -> Result<i64, StoreError> {
         forward!(self, audit_newest())
+    }
+
+    /// Removes the oldest rows of the ledger, on record in it as done by `actor`, and gives their space
+    /// back. In steps, between which others write; ended early, what is left is in order.
+    ///
+    /// # Errors
+    /// What any statement can give; the steps that were done stay done.
+    pub async fn prune(
+        &self,
+        until: PruneUntil,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Pruned, StoreError> {
+        forward!(self, prune(until, actor, now))
+    }
+
+    /// Erases arguments and results, on record in the ledger as done by `actor`; the calls stay. In
+    /// steps, between which others write. Also in the copies that were made before an upgrade.
+    ///
+    /// # Errors
+    /// What any statement can give; the steps that were done stay done.
+    pub async fn erase(
+        &self,
+        of: &EraseOf,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Erased, StoreError> {
+        forward!(self, erase(of, actor, now))
     }
 
     /// How many calls the ledger has.

@@ -1,6 +1,7 @@
 mod attempts;
 mod breakers;
 mod chain;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -41,7 +41,7 @@ pub(super) struct AuditParameters {
 }
 
 /// A point in time: RFC 3339, a date, milliseconds since the epoch, or a duration back from now.
-fn point(key: &str, text: &str) -> Result<Timestamp, ApiError> {
+pub(super) fn point(key: &str, text: &str) -> Result<Timestamp, ApiError> {
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return Ok(Timestamp::from_millis(at.as_millisecond()));
     }

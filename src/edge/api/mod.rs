@@ -10,6 +10,7 @@ mod call;
 mod health;
 mod servers;
 mod tools;
+mod upkeep;
 mod views;
 
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/circuit-breakers/{name}/open", on_breaker(Act::Open))
         .route("/mcp/circuit-breakers/{name}/close", on_breaker(Act::Close))
         .route("/mcp/tools/{name}/approve", post(tools::approve))
+        .route("/mcp/audit/purge", post(upkeep::purge))
+        .route("/mcp/audit/erase", post(upkeep::erase))
         .route("/admin/reload", post(admin::reload))
         .route("/admin/keys", get(admin::keys).post(admin::create_key))
         .route("/admin/keys/{id}", delete(admin::revoke_key));

@@ -186,12 +186,17 @@ impl SqliteStore {
         .bind(AUDIT_STOPPED)
         .fetch_optional(&mut *reader)
         .await?;
-        let Some(last) = last
-            .filter(|row| row.try_get::<&str, _>("kind").is_ok_and(|kind| kind == AUDIT_STARTED))
-        else {
-            return Ok(None);
+        let since: i64 = match &last {
+            Some(last) if last.try_get::<&str, _>("kind")? == AUDIT_STARTED => {
+                last.try_get("seq")?
+            }
+            Some(_) => return Ok(None),
+            // Rows were removed up to after the last start: an end in order would be there.
+            None => match pruned_through(&mut reader, &self.ledger_key).await? {
+                Some(base) => base,
+                None => return Ok(None),
+            },
         };
-        let since: i64 = last.try_get("seq")?;
         let begun = sqlx::query(
             "select seq, at_ms, kind, actor, subject, detail from entries
              where seq > ? and kind = ? and not exists
@@ -214,6 +219,19 @@ impl SqliteStore {
             begun: begun.iter().map(entry).collect::<Result<_, _>>()?,
         }))
     }
+}
+
+/// The last row that was removed from the beginning of the chain, if any was.
+async fn pruned_through(
+    reader: &mut SqliteConnection,
+    key: &LedgerKey,
+) -> Result<Option<i64>, StoreError> {
+    let row = sqlx::query("select chain, base_seq, base_hash from ledger where id = 1")
+        .fetch_one(reader)
+        .await?;
+    let (chain, base): (Vec<u8>, i64) = (row.try_get("chain")?, row.try_get("base_seq")?);
+    let hash = hash_of(TABLE, "base_hash", row.try_get("base_hash")?)?;
+    Ok((hash != key.genesis(&chain, base)).then_some(base))
 }
 
 fn entry(row: &SqliteRow) -> Result<EntryRow, StoreError> {

@@ -15,6 +15,7 @@ mod reading;
 mod servers;
 mod sessions;
 mod tools;
+mod upkeep;
 mod verify;
 
 pub(super) use verify::verify;
@@ -101,6 +102,8 @@ pub(super) struct SqliteStore {
     audit: Database,
     sealer: Sealer,
     ledger_key: LedgerKey,
+    /// Whoever removes rows of the ledger; one at a time.
+    upkeep: Mutex<()>,
     /// Holds the lock on the data folder until the store is gone.
     _lock: File,
 }
@@ -124,7 +127,8 @@ impl SqliteStore {
             tokio::try_join!(Database::open(folder, &STATE), Database::open(folder, &AUDIT))?;
         let ledger_key = ledger_key::open(&folder.join("ledger.key"), &audit).await?;
         let sealer = Sealer::new(folder.join("seal.key"));
-        Ok(Self { state, audit, sealer, ledger_key, _lock: lock })
+        let upkeep = Mutex::new(());
+        Ok(Self { state, audit, sealer, ledger_key, upkeep, _lock: lock })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
@@ -258,6 +262,8 @@ fn connect_options(path: &Path, schema: &Schema) -> SqliteConnectOptions {
         .pragma("cell_size_check", "on")
         .pragma("mmap_size", "0")
         .pragma("temp_store", "memory")
+        // What is deleted is overwritten where that costs no further page.
+        .pragma("secure_delete", "fast")
         .pragma("journal_size_limit", "67108864")
         .pragma("wal_autocheckpoint", schema.autocheckpoint)
         .disable_statement_logging()

@@ -14,6 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
 
 use super::attempts;
+use super::backup::must_be_whole;
 use super::ledger::{CALL_COLUMNS, ENTRY_COLUMNS, canonical_call, canonical_entry};
 use super::{AUDIT, Version, connect_options, hash_of, identify, ledger_key};
 use crate::store::chain::{Hash, LedgerKey, Value};
@@ -45,8 +46,7 @@ struct State {
 /// What verification needs beside the rows.
 struct Means {
     key: LedgerKey,
-    /// Rows whose payloads were removed with a record of it.
-    erased: Vec<(i64, i64)>,
+    records: Records,
     base: i64,
     base_hash: Hash,
     head: i64,
@@ -62,6 +62,7 @@ pub(in crate::store) async fn verify(
     key_path: &Path,
     checkpoints: &[Checkpoint],
 ) -> Result<Verified, StoreError> {
+    must_be_whole(folder)?;
     let path = folder.join(AUDIT.file);
     let lacking = |reason| StoreError::LedgerKey { path: key_path.to_owned(), reason };
     let key = ledger_key::read(key_path)?.ok_or_else(|| lacking("it is missing"))?;
@@ -87,14 +88,13 @@ pub(in crate::store) async fn verify(
         verified.found(state.head, Fault::Changed);
     }
     let records = Records::read(&mut reader, &state).await?;
-    let is_begin = state.base_hash == key.genesis(&state.chain, state.base);
-    if !is_begin && !records.pruned.contains(&(state.base, hex(&state.base_hash))) {
+    if !records.let_go(&state, &key) {
         verified.found(state.base.saturating_add(1), Fault::Beginning);
     }
 
     let means = Arc::new(Means {
         key,
-        erased: records.erased,
+        records,
         base: state.base,
         base_hash: state.base_hash,
         head: state.head,
@@ -105,15 +105,35 @@ pub(in crate::store) async fn verify(
         let (means, mut reader) = (Arc::clone(&means), open(&path).await?);
         windows.spawn(async move { means.windows(&mut reader).await });
     }
+    let mut bare = Vec::new();
     while let Some(part) = windows.join_next().await {
-        let part = part.map_err(|_ended| StoreError::Closed)??;
+        let (part, bare_of_part) = part.map_err(|_ended| StoreError::Closed)??;
         verified.rows += part.rows;
         verified.erased += part.erased;
+        bare.extend(bare_of_part);
         let listed = part.findings.len() as u64;
         part.findings.iter().for_each(|finding| verified.found(finding.seq, finding.fault));
         verified.faults += part.faults - listed;
     }
-    ends(&mut reader, &state, &means.key, &mut verified).await?;
+    // A router may have removed rows and payloads meanwhile, and says so.
+    let now = State::read(&mut reader).await?.filter(|now| now.is_marked_by(&means.key));
+    let records = Records::read(&mut reader, now.as_ref().unwrap_or(&state)).await?;
+    for seq in bare {
+        match records.is_erased(seq) {
+            true => verified.erased += 1,
+            false if now.as_ref().is_some_and(|now| now.base >= seq) => {}
+            false => verified.found(seq, Fault::Payload),
+        }
+    }
+    let mut base = state.base;
+    if let Some(now) = now.filter(|now| now.base != state.base) {
+        base = now.base;
+        if !records.let_go(&now, &means.key) {
+            verified.found(now.base.saturating_add(1), Fault::Beginning);
+        }
+    }
+    verified.base = base;
+    ends(&mut reader, &state, base, &means.key, &mut verified).await?;
     compare(&mut reader, &state, &means.key, checkpoints, &mut verified).await?;
     Ok(verified)
 }
@@ -182,18 +202,39 @@ impl Records {
         records.erased.sort_unstable();
         Ok(records)
     }
+
+    /// Whether the chain may begin where it does: at its first row, or where an entry lets rows go up
+    /// to there or further. Between the steps that remove them the beginning lies before what the entry
+    /// names; then the first row that is left shows whether its hash is the right one.
+    fn let_go(&self, state: &State, key: &LedgerKey) -> bool {
+        let is_begin = state.base_hash == key.genesis(&state.chain, state.base);
+        is_begin
+            || self.pruned.iter().any(|(through, hash)| {
+                *through > state.base || *through == state.base && *hash == hex(&state.base_hash)
+            })
+    }
+
+    fn is_erased(&self, seq: i64) -> bool {
+        let after = self.erased.partition_point(|(first, _)| *first <= seq);
+        // Ranges can overlap; there are few of them.
+        self.erased.get(..after).unwrap_or_default().iter().any(|(_, last)| *last >= seq)
+    }
 }
 
 impl Means {
-    async fn windows(&self, reader: &mut SqliteConnection) -> Result<Verified, StoreError> {
-        let mut part = Verified::default();
+    /// What was found, and the calls whose payload is missing without a record of it so far.
+    async fn windows(
+        &self,
+        reader: &mut SqliteConnection,
+    ) -> Result<(Verified, Vec<i64>), StoreError> {
+        let (mut part, mut bare) = (Verified::default(), Vec::new());
         loop {
             let after = self.next.fetch_add(WINDOW, Ordering::Relaxed);
             if after >= self.head {
-                return Ok(part);
+                return Ok((part, bare));
             }
-            self.window(reader, after, after.saturating_add(WINDOW).min(self.head), &mut part)
-                .await?;
+            let last = after.saturating_add(WINDOW).min(self.head);
+            self.window(reader, after, last, &mut part, &mut bare).await?;
         }
     }
 
@@ -204,6 +245,7 @@ impl Means {
         after: i64,
         last: i64,
         part: &mut Verified,
+        bare: &mut Vec<i64>,
     ) -> Result<(), StoreError> {
         let mut links = BTreeMap::new();
         let mut before = match after == self.base {
@@ -211,6 +253,14 @@ impl Means {
             false => hash_at(reader, after).await?,
         };
         let (calls, attempts, entries) = read_rows(reader, after, last).await?;
+        // What a router has removed by now is nothing to look for.
+        let (base, base_hash) = base(reader).await?.unwrap_or((self.base, self.base_hash));
+        let after = if base > after {
+            before = Some(base_hash);
+            base
+        } else {
+            after
+        };
         // Where a row is missing, that is found; what an entry has beside it is nobody's.
         let alien: Option<i64> = sqlx::query_scalar(
             "select min(e.seq) from entries e where e.seq > ? and e.seq <= ?
@@ -226,13 +276,16 @@ impl Means {
         let of_entries: Vec<i64> = entries.iter().filter_map(|row| row.try_get(0).ok()).collect();
         let orphan = |row: &SqliteRow, part: &mut Verified| {
             let of: i64 = row.try_get(0).unwrap_or_default();
-            if of_entries.binary_search(&of).is_ok() {
+            if of > after && of_entries.binary_search(&of).is_ok() {
                 part.found(of, Fault::Changed);
             }
         };
         let mut attempts = attempts.iter().peekable();
         for row in &calls {
             let seq: i64 = row.try_get(0)?;
+            if seq <= after {
+                continue;
+            }
             while let Some(row) =
                 attempts.next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of < seq))
             {
@@ -244,7 +297,7 @@ impl Means {
             {
                 tried.push(values(row, FIRST, attempts::COLUMNS - 1));
             }
-            links.insert(seq, self.call(row, seq, tried, part));
+            links.insert(seq, self.call(row, seq, tried, part, bare));
         }
         attempts.for_each(|row| orphan(row, part));
         for row in &entries {
@@ -279,6 +332,7 @@ impl Means {
         seq: i64,
         tried: Vec<Option<Vec<Value<'_>>>>,
         part: &mut Verified,
+        bare: &mut Vec<i64>,
     ) -> (Option<Hash>, Option<crate::store::chain::Canonical>) {
         let hash_column = FIRST + CALL_COLUMNS.len();
         let form = values(row, FIRST, CALL_COLUMNS.len()).and_then(|values| {
@@ -286,26 +340,21 @@ impl Means {
             Some(canonical_call(seq, &values, tried?))
         });
         let payload_digest = stored_hash(row, hash_column - 1);
-        let has_row = has_payload(row);
+        let has_row = row.try_get::<Option<i64>, _>(hash_column + 1).ok().flatten().is_some();
         let text = |column| row.try_get::<Option<String>, _>(column);
         let kept = match (text(hash_column + 2), text(hash_column + 3)) {
             (Ok(arguments), Ok(result)) => self.key.kept(arguments.as_deref(), result.as_deref()),
             (Err(_), _) | (_, Err(_)) => None,
         };
         match (payload_digest, has_row) {
-            (Some(_), false) if self.is_erased(seq) => part.erased += 1,
+            (Some(_), false) if self.records.is_erased(seq) => part.erased += 1,
             (None, false) => {}
-            (Some(_), false) | (None, true) => part.found(seq, Fault::Payload),
+            (Some(_), false) => bare.push(seq),
+            (None, true) => part.found(seq, Fault::Payload),
             (digest, true) if digest != kept => part.found(seq, Fault::Payload),
             (_, true) => {}
         }
         (stored_hash(row, hash_column), form)
-    }
-
-    fn is_erased(&self, seq: i64) -> bool {
-        let after = self.erased.partition_point(|(first, _)| *first <= seq);
-        // Ranges can overlap; there are few of them.
-        self.erased.get(..after).unwrap_or_default().iter().any(|(_, last)| *last >= seq)
     }
 }
 
@@ -357,16 +406,14 @@ fn values(row: &SqliteRow, first: usize, count: usize) -> Option<Vec<Value<'_>>>
         .collect()
 }
 
-fn has_payload(row: &SqliteRow) -> bool {
-    let column = FIRST + CALL_COLUMNS.len() + 1;
-    row.try_get::<Option<i64>, _>(column).ok().flatten().is_some()
-}
-
 fn stored_hash(row: &SqliteRow, column: usize) -> Option<Hash> {
     row.try_get::<Option<&[u8]>, _>(column).ok().flatten()?.try_into().ok()
 }
 
-async fn hash_at(reader: &mut SqliteConnection, seq: i64) -> Result<Option<Hash>, StoreError> {
+pub(super) async fn hash_at(
+    reader: &mut SqliteConnection,
+    seq: i64,
+) -> Result<Option<Hash>, StoreError> {
     let row = sqlx::query(
         "select hash from calls where seq = ?1 union all select hash from entries where seq = ?1",
     )
@@ -374,6 +421,15 @@ async fn hash_at(reader: &mut SqliteConnection, seq: i64) -> Result<Option<Hash>
     .fetch_optional(reader)
     .await?;
     Ok(row.as_ref().and_then(|row| stored_hash(row, 0)))
+}
+
+/// The last row that is not in the chain, and its hash.
+async fn base(reader: &mut SqliteConnection) -> Result<Option<(i64, Hash)>, StoreError> {
+    let row = sqlx::query("select base_seq, base_hash from ledger where id = 1")
+        .fetch_optional(reader)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(stored_hash(&row, 1).map(|hash| row.try_get(0).map(|seq| (seq, hash))).transpose()?)
 }
 
 async fn count(reader: &mut SqliteConnection, sql: &'static str) -> Result<u64, StoreError> {
@@ -385,6 +441,7 @@ async fn count(reader: &mut SqliteConnection, sql: &'static str) -> Result<u64, 
 async fn ends(
     reader: &mut SqliteConnection,
     state: &State,
+    base: i64,
     key: &LedgerKey,
     verified: &mut Verified,
 ) -> Result<(), StoreError> {
@@ -395,11 +452,11 @@ async fn ends(
     )
     .fetch_one(&mut *reader)
     .await?;
-    let last = last.unwrap_or(state.base).max(state.base);
+    let last = last.unwrap_or(base).max(base);
     if last < state.head {
         verified.cut_from(last.saturating_add(1), state.head);
     }
-    if last >= state.head && state.head > state.base {
+    if last >= state.head && state.head > base {
         let hash = hash_at(reader, state.head).await?;
         if hash != Some(state.head_hash) {
             verified.found(state.head, Fault::Changed);
@@ -407,19 +464,21 @@ async fn ends(
     }
     // What stands outside the chain is no call of ours, unless it is from before there was one.
     let outside: i64 = sqlx::query_scalar(
-        "select (select count(*) from entries where seq <= ?1)
-              + (select count(*) from calls where seq <= 0 or (seq <= ?1 and hash is not null))
+        "with chain(base) as (select base_seq from ledger where id = 1)
+         select (select count(*) from entries, chain where seq <= base)
+              + (select count(*) from calls, chain
+                    where seq <= 0 or (seq <= base and hash is not null))
               + (select count(*) from attempts where seq <= 0)
               + (select count(*) from payloads where seq <= 0)
-              + (select count(*) from attempts where seq > ?2)
-              + (select count(*) from payloads where seq > ?2)",
+              + (select count(*) from attempts where seq > ?1)
+              + (select count(*) from payloads where seq > ?1)",
     )
-    .bind(state.base)
-    .bind(last)
+    // What is left of a tail that was cut is found with it.
+    .bind(last.max(state.head))
     .fetch_one(&mut *reader)
     .await?;
     if outside > 0 {
-        verified.found(state.base, Fault::Changed);
+        verified.found(base, Fault::Changed);
     }
     if last > state.head {
         // Unless a router wrote them meanwhile.

@@ -1,0 +1,116 @@
+//! [`Retention`]: how old and how large the ledger may become, and removing what is beyond that.
+//!
+//! Changes when calls leave the ledger for another reason. The steps and their order are the store's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::metrics::AuditMetrics;
+use crate::model::Timestamp;
+use crate::store::{EraseOf, Erased, PruneUntil, Pruned, Store, StoreError};
+
+/// After a start, servers and sessions come first.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How often the size is looked at.
+const LOOK: Duration = Duration::from_secs(30);
+/// How often rows that became too old are removed: together, not one by one.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+/// Each time, the size goes this part below its limit, so that there is something to do rarely.
+const ROOM: u64 = 32;
+/// Who did it, in the ledger.
+const ACTOR: &str = "router";
+
+/// Keeps the ledger within its age and size.
+#[derive(Debug)]
+pub struct Retention {
+    store: Store,
+    metrics: AuditMetrics,
+    /// How long calls are kept.
+    keep: Duration,
+    /// Bytes that they may take.
+    max_size: u64,
+}
+
+impl Retention {
+    /// Calls are kept for `keep`, as long as they take no more than `max_size` bytes.
+    #[must_use]
+    pub const fn new(store: Store, metrics: AuditMetrics, keep: Duration, max_size: u64) -> Self {
+        Self { store, metrics, keep, max_size }
+    }
+
+    /// Looks again and again until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut wait = FIRST_LOOK.min(self.every());
+        let mut aged = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = LOOK.min(self.every());
+            let by_age = aged.is_none_or(|at| clock::uptime().since(at) >= self.every());
+            if by_age {
+                aged = Some(clock::uptime());
+            }
+            // Ended between two steps or within one: what is left is in order.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.look(by_age) => {}
+            }
+        }
+    }
+
+    fn every(&self) -> Duration {
+        (self.keep / 100).clamp(Duration::from_millis(100), LONGEST_WAIT)
+    }
+
+    async fn look(&self, by_age: bool) {
+        let cutoff = clock::timestamp().minus(self.keep);
+        let age = by_age.then_some(("age", PruneUntil::Before(cutoff)));
+        let size = self.store.size_bytes().audit.database_bytes > self.max_size;
+        let room = self.max_size - self.max_size / ROOM;
+        let size = size.then_some(("size", PruneUntil::Fits(room)));
+        for (reason, until) in age.into_iter().chain(size) {
+            match self.prune(until, ACTOR).await {
+                Ok(Pruned { rows: 0, .. }) | Err(StoreError::Closed) => {}
+                Ok(pruned) => tracing::info!(
+                    rows = pruned.rows,
+                    ledger.seq = pruned.through,
+                    freed_bytes = pruned.freed_bytes,
+                    "{} rows were removed from the ledger because of its {reason}",
+                    pruned.rows
+                ),
+                Err(error) => {
+                    tracing::warn!(%error, "old rows could not be removed from the ledger: {error}");
+                }
+            }
+        }
+    }
+
+    /// Removes what is from before `cutoff`, as `actor` asked for.
+    ///
+    /// # Errors
+    /// What any statement can give; what was removed by then stays so.
+    pub async fn purge(&self, cutoff: Timestamp, actor: &str) -> Result<Pruned, StoreError> {
+        self.prune(PruneUntil::Before(cutoff), actor).await
+    }
+
+    /// Erases arguments and results, as `actor` asked for.
+    ///
+    /// # Errors
+    /// What any statement can give; what was erased by then stays so.
+    pub async fn erase(&self, of: &EraseOf, actor: &str) -> Result<Erased, StoreError> {
+        self.store.erase(of, actor, clock::timestamp()).await
+    }
+
+    async fn prune(&self, until: PruneUntil, actor: &str) -> Result<Pruned, StoreError> {
+        let pruned = self.store.prune(until, actor, clock::timestamp()).await?;
+        if pruned.rows > 0 {
+            self.metrics.pruned(pruned.rows, self.store.audit_oldest().await?);
+        }
+        Ok(pruned)
+    }
+}

@@ -1,0 +1,498 @@
+//! Keeping the ledger in its bounds: the oldest rows go, payloads are erased, and the file becomes
+//! smaller for it.
+//!
+//! Changes when rows leave the ledger in another way. Everything happens in steps that the writer of
+//! calls hardly notices, and a router that is killed between two of them leaves a ledger that verifies:
+//! an entry in the chain says up to where rows may be gone before the first of them goes, and each step
+//! moves the beginning of the chain together with the rows it removes.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row, SqliteConnection, raw_sql};
+
+use super::ledger::append;
+use super::verify::{ERASED, PRUNED, hash_at, hex};
+use super::{AUDIT, Database, SqliteStore, Version, begin, connect_options, identify};
+use crate::clock;
+use crate::model::Timestamp;
+use crate::store::upkeep::{Pace, ranges};
+use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, StoreError};
+
+/// Rows that one entry in the chain lets go.
+const RUN: usize = 50_000;
+/// Rows that are read at once.
+const PAGE: i64 = 5_000;
+/// Rows of a step at most; as many as a list of ranges in an entry may hold.
+const STEP_ROWS: i64 = 1_000;
+/// Bytes of a step: what a row costs without payload, and the bounds of a step.
+const ROW_BYTES: u64 = 1_024;
+const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
+/// Pages given back in a step.
+const STEP_PAGES: [u64; 3] = [16, 64, 1_024];
+/// Fewer rows than this are not pruned for their size: it is not they who take the space.
+const FEWEST: i64 = 1_000;
+/// Between two steps at least this long, and as long as the step took: others come first.
+const REST: Duration = Duration::from_millis(2);
+/// How often the log is tried to be emptied, and how long between.
+const EMPTY_TRIES: u32 = 40;
+const EMPTY_WAIT: Duration = Duration::from_millis(50);
+
+/// The numbers of the oldest and the newest row.
+const BOUNDS: &str = "select
+    (select min(seq) from (select min(seq) as seq from calls union all select min(seq) from entries
+        union all select min(seq) from payloads union all select min(seq) from attempts)),
+    (select max(seq) from (select max(seq) as seq from calls union all select max(seq) from entries))";
+
+impl SqliteStore {
+    pub(in crate::store) async fn prune(
+        &self,
+        until: PruneUntil,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Pruned, StoreError> {
+        let _one_at_a_time = self.upkeep.lock().await;
+        let before = self.audit.size().database_bytes;
+        let mut log = Log::open(&self.audit).await?;
+        let mut done = Pruned::default();
+        let [least, first, most] = STEP_BYTES;
+        let mut pace = Pace::new(least, first, most);
+        while let Some(through) = self.due(until, now).await? {
+            self.announce(through, actor, now).await?;
+            while let Some((rows, last)) = self.prune_step(through, &mut pace, &mut log).await? {
+                done.rows = done.rows.saturating_add(rows);
+                done.through = last;
+            }
+            done.longest = done.longest.max(self.give_back(&mut log).await?);
+        }
+        // A run that was cut off has left pages that nobody uses.
+        done.longest = done.longest.max(pace.longest()).max(self.give_back(&mut log).await?);
+        if done.rows > 0 {
+            log.empty().await?;
+        }
+        done.freed_bytes = before.saturating_sub(self.audit.size().database_bytes);
+        Ok(done)
+    }
+
+    /// The last row of the next run; `None` when nothing is to go.
+    async fn due(&self, until: PruneUntil, now: Timestamp) -> Result<Option<i64>, StoreError> {
+        let mut reader = self.audit.readers.acquire().await?;
+        match until {
+            PruneUntil::Before(cutoff) => due_by_age(&mut reader, cutoff, now).await,
+            PruneUntil::Fits(bytes) => due_by_size(&mut reader, bytes).await,
+        }
+    }
+
+    /// Puts on record that the rows up to `through` go, before the first of them does.
+    async fn announce(&self, through: i64, actor: &str, now: Timestamp) -> Result<(), StoreError> {
+        let mut writer = self.audit.writer().await?;
+        let mut transaction = begin(&mut writer).await?;
+        // Rows from before the chain have none.
+        let hash = hash_at(&mut transaction, through).await?.map(|hash| hex(&hash));
+        let entry = EntryRow {
+            seq: 0,
+            at: now,
+            kind: PRUNED.to_owned(),
+            actor: actor.to_owned(),
+            subject: "ledger".to_owned(),
+            detail: json!({ "through": through, "hash": hash }).to_string(),
+        };
+        append(&mut transaction, &self.ledger_key, &[entry], &[]).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Removes the oldest rows, up to `through` at most; gives how many, and the last of them.
+    async fn prune_step(
+        &self,
+        through: i64,
+        pace: &mut Pace,
+        log: &mut Log,
+    ) -> Result<Option<(u64, i64)>, StoreError> {
+        let mut reader = self.audit.readers.acquire().await?;
+        let Some(last) = step_end(&mut reader, through, pace.size()).await? else {
+            return Ok(None);
+        };
+        drop(reader);
+        let mut writer = self.audit.writer().await?;
+        let began = clock::uptime();
+        let mut transaction = begin(&mut writer).await?;
+        let base: i64 = sqlx::query_scalar("select base_seq from ledger where id = 1")
+            .fetch_one(&mut *transaction)
+            .await?;
+        let mut last = last;
+        if last > base {
+            // The row itself, unless somebody took it away: what is missing must not keep the rest.
+            let row = sqlx::query(
+                "select seq, hash from
+                    (select * from (select seq, hash from calls
+                        where seq >= ?1 and seq <= ?2 and hash is not null order by seq limit 1)
+                     union all
+                     select * from (select seq, hash from entries
+                        where seq >= ?1 and seq <= ?2 order by seq limit 1))
+                 order by seq limit 1",
+            )
+            .bind(last)
+            .bind(through)
+            .fetch_optional(&mut *transaction)
+            .await?
+            .ok_or_else(|| StoreError::bad_value("ledger", "base_seq", &last.to_string()))?;
+            last = row.try_get("seq")?;
+            sqlx::query("update ledger set base_seq = ?, base_hash = ? where id = 1")
+                .bind(last)
+                .bind(row.try_get::<Vec<u8>, _>("hash")?)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let mut rows = 0;
+        for (sql, counts) in [
+            ("delete from payloads where seq <= ?", false),
+            ("delete from attempts where seq <= ?", false),
+            ("delete from calls where seq <= ?", true),
+            ("delete from entries where seq <= ?", true),
+        ] {
+            let gone = sqlx::query(sql).bind(last).execute(&mut *transaction).await?;
+            rows += if counts { gone.rows_affected() } else { 0 };
+        }
+        transaction.commit().await?;
+        drop(writer);
+        let took = clock::uptime().since(began);
+        pace.took(took);
+        log.after_step(took).await?;
+        Ok(Some((rows, last)))
+    }
+
+    /// Gives unused pages back to the file system; how long the longest step took.
+    async fn give_back(&self, log: &mut Log) -> Result<Duration, StoreError> {
+        let [least, first, most] = STEP_PAGES;
+        let mut pace = Pace::new(least, first, most);
+        let mut unused = i64::MAX;
+        loop {
+            let mut writer = self.audit.writer().await?;
+            let began = clock::uptime();
+            let left: i64 =
+                sqlx::query_scalar("pragma freelist_count").fetch_one(&mut *writer).await?;
+            // A file from before pages could be given back keeps them.
+            if left == 0 || left >= unused {
+                return Ok(pace.longest());
+            }
+            unused = left;
+            let sql = format!("pragma incremental_vacuum({})", pace.size());
+            raw_sql(AssertSqlSafe(sql)).execute(&mut *writer).await?;
+            drop(writer);
+            let took = clock::uptime().since(began);
+            pace.took(took);
+            log.after_step(took).await?;
+        }
+    }
+}
+
+impl SqliteStore {
+    pub(in crate::store) async fn erase(
+        &self,
+        of: &EraseOf,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Erased, StoreError> {
+        let _one_at_a_time = self.upkeep.lock().await;
+        let mut log = Log::open(&self.audit).await?;
+        let mut done = Erased::default();
+        let [least, first, most] = STEP_BYTES;
+        let mut pace = Pace::new(least, first, most);
+        let mut after = 0;
+        let head: i64 = sqlx::query_scalar("select head_seq from ledger where id = 1")
+            .fetch_one(&self.audit.readers)
+            .await?;
+        while after < head {
+            let (rows, next) = self.payloads_of(of, after, head).await?;
+            after = next;
+            let mut rows = rows.as_slice();
+            while !rows.is_empty() {
+                let mut bytes = 0_u64;
+                let fitting = rows.iter().take_while(|(_, length)| {
+                    let fits = bytes < pace.size();
+                    bytes = bytes.saturating_add(*length);
+                    fits
+                });
+                let count = fitting.count().max(1);
+                let (step, rest) = rows.split_at_checked(count).unwrap_or((rows, &[]));
+                let numbers: Vec<i64> = step.iter().map(|(seq, _)| *seq).collect();
+                self.erase_step(of, &numbers, actor, now, &mut pace, &mut log).await?;
+                done.payloads = done.payloads.saturating_add(count as u64);
+                rows = rest;
+            }
+        }
+        done.longest = pace.longest().max(self.give_back(&mut log).await?);
+        done.complete = log.empty().await?;
+        if let Some(folder) = self.audit.path.parent() {
+            erase_in_copies(folder, of).await?;
+        }
+        Ok(done)
+    }
+
+    /// Payloads among the next rows after `after`, with their lengths, and how far was looked.
+    async fn payloads_of(
+        &self,
+        of: &EraseOf,
+        after: i64,
+        head: i64,
+    ) -> Result<(Vec<(i64, u64)>, i64), StoreError> {
+        const COLUMNS: &str = "select p.seq,
+                coalesce(octet_length(p.arguments), 0) + coalesce(octet_length(p.result), 0)
+            from payloads p join calls c on c.seq = p.seq where ";
+        let (sql, last) = match of {
+            EraseOf::Call(_) => (format!("{COLUMNS} c.id = ? order by p.seq"), head),
+            EraseOf::Caller(_) => (
+                format!("{COLUMNS} c.caller = ? and p.seq > ? and p.seq <= ? order by p.seq"),
+                after.saturating_add(PAGE).min(head),
+            ),
+        };
+        let query = sqlx::query(AssertSqlSafe(sql));
+        let query = match of {
+            EraseOf::Call(id) => query.bind(id.as_bytes().as_slice()),
+            EraseOf::Caller(name) => query.bind(name).bind(after).bind(last),
+        };
+        let rows = query.fetch_all(&self.audit.readers).await?;
+        let rows = rows.iter().map(seq_and_length).collect::<Result<_, _>>()?;
+        Ok((rows, last))
+    }
+
+    async fn erase_step(
+        &self,
+        of: &EraseOf,
+        numbers: &[i64],
+        actor: &str,
+        now: Timestamp,
+        pace: &mut Pace,
+        log: &mut Log,
+    ) -> Result<(), StoreError> {
+        let rows = ranges(numbers);
+        let (key, value) = match of {
+            EraseOf::Caller(name) => ("caller", name.clone()),
+            EraseOf::Call(id) => ("call", id.to_string()),
+        };
+        let entry = EntryRow {
+            seq: 0,
+            at: now,
+            kind: ERASED.to_owned(),
+            actor: actor.to_owned(),
+            subject: "ledger".to_owned(),
+            detail: json!({ "rows": rows, key: value }).to_string(),
+        };
+        let mut writer = self.audit.writer().await?;
+        let began = clock::uptime();
+        // What is deleted is overwritten, also where a whole page becomes free.
+        raw_sql("pragma secure_delete = on").execute(&mut *writer).await?;
+        let mut transaction = begin(&mut writer).await?;
+        append(&mut transaction, &self.ledger_key, &[entry], &[]).await?;
+        for (first, last) in &rows {
+            sqlx::query("delete from payloads where seq >= ? and seq <= ?")
+                .bind(first)
+                .bind(last)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        raw_sql("pragma secure_delete = fast").execute(&mut *writer).await?;
+        drop(writer);
+        let took = clock::uptime().since(began);
+        pace.took(took);
+        log.after_step(took).await
+    }
+}
+
+/// The write-ahead log, kept short on a connection of its own: a writer that has to move it to the
+/// file waits for that.
+struct Log {
+    connection: SqliteConnection,
+    steps: u32,
+}
+
+impl Log {
+    async fn open(database: &Database) -> Result<Self, StoreError> {
+        // Whoever is at work goes first.
+        let options = database.options.clone().busy_timeout(Duration::ZERO);
+        Ok(Self { connection: options.connect().await?, steps: 0 })
+    }
+
+    async fn after_step(&mut self, took: Duration) -> Result<(), StoreError> {
+        self.steps = self.steps.wrapping_add(1);
+        if self.steps.is_multiple_of(2) {
+            self.checkpoint("pragma wal_checkpoint(passive)").await?;
+        }
+        tokio::time::sleep(took.max(REST)).await;
+        Ok(())
+    }
+
+    /// Empties it, unless others keep it from that for too long.
+    async fn empty(&mut self) -> Result<bool, StoreError> {
+        for _ in 0..EMPTY_TRIES {
+            self.checkpoint("pragma wal_checkpoint(passive)").await?;
+            if self.checkpoint("pragma wal_checkpoint(truncate)").await? {
+                return Ok(true);
+            }
+            tokio::time::sleep(EMPTY_WAIT).await;
+        }
+        Ok(false)
+    }
+
+    async fn checkpoint(&mut self, sql: &'static str) -> Result<bool, StoreError> {
+        match sqlx::query(sql).fetch_one(&mut self.connection).await.map_err(StoreError::from) {
+            Ok(row) => Ok(row.try_get::<i64, _>(0)? == 0),
+            Err(StoreError::Busy { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The last of the oldest rows that are from before `cutoff`. A row that claims to be from the future
+/// keeps nothing, and neither does it go before the next one does.
+async fn due_by_age(
+    reader: &mut SqliteConnection,
+    cutoff: Timestamp,
+    now: Timestamp,
+) -> Result<Option<i64>, StoreError> {
+    let (mut after, mut due, mut seen) = (0, None, 0);
+    while seen < RUN {
+        let rows = sqlx::query(
+            "select seq, at from
+                (select * from (select seq, started_at_ms as at from calls
+                    where seq > ?1 order by seq limit ?2)
+                 union all
+                 select * from (select seq, at_ms from entries
+                    where seq > ?1 order by seq limit ?2))
+             order by seq limit ?2",
+        )
+        .bind(after)
+        .bind(PAGE)
+        .fetch_all(&mut *reader)
+        .await?;
+        seen += rows.len();
+        let Some(last) = rows.last() else { break };
+        after = last.try_get("seq")?;
+        for row in &rows {
+            let at = Timestamp::from_millis(row.try_get("at")?);
+            if at < cutoff {
+                due = Some(row.try_get("seq")?);
+            } else if at <= now {
+                return Ok(due);
+            }
+        }
+    }
+    Ok(due)
+}
+
+/// The last of the oldest rows that are too many, as far as can be told from what a row takes.
+async fn due_by_size(reader: &mut SqliteConnection, bytes: u64) -> Result<Option<i64>, StoreError> {
+    let used = used_bytes(reader).await?;
+    let (oldest, newest) = bounds(reader).await?;
+    let rows = newest.saturating_sub(oldest).saturating_add(1);
+    if used <= bytes || rows <= FEWEST {
+        return Ok(None);
+    }
+    let excess = u128::from(used - bytes) * u128::try_from(rows).unwrap_or(0) / u128::from(used);
+    let excess = i64::try_from(excess).unwrap_or(i64::MAX).saturating_add(1);
+    let excess = excess.min(i64::try_from(RUN).unwrap_or(i64::MAX)).min(rows - FEWEST);
+    let through: Option<i64> = sqlx::query_scalar(
+        "select max(seq) from (select max(seq) as seq from calls where seq < ?1
+            union all select max(seq) from entries where seq < ?1)",
+    )
+    .bind(oldest.saturating_add(excess))
+    .fetch_one(&mut *reader)
+    .await?;
+    Ok(through)
+}
+
+/// Bytes of the pages that hold something.
+async fn used_bytes(reader: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let row = sqlx::query(
+        "select (select page_count from pragma_page_count),
+                (select freelist_count from pragma_freelist_count),
+                (select page_size from pragma_page_size)",
+    )
+    .fetch_one(reader)
+    .await?;
+    let (pages, unused, size): (i64, i64, i64) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    Ok(u64::try_from(pages.saturating_sub(unused).saturating_mul(size)).unwrap_or(0))
+}
+
+async fn bounds(reader: &mut SqliteConnection) -> Result<(i64, i64), StoreError> {
+    let row = sqlx::query(BOUNDS).fetch_one(reader).await?;
+    let (oldest, newest): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+    Ok((oldest.unwrap_or(0), newest.unwrap_or(0)))
+}
+
+/// The last row of a step that begins at the oldest row and takes about `budget` bytes.
+async fn step_end(
+    reader: &mut SqliteConnection,
+    through: i64,
+    budget: u64,
+) -> Result<Option<i64>, StoreError> {
+    let (oldest, _) = bounds(reader).await?;
+    if oldest > through || oldest == 0 {
+        return Ok(None);
+    }
+    let rows = i64::try_from(budget / ROW_BYTES).unwrap_or(STEP_ROWS).clamp(1, STEP_ROWS);
+    let last = oldest.saturating_add(rows - 1).min(through);
+    let payloads = sqlx::query(
+        "select seq, coalesce(octet_length(arguments), 0) + coalesce(octet_length(result), 0)
+         from payloads where seq >= ? and seq <= ? order by seq",
+    )
+    .bind(oldest)
+    .bind(last)
+    .fetch_all(reader)
+    .await?;
+    let mut bytes = 0_u64;
+    for row in &payloads {
+        let (seq, length) = seq_and_length(row)?;
+        bytes = bytes.saturating_add(length);
+        if bytes > budget {
+            return Ok(Some(seq));
+        }
+    }
+    Ok(Some(last))
+}
+
+fn seq_and_length(row: &SqliteRow) -> Result<(i64, u64), StoreError> {
+    let (seq, length): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    Ok((seq, u64::try_from(length).unwrap_or(0)))
+}
+
+/// Copies that were made before an upgrade hold what the ledger held then.
+async fn erase_in_copies(folder: &Path, of: &EraseOf) -> Result<(), StoreError> {
+    let reading = |source| StoreError::Files { action: "read", path: folder.to_owned(), source };
+    for file in fs::read_dir(folder).map_err(reading)? {
+        let path = file.map_err(reading)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let version = name.strip_prefix("audit.v").and_then(|rest| rest.strip_suffix(".db"));
+        if version.is_none_or(|version| version.parse::<usize>().is_err()) {
+            continue;
+        }
+        let opening = |error| StoreError::while_opening(error, &path);
+        let options = connect_options(&path, &AUDIT);
+        let mut copy = options.connect().await.map_err(opening)?;
+        if let Version::Known(_) = identify(&mut copy, &path, &AUDIT).await? {
+            raw_sql("pragma secure_delete = on").execute(&mut copy).await?;
+            let (column, query) = match of {
+                EraseOf::Caller(_) => ("caller", None),
+                EraseOf::Call(id) => ("id", Some(id.as_bytes().as_slice())),
+            };
+            let sql = format!(
+                "delete from payloads where seq in (select seq from calls where {column} = ?)"
+            );
+            let delete = sqlx::query(AssertSqlSafe(sql));
+            let delete = match (of, query) {
+                (EraseOf::Caller(name), _) => delete.bind(name),
+                (EraseOf::Call(_), id) => delete.bind(id),
+            };
+            delete.execute(&mut copy).await?;
+            raw_sql("vacuum").execute(&mut copy).await?;
+        }
+        copy.close().await?;
+    }
+    Ok(())
+}

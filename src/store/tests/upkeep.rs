@@ -1,0 +1,342 @@
+//! Keeping the ledger in its bounds: what pruning and erasing leave, also when they are cut off.
+
+use std::time::Instant;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, raw_sql};
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::{AUDIT_STARTED, AUDIT_STOPPED, EntryRow, EraseOf, Fault, PruneUntil, Verified};
+
+const DAY: i64 = 86_400_000;
+const NOW: i64 = 200 * DAY;
+
+/// A call on day `day`, with a payload whose bytes are not to be found elsewhere.
+fn on_day(day: i64, number: u64) -> CallRow {
+    let length = 200 + (number as usize * 7_919) % 2_000;
+    let filler = format!("{number:08}").repeat(length / 8);
+    CallRow {
+        started_at: at(day * DAY + i64::try_from(number).unwrap() % DAY),
+        arguments: Some(format!(r#"{{"said":"{filler}"}}"#)),
+        ..call(number)
+    }
+}
+
+/// `per_day` calls on each of `days`.
+async fn fill(store: &Store, days: std::ops::Range<i64>, per_day: u64) {
+    for day in days {
+        let first = u64::try_from(day).unwrap() * per_day;
+        let calls: Vec<_> = (first..first + per_day).map(|number| on_day(day, number)).collect();
+        store.append_ledger(&[note(day)], &calls).await.unwrap();
+    }
+}
+
+fn note(day: i64) -> EntryRow {
+    EntryRow {
+        seq: 0,
+        at: at(day * DAY),
+        kind: "server.added".to_owned(),
+        actor: "ops".to_owned(),
+        subject: "s".to_owned(),
+        detail: "{}".to_owned(),
+    }
+}
+
+async fn settled(store: &Store, folder: &TempDir) -> u64 {
+    let mut file = open_file(folder, "audit.db").await;
+    raw_sql("pragma wal_checkpoint(truncate)").execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    store.size_bytes().audit.database_bytes
+}
+
+async fn open_file(folder: &TempDir, name: &str) -> sqlx::SqliteConnection {
+    SqliteConnectOptions::new().filename(folder.path().join(name)).connect().await.unwrap()
+}
+
+async fn tamper(folder: &TempDir, sql: &str) {
+    let mut file = open_file(folder, "audit.db").await;
+    raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+}
+
+async fn verified(folder: &TempDir) -> Verified {
+    Store::verify_ledger(folder.path(), &[]).await.unwrap()
+}
+
+#[track_caller]
+fn good(found: &Verified) {
+    assert!(found.is_good(), "{found:?}");
+}
+
+/// The rows of ninety days go; their space is given back, others write meanwhile, and the ledger
+/// verifies, also while they go.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_gives_the_space_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let empty = settled(&store, &folder).await;
+    fill(&store, 0..90, 250).await;
+    let old = settled(&store, &folder).await - empty;
+    fill(&store, 90..100, 250).await;
+    let full = settled(&store, &folder).await;
+    assert!(old > 20 << 20, "{old} bytes are too few to say something");
+
+    let plain = longest_write(&store, 20).await;
+    let pruning = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            store.prune(PruneUntil::Before(at(90 * DAY)), "router", at(NOW)).await.unwrap()
+        })
+    };
+    let (mut waited, mut beside) = (Duration::ZERO, 0);
+    while !pruning.is_finished() {
+        waited = waited.max(longest_write(&store, 4).await);
+        good(&verified(&folder).await);
+        beside += 1;
+    }
+    let pruned = pruning.await.unwrap();
+    assert_eq!(pruned.rows, 90 * 251);
+    assert_eq!(pruned.through, 90 * 251);
+    let bound = Duration::from_millis(50).max(plain * 2);
+    assert!(pruned.longest <= bound, "a step took {:?}, a commit {plain:?}", pruned.longest);
+    // Whoever writes waits for one step and its own commit.
+    assert!(waited <= bound + plain * 2, "a write took {waited:?}, alone {plain:?}");
+    assert!(beside > 2, "verified {beside} times meanwhile");
+
+    let freed = full - settled(&store, &folder).await;
+    assert!(freed * 100 >= old * 95, "{freed} of {old} bytes were given back");
+    assert!(pruned.freed_bytes * 100 >= old * 95, "{pruned:?}");
+    let found = verified(&folder).await;
+    good(&found);
+    assert_eq!(found.base, 90 * 251);
+    assert_eq!(store.audit_oldest().await.unwrap(), Some(on_day(90, 90 * 250).started_at));
+    let again = store.prune(PruneUntil::Before(at(90 * DAY)), "router", at(NOW)).await.unwrap();
+    assert_eq!((again.rows, again.through), (0, 0));
+}
+
+async fn longest_write(store: &Store, writes: u32) -> Duration {
+    let mut longest = Duration::ZERO;
+    for _ in 0..writes {
+        let began = Instant::now();
+        store.append_calls(&[on_day(150, 1)]).await.unwrap();
+        longest = longest.max(began.elapsed());
+    }
+    longest
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_too_large_loses_its_oldest_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    fill(&store, 0..40, 250).await;
+    let full = settled(&store, &folder).await;
+    let limit = full / 3;
+    let pruned = store.prune(PruneUntil::Fits(limit), "router", at(NOW)).await.unwrap();
+    let left = settled(&store, &folder).await;
+    assert!(left <= limit, "{left} of {limit} bytes");
+    assert!(left * 10 >= limit * 8, "{left} of {limit} bytes: more than needed went");
+    assert!(pruned.rows > 0 && pruned.through < 40 * 251, "{pruned:?}");
+    good(&verified(&folder).await);
+    // A few rows are never too many, whatever the file takes.
+    let rest = store.prune(PruneUntil::Fits(1), "router", at(NOW)).await.unwrap();
+    assert!(store.audit_count().await.unwrap() >= 990, "{rest:?}");
+    good(&verified(&folder).await);
+}
+
+/// Whenever it is cut off, the ledger verifies, and the next one goes on.
+#[tokio::test]
+async fn pruning_can_be_cut_off_at_any_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    fill(&store, 0..40, 250).await;
+    let (mut cut, mut bases) = (0, std::collections::BTreeSet::new());
+    for round in 0..200 {
+        let time = Duration::from_micros(500 * (round % 40));
+        let pruning = store.prune(PruneUntil::Before(at(40 * DAY)), "router", at(NOW));
+        let ended = tokio::time::timeout(time, pruning).await;
+        let found = verified(&folder).await;
+        good(&found);
+        bases.insert(found.base);
+        if ended.is_ok() {
+            break;
+        }
+        cut += 1;
+    }
+    store.prune(PruneUntil::Before(at(40 * DAY)), "router", at(NOW)).await.unwrap();
+    assert_eq!(verified(&folder).await.base, 40 * 251);
+    assert!(cut > 3 && bases.len() > 3, "{cut} cuts, {bases:?}");
+    assert_eq!(store.audit_count().await.unwrap(), 0);
+}
+
+/// What the entry in the chain does not let go may not go.
+#[tokio::test]
+async fn nobody_can_prune_more_than_the_ledger_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    fill(&store, 0..10, 20).await;
+    let pruned = store.prune(PruneUntil::Before(at(5 * DAY)), "ops", at(NOW)).await.unwrap();
+    assert_eq!(pruned.through, 105);
+    store.close().await.unwrap();
+    good(&verified(&folder).await);
+    let kept = folder.path().join("kept.db");
+    fs::copy(folder.path().join("audit.db"), &kept).unwrap();
+    let cut = |seq: i64, hash: &str| {
+        format!(
+            "update ledger set base_seq = {seq}, base_hash = {hash};
+             delete from payloads where seq <= {seq}; delete from attempts where seq <= {seq};
+             delete from calls where seq <= {seq}; delete from entries where seq <= {seq};"
+        )
+    };
+    let hash = "(select hash from calls where seq = 120)";
+    for (sql, expected) in [
+        (cut(120, hash), (121, Fault::Beginning)),
+        (cut(104, "base_hash"), (105, Fault::Missing)),
+        (cut(105, "zeroblob(32)"), (106, Fault::Beginning)),
+        (cut(105, "base_hash") + "delete from entries where seq = 106", (106, Fault::Missing)),
+        (
+            "update entries set detail = replace(detail, '105', '900')".to_owned(),
+            (211, Fault::Changed),
+        ),
+    ] {
+        fs::copy(&kept, folder.path().join("audit.db")).unwrap();
+        tamper(&folder, &sql).await;
+        let found = verified(&folder).await;
+        let first = found.findings.iter().map(|finding| (finding.seq, finding.fault));
+        assert!(first.clone().any(|one| one == expected), "{sql}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_from_before_the_chain_go_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    fill(&store, 0..6, 20).await;
+    store.close().await.unwrap();
+    drop(store);
+    tamper(&folder, "update calls set hash = null; delete from entries; delete from ledger").await;
+    let store = open(folder.path()).await;
+    fill(&store, 6..10, 20).await;
+    for (day, unchained, base) in [(3, 60, 126), (6, 0, 126), (8, 0, 168)] {
+        store.prune(PruneUntil::Before(at(day * DAY)), "router", at(NOW)).await.unwrap();
+        let found = verified(&folder).await;
+        good(&found);
+        assert_eq!((found.unchained, found.base), (unchained, base), "{found:?}");
+    }
+}
+
+/// A clock that was wrong for a while neither keeps everything nor loses what is young.
+#[tokio::test]
+async fn a_row_from_the_future_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let calls: Vec<_> = [1, 900, 2, 150, 3, 900].map(|day| on_day(day, 1)).to_vec();
+    store.append_calls(&calls).await.unwrap();
+    let pruned = store.prune(PruneUntil::Before(at(100 * DAY)), "router", at(NOW)).await.unwrap();
+    assert_eq!((pruned.rows, pruned.through), (3, 3));
+    good(&verified(&folder).await);
+}
+
+/// A start whose entry was pruned is a start all the same.
+#[tokio::test]
+async fn a_cut_off_is_noticed_although_the_start_was_pruned() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let started = EntryRow { kind: AUDIT_STARTED.to_owned(), ..note(1) };
+    store.append_ledger(&[started], &[on_day(1, 1)]).await.unwrap();
+    assert!(store.unfinished().await.unwrap().is_some());
+    store.prune(PruneUntil::Before(at(2 * DAY)), "router", at(NOW)).await.unwrap();
+    assert!(store.unfinished().await.unwrap().is_some());
+    let stopped = EntryRow { kind: AUDIT_STOPPED.to_owned(), ..note(199) };
+    store.append_ledger(&[stopped], &[]).await.unwrap();
+    assert!(store.unfinished().await.unwrap().is_none());
+}
+
+fn secret(number: u64) -> String {
+    format!("{}-{number:05}-", if number.is_multiple_of(2) { "alicesecret" } else { "bobssecret" })
+}
+
+/// Which of the secrets are in any file of the folder, and how often.
+fn found_in(folder: &Path, text: &str) -> usize {
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let finder = memchr::memmem::Finder::new(text);
+    files
+        .filter(|path| path.is_file())
+        .map(|path| finder.find_iter(&fs::read(path).unwrap()).count())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erase_keeps_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    // Short ones that share a page with others', and ones that take many pages.
+    let mut ids = Vec::new();
+    for first in (0..3_000).step_by(100) {
+        let calls: Vec<_> = (first..first + 100)
+            .map(|number| {
+                let repeated = if number % 9 == 0 { 600 } else { 3 };
+                CallRow {
+                    arguments: Some(secret(number).repeat(repeated)),
+                    result: (number % 3 == 0).then(|| secret(number).repeat(repeated)),
+                    ..call(number)
+                }
+            })
+            .collect();
+        ids.extend(calls.iter().map(|call| call.id));
+        store.append_calls(&calls).await.unwrap();
+    }
+    // Pages were freed and used again before.
+    store.prune(PruneUntil::Before(at(200)), "router", at(NOW)).await.unwrap();
+    // A copy from before an upgrade.
+    sqlx::query("vacuum into ?")
+        .bind(folder.path().join("audit.v3.db").to_str().unwrap())
+        .execute(&mut open_file(&folder, "audit.db").await)
+        .await
+        .unwrap();
+    assert!(found_in(folder.path(), "alicesecret") > 10_000);
+
+    let erasing = {
+        let store = store.clone();
+        let of = EraseOf::Caller("alice".to_owned());
+        tokio::spawn(async move { store.erase(&of, "ops", at(NOW)).await.unwrap() })
+    };
+    let mut beside = 0;
+    while !erasing.is_finished() {
+        good(&verified(&folder).await);
+        beside += 1;
+    }
+    let erased = erasing.await.unwrap();
+    assert!(beside > 0 && erased.complete, "{erased:?}");
+    assert_eq!(erased.payloads, 1_400);
+    assert_eq!(found_in(folder.path(), "alicesecret"), 0);
+    let found = verified(&folder).await;
+    good(&found);
+    assert_eq!(found.erased, 1_400);
+
+    // The others' are there, and so are the calls.
+    assert!(found_in(folder.path(), "bobssecret") > 10_000);
+    assert_eq!(store.audit_count().await.unwrap(), 2_800);
+    let kept = store.audit_call(ids[301]).await.unwrap().unwrap();
+    assert_eq!(kept.arguments, Some(secret(301).repeat(3)));
+    let gone = store.audit_call(ids[300]).await.unwrap().unwrap();
+    assert_eq!((gone.arguments, gone.result), (None, None));
+
+    let one = store.erase(&EraseOf::Call(ids[301]), "ops", at(NOW)).await.unwrap();
+    assert_eq!((one.payloads, one.complete), (1, true));
+    assert_eq!(found_in(folder.path(), &secret(301)), 0);
+    good(&verified(&folder).await);
+    let again = store.erase(&EraseOf::Call(ids[301]), "ops", at(NOW)).await.unwrap();
+    assert_eq!(again.payloads, 0);
+
+    // Each entry says whose, by whom and which; what it does not say is a fault.
+    let entries = store.audit_entries(0, 1_000).await.unwrap();
+    let erasures: Vec<_> = entries.iter().filter(|entry| entry.kind == "audit.erased").collect();
+    assert!(erasures.iter().all(|entry| entry.actor == "ops"));
+    assert!(erasures.first().unwrap().detail.contains(r#""caller":"alice""#));
+    store.close().await.unwrap();
+    tamper(&folder, "delete from payloads where seq = 402").await;
+    let found = verified(&folder).await;
+    assert_eq!(found.findings.len(), 1, "{found:?}");
+    assert_eq!(found.findings.first().map(|one| (one.seq, one.fault)), Some((402, Fault::Payload)));
+}
