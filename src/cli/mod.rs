@@ -4,6 +4,7 @@
 //! its admin socket or HTTP, never to its database; nothing here decides anything about a call.
 
 mod audit;
+mod backup;
 mod breakers;
 mod call;
 mod check;
@@ -136,6 +137,10 @@ enum Command {
     Breakers(breakers::Args),
     /// Make, list and revoke keys
     Keys(keys::Args),
+    /// Copy databases and keys into a new folder, also while the router runs
+    Backup(backup::Backup),
+    /// Put a backup in the place of the data folder's content; the router must be stopped
+    Restore(backup::Restore),
     /// Make the router read its configuration again
     Reload(reload::Args),
     /// A small MCP server with faults on demand, for the demo and for tests
@@ -184,6 +189,8 @@ impl Cli {
             Some(Command::Audit(args)) => Box::pin(audit::run(&context, args)).await,
             Some(Command::Breakers(args)) => Box::pin(breakers::run(&context, args)).await,
             Some(Command::Keys(args)) => Box::pin(keys::run(&context, args)).await,
+            Some(Command::Backup(args)) => Box::pin(backup::backup(&context, args)).await,
+            Some(Command::Restore(args)) => Box::pin(backup::restore(&context, args)).await,
             Some(Command::Reload(args)) => Box::pin(reload::run(&context, args)).await,
             Some(Command::DemoUpstream(args)) => Box::pin(demo_upstream::main(args))
                 .await

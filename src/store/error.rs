@@ -120,6 +120,31 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A backup cannot be made there.
+    #[error("could not make the backup `{}`: {reason}; give the name of a new folder", path.display())]
+    BackupTarget {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The folder holds no backup, and no data of a router either.
+    #[error("there is nothing to copy in `{}`: {file} is missing or empty", path.display())]
+    NoBackup {
+        /// The folder.
+        path: PathBuf,
+        /// What it lacks.
+        file: &'static str,
+    },
+    /// A restore into the folder was cut off.
+    #[error(
+        "a restore into `{}` was cut off; the next start of the router finishes it, and so does another restore",
+        path.display()
+    )]
+    RestoreCutOff {
+        /// The data folder.
+        path: PathBuf,
+    },
     /// A sealed value does not open with the key file.
     #[error(
         "could not open the sealed value `{key}` of server `{server}`: it was sealed with another key file, or changed; restore the key file `seal.key`, or remove the server and add it again"
@@ -244,6 +269,9 @@ impl StoreError {
             | Self::SealKey { .. }
             | Self::LedgerKey { .. }
             | Self::NoChain { .. }
+            | Self::BackupTarget { .. }
+            | Self::NoBackup { .. }
+            | Self::RestoreCutOff { .. }
             | Self::Sealed { .. }
             | Self::BadValue { .. }
             | Self::Closed
@@ -271,6 +299,9 @@ impl StoreError {
             | Self::SealKey { .. }
             | Self::LedgerKey { .. }
             | Self::NoChain { .. }
+            | Self::BackupTarget { .. }
+            | Self::NoBackup { .. }
+            | Self::RestoreCutOff { .. }
             | Self::Sealed { .. }
             | Self::BadValue { .. }
             | Self::Closed
@@ -300,6 +331,9 @@ impl StoreError {
             | Self::SealKey { .. }
             | Self::LedgerKey { .. }
             | Self::NoChain { .. }
+            | Self::BackupTarget { .. }
+            | Self::NoBackup { .. }
+            | Self::RestoreCutOff { .. }
             | Self::Sealed { .. }
             | Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }

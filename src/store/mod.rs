@@ -36,7 +36,7 @@ pub use rows::{
     OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, Stretch, ToolRow, Unfinished,
     Upserted,
 };
-pub use upkeep::{EraseOf, Erased, PruneUntil, Pruned};
+pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned};
 pub use verified::{Fault, Finding, Verified};
 
 /// An open database. Clones are handles to the same one.
@@ -95,6 +95,26 @@ impl Store {
         checkpoints: &[Checkpoint],
     ) -> Result<Verified, StoreError> {
         sqlite::verify(data_dir, &data_dir.join("ledger.key"), checkpoints).await
+    }
+
+    /// Copies the databases and keys in `data_dir` into the new folder `target`, also while a router
+    /// runs. The copy is checked, on disk, and there whole or not at all.
+    ///
+    /// # Errors
+    /// [`StoreError::BackupTarget`], [`StoreError::NoBackup`], [`StoreError::RestoreCutOff`],
+    /// [`StoreError::Damaged`], and what opening and any statement can give.
+    pub async fn backup(data_dir: &Path, target: &Path) -> Result<Backup, StoreError> {
+        sqlite::backup(data_dir, target).await
+    }
+
+    /// Puts a backup in the place of what is in `data_dir`, which is kept in its folder `replaced`.
+    /// Ended early, it leaves what was there before, or what the next [`Self::open`] makes whole.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] while a router has the folder, [`StoreError::NoBackup`],
+    /// [`StoreError::LedgerKey`], [`StoreError::Damaged`], and what opening and any statement can give.
+    pub async fn restore(data_dir: &Path, from: &Path) -> Result<Backup, StoreError> {
+        sqlite::restore(data_dir, from).await
     }
 
     /// The end of the ledger as it is at `now`, signed.

@@ -1,8 +1,9 @@
-//! What keeps the ledger in its bounds is asked for and answers: pruning and erasing, and how large
-//! their steps are. PURE.
+//! What upkeep of the databases is asked for and answers: pruning, erasing, backups; and how large the
+//! steps are. PURE.
 //!
 //! Changes when rows can be removed for another reason, or the writer may wait for longer.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -52,6 +53,15 @@ pub struct Erased {
     /// The longest that one step kept others from writing.
     #[serde(skip)]
     pub longest: Duration,
+}
+
+/// A backup that was made, or put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Backup {
+    /// The folder that has it now.
+    pub folder: PathBuf,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// A step shall take about this long, so that the slow ones stay below 50 ms.

@@ -36,6 +36,7 @@ mod isolated;
 mod isolation;
 mod ledger;
 mod ledger_reading;
+mod ledger_upkeep;
 mod listening;
 mod lists;
 mod metrics;

@@ -5,6 +5,7 @@
 
 mod attempts;
 mod audit;
+mod backup;
 mod breakers;
 mod events;
 mod keys;
@@ -18,6 +19,7 @@ mod tools;
 mod upkeep;
 mod verify;
 
+pub(super) use backup::{backup, restore};
 pub(super) use verify::verify;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -123,6 +125,7 @@ struct Database {
 impl SqliteStore {
     pub(super) async fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = prepare_folder(folder)?;
+        backup::finish_restore(folder)?;
         let (state, audit) =
             tokio::try_join!(Database::open(folder, &STATE), Database::open(folder, &AUDIT))?;
         let ledger_key = ledger_key::open(&folder.join("ledger.key"), &audit).await?;

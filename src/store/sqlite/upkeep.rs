@@ -7,13 +7,14 @@
 //! moves the beginning of the chain together with the rows it removes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row, SqliteConnection, raw_sql};
 
+use super::backup::REPLACED;
 use super::ledger::append;
 use super::verify::{ERASED, PRUNED, hash_at, hex};
 use super::{AUDIT, Database, SqliteStore, Version, begin, connect_options, identify};
@@ -356,18 +357,21 @@ async fn due_by_age(
     now: Timestamp,
 ) -> Result<Option<i64>, StoreError> {
     let (mut after, mut due, mut seen) = (0, None, 0);
+    // To remove nothing but entries about removing makes another such entry.
+    let mut worth = false;
     while seen < RUN {
         let rows = sqlx::query(
-            "select seq, at from
-                (select * from (select seq, started_at_ms as at from calls
+            "select seq, at, own from
+                (select * from (select seq, started_at_ms as at, false as own from calls
                     where seq > ?1 order by seq limit ?2)
                  union all
-                 select * from (select seq, at_ms from entries
+                 select * from (select seq, at_ms, kind = ?3 from entries
                     where seq > ?1 order by seq limit ?2))
              order by seq limit ?2",
         )
         .bind(after)
         .bind(PAGE)
+        .bind(PRUNED)
         .fetch_all(&mut *reader)
         .await?;
         seen += rows.len();
@@ -377,12 +381,13 @@ async fn due_by_age(
             let at = Timestamp::from_millis(row.try_get("at")?);
             if at < cutoff {
                 due = Some(row.try_get("seq")?);
+                worth |= !row.try_get::<bool, _>("own")?;
             } else if at <= now {
-                return Ok(due);
+                return Ok(due.filter(|_| worth));
             }
         }
     }
-    Ok(due)
+    Ok(due.filter(|_| worth))
 }
 
 /// The last of the oldest rows that are too many, as far as can be told from what a row takes.
@@ -462,16 +467,21 @@ fn seq_and_length(row: &SqliteRow) -> Result<(i64, u64), StoreError> {
     Ok((seq, u64::try_from(length).unwrap_or(0)))
 }
 
-/// Copies that were made before an upgrade hold what the ledger held then.
+/// Copies that were made before an upgrade hold what the ledger held then, and so does what a restore
+/// replaced.
 async fn erase_in_copies(folder: &Path, of: &EraseOf) -> Result<(), StoreError> {
     let reading = |source| StoreError::Files { action: "read", path: folder.to_owned(), source };
+    let replaced = Some(folder.join(REPLACED).join(AUDIT.file)).filter(|path| path.exists());
+    let mut copies: Vec<PathBuf> = replaced.into_iter().collect();
     for file in fs::read_dir(folder).map_err(reading)? {
         let path = file.map_err(reading)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let version = name.strip_prefix("audit.v").and_then(|rest| rest.strip_suffix(".db"));
-        if version.is_none_or(|version| version.parse::<usize>().is_err()) {
-            continue;
+        if version.is_some_and(|version| version.parse::<usize>().is_ok()) {
+            copies.push(path);
         }
+    }
+    for path in copies {
         let opening = |error| StoreError::while_opening(error, &path);
         let options = connect_options(&path, &AUDIT);
         let mut copy = options.connect().await.map_err(opening)?;
