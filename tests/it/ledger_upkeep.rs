@@ -99,7 +99,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[tokio::test]
 async fn the_ledger_forgets_by_itself_what_is_too_old() {
     let up = upstream(Options::default()).await;
-    let settings = format!("audit: {{retention: 2s}}\n{}", yaml(&[("up", &up)]));
+    let settings = format!("audit: {{retention: 3s}}\n{}", yaml(&[("up", &up)]));
     let app = TestApp::start(&settings).await.ready().await;
     let id = app.http().call("up__echo", HI).await.expect(200).id();
     app.entry(&id).await;

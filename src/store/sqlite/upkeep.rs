@@ -27,8 +27,9 @@ use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, StoreError};
 const RUN: usize = 50_000;
 /// Rows that are read at once.
 const PAGE: i64 = 5_000;
-/// Rows of a step at most; as many as a list of ranges in an entry may hold.
-const STEP_ROWS: i64 = 1_000;
+/// Rows of a step at most, and ranges of rows in an entry.
+const STEP_ROWS: i64 = 2_000;
+const STEP_RANGES: usize = 1_000;
 /// Bytes of a step: what a row costs without payload, and the bounds of a step.
 const ROW_BYTES: u64 = 1_024;
 const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
@@ -213,9 +214,9 @@ impl SqliteStore {
             let mut rows = rows.as_slice();
             while !rows.is_empty() {
                 let mut bytes = 0_u64;
-                let fitting = rows.iter().take_while(|(_, length)| {
+                let fitting = rows.iter().take(STEP_RANGES).take_while(|(_, length)| {
                     let fits = bytes < pace.size();
-                    bytes = bytes.saturating_add(*length);
+                    bytes = bytes.saturating_add(length.saturating_add(ROW_BYTES));
                     fits
                 });
                 let count = fitting.count().max(1);
@@ -395,11 +396,12 @@ async fn due_by_size(reader: &mut SqliteConnection, bytes: u64) -> Result<Option
     let used = used_bytes(reader).await?;
     let (oldest, newest) = bounds(reader).await?;
     let rows = newest.saturating_sub(oldest).saturating_add(1);
-    if used <= bytes || rows <= FEWEST {
+    // Each run adds an entry: it must be worth more than that.
+    if used <= bytes || rows <= FEWEST + FEWEST / 10 {
         return Ok(None);
     }
     let excess = u128::from(used - bytes) * u128::try_from(rows).unwrap_or(0) / u128::from(used);
-    let excess = i64::try_from(excess).unwrap_or(i64::MAX).saturating_add(1);
+    let excess = i64::try_from(excess).unwrap_or(i64::MAX).saturating_add(64);
     let excess = excess.min(i64::try_from(RUN).unwrap_or(i64::MAX)).min(rows - FEWEST);
     let through: Option<i64> = sqlx::query_scalar(
         "select max(seq) from (select max(seq) as seq from calls where seq < ?1
