@@ -30,7 +30,12 @@ pub(super) struct Restore {
     folder: PathBuf,
 }
 
+/// How much later than the router's calls a backup gets the processor.
+const NICE: i32 = 10;
+
 pub(super) async fn backup(context: &Context, args: Backup) -> Result<Status, CliError> {
+    // Without it a backup is as good, and calls notice it more.
+    let _ = rustix::process::nice(NICE);
     let made = Store::backup(&context.data_dir()?, &args.folder).await?;
     say(context, "backup in", &made)
 }

@@ -108,7 +108,11 @@ async fn the_ledger_forgets_by_itself_what_is_too_old() {
         (answer.status == 404).then_some(())
     })
     .await;
-    assert!(app.metric("switchyard_audit_pruned_total").await.unwrap() >= 1.0);
+    eventually(SOON, "what was forgotten is counted", || async {
+        let pruned = app.metric("switchyard_audit_pruned_total").await.unwrap();
+        (pruned >= 1.0).then_some(())
+    })
+    .await;
     let data = app.data_dir();
     let folder = app.stop().await;
     assert!(verified(folder.path(), &data).await["base"].as_i64().unwrap() > 0);
@@ -166,7 +170,7 @@ async fn a_kill_while_rows_are_removed_leaves_a_good_ledger() {
             .args(["audit", "purge", "--before", "1h", "--yes"])
             .spawn()
             .unwrap();
-        tokio::time::sleep(Duration::from_millis(40 + 30 * round)).await;
+        tokio::time::sleep(Duration::from_millis(100 + 150 * round)).await;
         let address = router.address;
         let folder = router.kill().await;
         let _ = purging.wait().await;
@@ -225,9 +229,11 @@ async fn backup_under_load() {
         made.extend(backups.await.unwrap());
     }
     println!("p99 without backups {without:?}, with {with:?}, {} backups", made.len());
-    let (without, with) = (without.iter().min().unwrap(), with.iter().min().unwrap());
+    without.sort_unstable();
+    with.sort_unstable();
+    let (without, with) = (without[1], with[1]);
     // A fifth more, and what the scheduler of a shared machine adds.
-    assert!(*with <= without.mul_f64(1.2) + Duration::from_millis(10), "{without:?}, {with:?}");
+    assert!(with <= without.mul_f64(1.2) + Duration::from_millis(10), "{without:?}, {with:?}");
 
     // Every one is whole, private, and verifies to its end.
     let mut heads = Vec::new();

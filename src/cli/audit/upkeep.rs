@@ -30,10 +30,9 @@ pub(super) struct Purge {
 
 /// Arguments of `audit erase`.
 #[derive(Debug, clap::Args)]
-#[group(id = "whose", required = true, multiple = false, args = ["caller", "call"])]
 pub(super) struct Erase {
     /// Erase what this caller's calls were given and gave
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", required_unless_present = "call", conflicts_with = "call")]
     caller: Option<String>,
     /// Erase what this call was given and gave
     #[arg(long, value_name = "ID", value_parser = call_id)]

@@ -118,50 +118,34 @@ impl SqliteStore {
         let Some(last) = step_end(&mut reader, through, pace.size()).await? else {
             return Ok(None);
         };
+        let last = hashed_row(&mut reader, last, through).await?;
+        let rows: i64 = sqlx::query_scalar(
+            "select (select count(*) from calls where seq <= ?1)
+                  + (select count(*) from entries where seq <= ?1)",
+        )
+        .bind(last)
+        .fetch_one(&mut *reader)
+        .await?;
         drop(reader);
+        // One text: each statement of its own waits for two changes of threads.
+        let script = format!(
+            "update ledger set base_seq = {last}, base_hash =
+                coalesce((select hash from calls where seq = {last}),
+                         (select hash from entries where seq = {last}))
+             where id = 1 and base_seq < {last};
+             delete from payloads where seq <= {last};
+             delete from attempts where seq <= {last};
+             delete from calls where seq <= {last};
+             delete from entries where seq <= {last};"
+        );
         let mut writer = self.audit.writer().await?;
         let began = clock::uptime();
         let mut transaction = begin(&mut writer).await?;
-        let base: i64 = sqlx::query_scalar("select base_seq from ledger where id = 1")
-            .fetch_one(&mut *transaction)
-            .await?;
-        let mut last = last;
-        if last > base {
-            // The row itself, unless somebody took it away: what is missing must not keep the rest.
-            let row = sqlx::query(
-                "select seq, hash from
-                    (select * from (select seq, hash from calls
-                        where seq >= ?1 and seq <= ?2 and hash is not null order by seq limit 1)
-                     union all
-                     select * from (select seq, hash from entries
-                        where seq >= ?1 and seq <= ?2 order by seq limit 1))
-                 order by seq limit 1",
-            )
-            .bind(last)
-            .bind(through)
-            .fetch_optional(&mut *transaction)
-            .await?
-            .ok_or_else(|| StoreError::bad_value("ledger", "base_seq", &last.to_string()))?;
-            last = row.try_get("seq")?;
-            sqlx::query("update ledger set base_seq = ?, base_hash = ? where id = 1")
-                .bind(last)
-                .bind(row.try_get::<Vec<u8>, _>("hash")?)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        let mut rows = 0;
-        for (sql, counts) in [
-            ("delete from payloads where seq <= ?", false),
-            ("delete from attempts where seq <= ?", false),
-            ("delete from calls where seq <= ?", true),
-            ("delete from entries where seq <= ?", true),
-        ] {
-            let gone = sqlx::query(sql).bind(last).execute(&mut *transaction).await?;
-            rows += if counts { gone.rows_affected() } else { 0 };
-        }
+        raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await?;
         transaction.commit().await?;
         drop(writer);
         let took = clock::uptime().since(began);
+        let rows = u64::try_from(rows).unwrap_or(0);
         pace.took(took);
         log.after_step(took).await?;
         Ok(Some((rows, last)))
@@ -173,16 +157,16 @@ impl SqliteStore {
         let mut pace = Pace::new(least, first, most);
         let mut unused = i64::MAX;
         loop {
-            let mut writer = self.audit.writer().await?;
-            let began = clock::uptime();
             let left: i64 =
-                sqlx::query_scalar("pragma freelist_count").fetch_one(&mut *writer).await?;
+                sqlx::query_scalar("pragma freelist_count").fetch_one(&self.audit.readers).await?;
             // A file from before pages could be given back keeps them.
             if left == 0 || left >= unused {
                 return Ok(pace.longest());
             }
             unused = left;
             let sql = format!("pragma incremental_vacuum({})", pace.size());
+            let mut writer = self.audit.writer().await?;
+            let began = clock::uptime();
             raw_sql(AssertSqlSafe(sql)).execute(&mut *writer).await?;
             drop(writer);
             let took = clock::uptime().since(began);
@@ -462,6 +446,35 @@ async fn step_end(
         }
     }
     Ok(Some(last))
+}
+
+/// The row `last`, whose hash becomes the beginning of the chain; or the next one that has a hash, where
+/// somebody took it away: what is missing must not keep the rest.
+async fn hashed_row(
+    reader: &mut SqliteConnection,
+    last: i64,
+    through: i64,
+) -> Result<i64, StoreError> {
+    let base: i64 = sqlx::query_scalar("select base_seq from ledger where id = 1")
+        .fetch_one(&mut *reader)
+        .await?;
+    // Rows from before the chain have none.
+    if last <= base {
+        return Ok(last);
+    }
+    let found: Option<i64> = sqlx::query_scalar(
+        "select min(seq) from
+            (select * from (select seq from calls
+                where seq >= ?1 and seq <= ?2 and hash is not null order by seq limit 1)
+             union all
+             select * from (select seq from entries
+                where seq >= ?1 and seq <= ?2 order by seq limit 1))",
+    )
+    .bind(last)
+    .bind(through)
+    .fetch_one(reader)
+    .await?;
+    found.ok_or_else(|| StoreError::bad_value("ledger", "base_seq", &last.to_string()))
 }
 
 fn seq_and_length(row: &SqliteRow) -> Result<(i64, u64), StoreError> {
