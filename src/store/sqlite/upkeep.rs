@@ -15,7 +15,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row, SqliteConnection, raw_sql};
 
 use super::backup::REPLACED;
-use super::ledger::append;
+use super::ledger::{Head, append};
 use super::verify::{ERASED, PRUNED, hash_at, hex};
 use super::{AUDIT, Database, SqliteStore, Version, begin, connect_options, identify};
 use crate::clock;
@@ -142,6 +142,9 @@ impl SqliteStore {
         let began = clock::uptime();
         let mut transaction = begin(&mut writer).await?;
         raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await?;
+        // Marked with the key, in the same commit.
+        let head = Head::read(&mut transaction).await?;
+        head.write(&mut transaction, &self.ledger_key).await?;
         transaction.commit().await?;
         drop(writer);
         let took = clock::uptime().since(began);
