@@ -245,6 +245,7 @@ impl App {
         tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
         tasks.spawn(check_ledger(store.clone(), stop.clone()));
         tasks.spawn(retention.run(stop.clone()));
+        tasks.spawn(follow_ledger(store.clone(), stop.clone()));
         let reloader = reload::Reloader {
             path: config.path.clone(),
             address,
@@ -434,6 +435,11 @@ async fn check_ledger(store: Store, stop: CancellationToken) {
             Err(error) => tracing::error!(%error, "the ledger: {error}"),
         },
     }
+}
+
+/// On the main thread, which serves no connections.
+async fn follow_ledger(store: Store, stop: CancellationToken) {
+    store.follow_ledger(stop).await;
 }
 
 async fn close_idle(registry: Arc<Registry>, stop: CancellationToken) {

@@ -18,7 +18,8 @@ pub use begun::CallBegun;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
 pub use export::{Encoder, ExportFormat};
 pub use query::{
-    AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, Payloads,
+    AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, CallStats,
+    CallStatsRow, Payloads,
 };
 pub use redact::{Redactor, Secrets, Strictness};
 pub use retention::Retention;

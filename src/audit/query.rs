@@ -10,7 +10,10 @@ use serde_json::value::RawValue;
 
 use crate::error::ErrorCode;
 use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName, ViewName};
-use crate::store::{AttemptRow, AuditFilter, CallRow, Cursor, Depth, Store, StoreError, Stretch};
+use crate::store::{
+    AttemptRow, AuditFilter, CallRow, Cursor, Depth, IndexState, StatsQuery, StatsRow, Store,
+    StoreError, Stretch,
+};
 
 /// Calls converted before other tasks of the thread get a turn.
 const AT_ONCE: usize = 32;
@@ -129,6 +132,57 @@ pub struct CallRecordPage {
     pub calls: Vec<CallRecord>,
     /// The `cursor` of the next page; absent after the last.
     pub next_cursor: Option<String>,
+    /// How far the index is. The page has later calls, too: those were looked for without it.
+    pub index: IndexState,
+}
+
+/// Sums of calls.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallStats {
+    /// From when on, in whole minutes, RFC 3339.
+    pub since: String,
+    /// Until when, likewise.
+    pub until: String,
+    /// The sums, by time, then the most calls first.
+    pub rows: Vec<CallStatsRow>,
+    /// How far the index is. The sums have later calls, too.
+    pub index: IndexState,
+}
+
+/// The calls of one server, tool or caller in one span of time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CallStatsRow {
+    /// When the span begins, RFC 3339.
+    pub start: String,
+    /// The server, tool or caller; null where calls have none.
+    pub name: Option<String>,
+    /// How many calls.
+    pub calls: u64,
+    /// How many did not end as `ok`.
+    pub errors: u64,
+    /// Half of them took no longer, in milliseconds, within 5 %.
+    pub p50_ms: Option<f64>,
+    /// 95 of 100 took no longer, likewise.
+    pub p95_ms: Option<f64>,
+    /// Bytes of their requests.
+    pub request_bytes: u64,
+    /// Bytes of their answers.
+    pub response_bytes: u64,
+}
+
+impl From<StatsRow> for CallStatsRow {
+    fn from(row: StatsRow) -> Self {
+        Self {
+            start: row.start.to_string(),
+            name: row.name,
+            calls: row.calls,
+            errors: row.errors,
+            p50_ms: row.p50.map(millis),
+            p95_ms: row.p95.map(millis),
+            request_bytes: row.request_bytes,
+            response_bytes: row.response_bytes,
+        }
+    }
 }
 
 impl AuditQuery {
@@ -153,6 +207,21 @@ impl AuditQuery {
         Ok(CallRecordPage {
             calls: page.rows.into_iter().map(CallRecord::from).collect(),
             next_cursor: page.next.map(|cursor| cursor.to_string()),
+            index: page.index,
+        })
+    }
+
+    /// Sums of calls.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn stats(&self, query: &StatsQuery) -> Result<CallStats, StoreError> {
+        let stats = self.store.audit_stats(query).await?;
+        Ok(CallStats {
+            since: stats.since.to_string(),
+            until: stats.until.to_string(),
+            rows: stats.rows.into_iter().map(CallStatsRow::from).collect(),
+            index: stats.index,
         })
     }
 

@@ -7,6 +7,7 @@ mod export;
 mod list;
 mod replay;
 mod show;
+mod stats;
 mod tail;
 mod upkeep;
 mod verify;
@@ -49,6 +50,11 @@ enum Action {
         #[arg(value_parser = call_id)]
         id: CallId,
     },
+    /// Show sums: calls, errors, times and bytes by server, tool or caller
+    #[command(
+        after_help = "Examples:\n  switchyard audit stats\n  switchyard audit stats --by tool --since 7d\n  switchyard audit stats --by caller --per hour --server github --json\n\nErrors are calls that did not end as `ok`. Sums begin and end at whole minutes; hours and days are those of UTC."
+    )]
+    Stats(stats::Args),
     /// Show the last calls; with -f also new ones as they end, until Ctrl-C
     #[command(
         after_help = "Examples:\n  switchyard audit tail\n  switchyard audit tail -f --server github\n  switchyard audit tail -f -n 0 --json | jq -c 'select(.outcome != \"ok\")'\n\nWith -f it waits for a router that restarts, and goes on where it was: no call is missing or\nshown twice."
@@ -115,7 +121,7 @@ struct Filter {
     /// Only calls that began before
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Only calls whose arguments, result or error have this text
+    /// Only calls with these words, "a phrase" or a prefix* in error, arguments or result
     #[arg(long)]
     text: Option<String>,
 }
@@ -238,6 +244,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
     match args.action.unwrap_or_else(|| Action::List(list::Args::default())) {
         Action::List(args) => list::list(context, args).await,
         Action::Show { id } => show::show(context, &id.to_string()).await,
+        Action::Stats(args) => stats::run(context, args).await,
         Action::Tail(args) => tail::tail(context, args).await,
         Action::Export(args) => export::export(context, args).await,
         Action::Replay(args) => Box::pin(replay::run(context, args)).await,

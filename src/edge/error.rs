@@ -75,7 +75,7 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::BadCursor { .. } => ErrorCode::InvalidRequest,
+            StoreError::BadCursor { .. } | StoreError::BadText { .. } => ErrorCode::InvalidRequest,
             StoreError::KeyNameTaken { .. } => ErrorCode::Conflict,
             _ => ErrorCode::Unexpected,
         };

@@ -177,6 +177,12 @@ pub enum StoreError {
         /// The cursor as given, cut for display.
         cursor: String,
     },
+    /// A text that cannot be looked for.
+    #[error("could not read the text to look for: {reason}")]
+    BadText {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A stored value that this version does not understand.
     #[error(
         "could not read column `{column}` of table `{table}`: `{value}` is not a value this version knows"
@@ -255,9 +261,10 @@ impl StoreError {
         match self {
             Self::Busy { .. } => StoreFailure::Transient,
             Self::Full { .. } => StoreFailure::Space,
-            Self::KeyNameTaken { .. } | Self::UnknownServer { .. } | Self::BadCursor { .. } => {
-                StoreFailure::Request
-            }
+            Self::KeyNameTaken { .. }
+            | Self::UnknownServer { .. }
+            | Self::BadCursor { .. }
+            | Self::BadText { .. } => StoreFailure::Request,
             Self::InUse { .. }
             | Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -287,7 +294,7 @@ impl StoreError {
         match self {
             Self::KeyNameTaken { .. } => ErrorCode::Conflict,
             Self::UnknownServer { .. } => ErrorCode::ServerNotFound,
-            Self::BadCursor { .. } => ErrorCode::InvalidRequest,
+            Self::BadCursor { .. } | Self::BadText { .. } => ErrorCode::InvalidRequest,
             Self::InUse { .. }
             | Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -338,6 +345,7 @@ impl StoreError {
             | Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }
             | Self::BadCursor { .. }
+            | Self::BadText { .. }
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }

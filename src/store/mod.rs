@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::model::{
     BreakerEvent, BreakerRow, CallId, ServerName, ServerSource, ServerSpec, Timestamp, ToolName,
@@ -32,9 +33,9 @@ use journal::Journal;
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
     AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow, Cursor, Depth,
-    DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, KeyRow, OfferKind,
-    OfferRow, Page, ServerRow, ServerUpsert, SessionRow, StoreSize, Stretch, ToolRow, Unfinished,
-    Upserted,
+    DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, IndexState, KeyRow,
+    OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats, StatsBy, StatsPer,
+    StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
 pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned};
 pub use verified::{Fault, Finding, Verified};
@@ -514,10 +515,11 @@ impl Store {
         }
     }
 
-    /// Calls, newest first, without payloads and attempts, from `cursor` on.
+    /// Calls, newest first, without payloads and attempts, from `cursor` on. From the index as far
+    /// as it is, and from the ledger itself beyond: none is missing.
     ///
     /// # Errors
-    /// [`StoreError::BadValue`] and what any statement can give.
+    /// [`StoreError::BadText`], [`StoreError::BadValue`] and what any statement can give.
     pub async fn audit_page(
         &self,
         filter: &AuditFilter,
@@ -525,6 +527,57 @@ impl Store {
         limit: u16,
     ) -> Result<Page<CallRow>, StoreError> {
         forward!(self, audit_page(filter, cursor, limit))
+    }
+
+    /// Sums of calls. As complete as [`Self::audit_page`].
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn audit_stats(&self, query: &StatsQuery) -> Result<Stats, StoreError> {
+        forward!(self, audit_stats(query))
+    }
+
+    /// Keeps the ledger's index, some seconds behind at most, until `stop` or [`Self::close`]. The
+    /// index is made of the ledger alone: one that is damaged, of another version or of another
+    /// ledger is made anew, and no failure ends this.
+    pub async fn follow_ledger(&self, stop: CancellationToken) {
+        forward!(self, follow_ledger(stop));
+    }
+
+    /// Brings the index up to what is in the ledger now.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn index_ledger(&self) -> Result<(), StoreError> {
+        forward!(self, index_ledger())
+    }
+
+    /// How far the index is.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn index_state(&self) -> Result<IndexState, StoreError> {
+        forward!(self, index_state())
+    }
+
+    /// Drops from the index what is of calls before `seq`, which the ledger has no more. In small
+    /// steps, and as far as it lies apart from later ones: at most 8,192 numbers, the text of
+    /// 262,144 and the sums of an hour stay until more is dropped. None of it is found.
+    ///
+    /// # Errors
+    /// What any statement can give; then it can be repeated.
+    pub async fn index_forget_below(&self, seq: i64) -> Result<(), StoreError> {
+        forward!(self, index_forget_below(seq))
+    }
+
+    /// Takes out of the index what the payloads of these calls said; they must be gone from the
+    /// ledger before. Makes the text of up to 262,144 calls around each anew, which takes seconds,
+    /// and returns when it is done. What is begun is ended after a restart.
+    ///
+    /// # Errors
+    /// What any statement can give; then it can be repeated.
+    pub async fn index_erase(&self, seqs: &[i64]) -> Result<(), StoreError> {
+        forward!(self, index_erase(seqs))
     }
 
     /// Calls that were stored after the one with `seq`, oldest first, without payloads and

@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use serde::Serialize;
 
 use super::StoreError;
 use super::chain::Hash;
@@ -409,7 +410,8 @@ pub struct AuditFilter {
     pub since: Option<Timestamp>,
     /// Calls that came in before this.
     pub until: Option<Timestamp>,
-    /// Calls with this text in error, arguments or result, as they were kept; ASCII case is ignored.
+    /// Calls with these words, "phrases" and prefix* in error, arguments or result, as they were
+    /// kept; case is ignored.
     pub text: Option<String>,
 }
 
@@ -431,6 +433,86 @@ pub struct Stretch<T> {
     pub calls: Vec<T>,
     /// Up to here, this included, there are no others; the next stretch goes on after it.
     pub reached: i64,
+}
+
+/// What calls are summed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatsBy {
+    /// The server.
+    Server,
+    /// The tool as exposed; calls of what no server has are one.
+    Tool,
+    /// The caller.
+    Caller,
+}
+
+/// The span that each sum is of, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatsPer {
+    /// An hour.
+    Hour,
+    /// A day.
+    Day,
+    /// All of the time asked for.
+    Total,
+}
+
+/// What is to be summed.
+#[derive(Debug, Clone)]
+pub struct StatsQuery {
+    /// By what.
+    pub by: StatsBy,
+    /// Over what.
+    pub per: StatsPer,
+    /// Of which calls: server, tool, caller and outcome count, the rest is left out of account.
+    pub filter: AuditFilter,
+    /// Of calls that came in at or after this, down to the minute.
+    pub since: Timestamp,
+    /// Of calls that came in before this, up to the minute.
+    pub until: Timestamp,
+}
+
+/// The calls of one name in one span.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatsRow {
+    /// When the span begins.
+    pub start: Timestamp,
+    /// Server, tool or caller; `None` where calls have none.
+    pub name: Option<String>,
+    /// How many.
+    pub calls: u64,
+    /// How many did not end as `ok`.
+    pub errors: u64,
+    /// Half of them took no longer, within 5 %.
+    pub p50: Option<Duration>,
+    /// 95 of 100 took no longer, within 5 %.
+    pub p95: Option<Duration>,
+    /// Bytes of their requests.
+    pub request_bytes: u64,
+    /// Bytes of their answers.
+    pub response_bytes: u64,
+}
+
+/// Sums, by begin of the span, then the most calls first.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// From when on, in whole minutes.
+    pub since: Timestamp,
+    /// Until when, in whole minutes.
+    pub until: Timestamp,
+    /// The sums.
+    pub rows: Vec<StatsRow>,
+    /// How far the index was. What came later was summed from the ledger itself.
+    pub index: IndexState,
+}
+
+/// How far the ledger's index is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct IndexState {
+    /// Everything up to this number is in it; 0 when there is none yet.
+    pub seq: i64,
+    /// Numbers of the ledger after that.
+    pub behind: i64,
 }
 
 /// Where the next page begins. Opaque to clients.
@@ -467,6 +549,8 @@ pub struct Page<T> {
     pub rows: Vec<T>,
     /// Where the next page begins; `None` after the last.
     pub next: Option<Cursor>,
+    /// How far the index was; what it does not have was looked for in the ledger itself.
+    pub index: IndexState,
 }
 
 /// Sizes of the database's files, write-ahead logs included.

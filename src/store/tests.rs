@@ -1,6 +1,7 @@
 mod attempts;
 mod breakers;
 mod chain;
+mod index;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -427,8 +428,9 @@ async fn the_ledger_is_paged_and_filtered() {
         (AuditFilter { until: Some(at(5)), ..none() }, 5),
         (AuditFilter { text: text("100% OF 30_s"), ..none() }, 10),
         (AuditFilter { text: text("100x of"), ..none() }, 0),
-        (AuditFilter { text: text(r#""n":77"#), ..none() }, 11),
-        (AuditFilter { text: text("\"bytes\":3"), ..none() }, 500),
+        (AuditFilter { text: text(r#""n 77""#), ..none() }, 1),
+        (AuditFilter { text: text("n:77*"), ..none() }, 11),
+        (AuditFilter { text: text("bytes 3"), ..none() }, 500),
         (AuditFilter { text: text("'; drop table calls; --"), ..none() }, 0),
         (
             AuditFilter {

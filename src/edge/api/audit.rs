@@ -64,19 +64,20 @@ pub(super) fn point(key: &str, text: &str) -> Result<Timestamp, ApiError> {
     })
 }
 
+pub(super) fn outcome(text: &str) -> Result<Outcome, ApiError> {
+    Outcome::parse(text).ok_or_else(|| {
+        let names = Outcome::ALL.map(Outcome::as_str);
+        let like = nearest(text, names.iter().copied(), 1);
+        let hint = match like.first() {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("outcomes are {}", names.join(", ")),
+        };
+        ApiError::invalid(format!("`outcome`: `{text}` is not one; {hint}"))
+    })
+}
+
 fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
-    let outcome = match query.outcome.as_deref() {
-        None => None,
-        Some(text) => Some(Outcome::parse(text).ok_or_else(|| {
-            let names = Outcome::ALL.map(Outcome::as_str);
-            let like = nearest(text, names.iter().copied(), 1);
-            let hint = match like.first() {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => format!("outcomes are {}", names.join(", ")),
-            };
-            ApiError::invalid(format!("`outcome`: `{text}` is not one; {hint}"))
-        })?),
-    };
+    let outcome = query.outcome.as_deref().map(outcome).transpose()?;
     Ok(AuditFilter {
         server: query.server.clone(),
         tool: query.tool.clone(),

@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod audit_stats;
 mod body;
 mod breakers;
 mod call;
@@ -72,6 +73,7 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/audit", get(audit::list))
         .route("/mcp/audit/export", get(audit::export))
         .route("/mcp/audit/tail", get(audit::tail))
+        .route("/mcp/audit/stats", get(audit_stats::stats))
         .route("/mcp/audit/{id}", get(audit::show));
     let metrics = Router::new().route("/metrics", get(metrics));
     let scoped = |routes: Router<Shared>, scope: Scope| {

@@ -14,35 +14,18 @@ use crate::model::{
     ToolName, ViewName,
 };
 use crate::store::chain::Hash;
-use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
+use crate::store::{CallRow, StoreError};
 
 const TABLE: &str = "calls";
 
-const SELECT: &str = "select c.seq, c.id, c.started_at_ms, c.caller, c.session, c.client_name,
+pub(super) const SELECT: &str =
+    "select c.seq, c.id, c.started_at_ms, c.caller, c.session, c.client_name,
     c.client_version, c.entrance, c.protocol_version, c.tool, c.upstream_tool, c.server,
     c.definition_hash, c.outcome, c.error_code, c.error, c.failure, c.http_status, c.attempts,
     c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes, c.view,
     c.arguments_digest, c.result_digest, c.hash";
 
 impl SqliteStore {
-    pub(in crate::store) async fn audit_page(
-        &self,
-        filter: &AuditFilter,
-        cursor: Option<Cursor>,
-        limit: u16,
-    ) -> Result<Page<CallRow>, StoreError> {
-        let limit = limit.max(1);
-        let mut query = page_query(filter, cursor);
-        // One more than asked for says whether there is a next page.
-        query.push(" order by c.seq desc limit ").push_bind(i64::from(limit) + 1);
-        let rows = query.build().fetch_all(&self.audit.readers).await?;
-        let mut rows: Vec<CallRow> = rows.iter().map(call).collect::<Result<_, _>>()?;
-        let more = rows.len() > usize::from(limit);
-        rows.truncate(usize::from(limit));
-        let next = rows.last().filter(|_| more).map(|row| Cursor(row.seq));
-        Ok(Page { rows, next })
-    }
-
     pub(in crate::store) async fn audit_after(
         &self,
         seq: i64,
@@ -88,65 +71,6 @@ impl SqliteStore {
                 .await?;
         Ok(oldest.map(Timestamp::from_millis))
     }
-}
-
-pub(super) fn page_query(filter: &AuditFilter, cursor: Option<Cursor>) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new(SELECT);
-    query.push(" from calls c");
-    if filter.text.is_some() {
-        query.push(" left join payloads p on p.seq = c.seq");
-    }
-    query.push(" where true");
-    if let Some(Cursor(seq)) = cursor {
-        query.push(" and c.seq < ").push_bind(seq);
-    }
-    let equal = [
-        (" and c.server = ", &filter.server),
-        (" and c.caller = ", &filter.caller),
-        (" and c.session = ", &filter.session),
-        (" and c.error_code = ", &filter.error_code),
-        (" and c.view = ", &filter.view),
-    ];
-    for (condition, value) in equal {
-        if let Some(value) = value {
-            query.push(condition).push_bind(value.clone());
-        }
-    }
-    if let Some(tool) = &filter.tool {
-        query.push(" and (c.tool = ").push_bind(tool.clone());
-        query.push(" or c.upstream_tool = ").push_bind(tool.clone()).push(")");
-    }
-    if let Some(outcome) = filter.outcome {
-        query.push(" and c.outcome = ").push_bind(outcome.as_str());
-    }
-    if let Some(since) = filter.since {
-        query.push(" and c.started_at_ms >= ").push_bind(since.as_millis());
-    }
-    if let Some(until) = filter.until {
-        query.push(" and c.started_at_ms < ").push_bind(until.as_millis());
-    }
-    if let Some(text) = &filter.text {
-        let pattern = like_pattern(text);
-        for (at, column) in ["c.error", "p.arguments", "p.result"].into_iter().enumerate() {
-            query.push(if at == 0 { " and (" } else { " or " });
-            query.push(column).push(" like ").push_bind(pattern.clone()).push(r" escape '\'");
-        }
-        query.push(")");
-    }
-    query
-}
-
-fn like_pattern(text: &str) -> String {
-    let mut pattern = String::with_capacity(text.len() + 2);
-    pattern.push('%');
-    for character in text.chars() {
-        if matches!(character, '%' | '_' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(character);
-    }
-    pattern.push('%');
-    pattern
 }
 
 pub(super) fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {

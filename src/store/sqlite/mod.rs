@@ -1,4 +1,5 @@
-//! The SQLite backend: two files in the data folder, one writer connection and a few readers each.
+//! The SQLite backend: two files in the data folder and a third that is made of one of them, one
+//! writer connection and a few readers each.
 //!
 //! Changes when the way files are opened, migrated or closed changes. The SQL of a table is in the
 //! table's own file.
@@ -8,6 +9,7 @@ mod audit;
 mod backup;
 mod breakers;
 mod events;
+mod index;
 mod keys;
 mod ledger;
 mod ledger_key;
@@ -102,6 +104,7 @@ const AUDIT: Schema = Schema {
 pub(super) struct SqliteStore {
     state: Database,
     audit: Database,
+    index: index::Index,
     sealer: Sealer,
     ledger_key: LedgerKey,
     /// Whoever removes rows of the ledger; one at a time.
@@ -131,10 +134,13 @@ impl SqliteStore {
         let ledger_key = ledger_key::open(&folder.join("ledger.key"), &audit).await?;
         let sealer = Sealer::new(folder.join("seal.key"));
         let upkeep = Mutex::new(());
-        Ok(Self { state, audit, sealer, ledger_key, upkeep, _lock: lock })
+        let index = index::Index::new(folder, &audit.path);
+        Ok(Self { state, audit, index, sealer, ledger_key, upkeep, _lock: lock })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
+        // It reads the ledger, too.
+        self.index.close().await;
         let (state, audit) = tokio::join!(self.state.close(), self.audit.close());
         state.and(audit)
     }

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 
 use futures_util::TryStreamExt as _;
-use sqlx::{Acquire as _, Row as _, Sqlite, Transaction};
+use sqlx::{Acquire as _, QueryBuilder, Row as _, Sqlite, Transaction};
 
 use super::SqliteStore;
 use super::attempts::attempt;
-use super::audit::{call, page_query};
+use super::audit::{SELECT, call};
+use super::index::{parse_text, push_filter};
 use crate::store::{AuditFilter, CallRow, Depth, StoreError, Stretch};
 
 /// Calls that one statement looks at: some tens of milliseconds, also when none of them is wanted.
@@ -74,15 +75,34 @@ async fn matching(
     last: i64,
     limit: u16,
 ) -> Result<Vec<CallRow>, StoreError> {
-    let mut query = page_query(filter, None);
-    query.push(" and c.seq >= ").push_bind(first).push(" and c.seq <= ").push_bind(last);
-    query.push(" order by c.seq limit ").push_bind(i64::from(limit));
+    let text = filter.text.as_deref().map(parse_text).transpose()?;
+    let mut query = QueryBuilder::new(SELECT);
+    query.push(match text {
+        Some(_) => ", p.arguments, p.result from calls c left join payloads p on p.seq = c.seq",
+        None => " from calls c",
+    });
+    query.push(" where c.seq >= ").push_bind(first).push(" and c.seq <= ").push_bind(last);
+    push_filter(&mut query, filter);
+    query.push(" order by c.seq");
+    if text.is_none() {
+        query.push(" limit ").push_bind(i64::from(limit));
+    }
     let mut rows = query.build().fetch(&mut **transaction);
-    let mut calls = Vec::new();
+    let (mut calls, mut read) = (Vec::new(), 0_usize);
     while let Some(row) = rows.try_next().await? {
-        calls.push(call(&row)?);
-        if calls.len().is_multiple_of(AT_ONCE) {
+        read += 1;
+        if read.is_multiple_of(AT_ONCE) {
             tokio::task::yield_now().await;
+        }
+        if let Some(text) = &text {
+            let texts = [row.try_get("error")?, row.try_get("arguments")?, row.try_get("result")?];
+            if !text.matches(texts) {
+                continue;
+            }
+        }
+        calls.push(call(&row)?);
+        if calls.len() == usize::from(limit) {
+            break;
         }
     }
     Ok(calls)

@@ -1,0 +1,580 @@
+//! [`Follower`]: reads what is new in the ledger and puts it into the index.
+//!
+//! Changes when what is indexed, or the pace of it, changes. One transaction has postings, sums,
+//! text and how far they go, so the index is never half of something.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, Transaction};
+use tokio_util::sync::CancellationToken;
+
+use super::postings::{CHUNK, Places, chunk_of, decode_times, encode, encode_times, place_of};
+use super::rollup::{CellKey, Cells, merge};
+use super::{CHUNK_OF_ROWS, Dimension, Index, PART, damaged, is_damage};
+use crate::clock;
+use crate::store::StoreError;
+use crate::store::sqlite::SqliteStore;
+
+/// How often the ledger is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+/// A transaction takes no more chunks once it took so long.
+const LONG_ENOUGH: Duration = Duration::from_millis(200);
+/// Chunks of a transaction at most: what is summed of them is held in memory.
+const MOST_CHUNKS: usize = 8;
+/// Files thrown away at most, until the next start.
+const MOST_DISCARDED: u32 = 10;
+/// The wait after a failure, doubled each time up to the longest.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Rows before other tasks of the thread get a turn.
+const ROWS_AT_ONCE: usize = 128;
+
+pub(super) const MINUTE: i64 = 60_000;
+pub(super) const HOUR: i64 = 3_600_000;
+
+/// No word.
+const NONE: usize = usize::MAX;
+
+/// The one that writes the index.
+#[derive(Default)]
+pub(super) struct Follower {
+    writer: Option<SqliteConnection>,
+    /// The chunk that is not full yet, as it is in the file.
+    open: Option<OpenChunk>,
+    closed: bool,
+    /// How often the file was thrown away.
+    discarded: u32,
+}
+
+/// What became of an attempt to catch up.
+struct Progress {
+    /// Whether there is more to do at once.
+    more: bool,
+}
+
+/// A chunk in memory.
+struct OpenChunk {
+    chunk: i64,
+    places: Vec<u16>,
+    times: Vec<i64>,
+    /// Where each value of each dimension is in `posted`.
+    words: [HashMap<Box<str>, usize>; Dimension::ALL.len()],
+    posted: Vec<Posted>,
+}
+
+/// Where in the chunk a value is.
+struct Posted {
+    dimension: Dimension,
+    value: Box<str>,
+    /// The word's number; 0 until it is known.
+    id: i64,
+    places: Vec<u16>,
+    changed: bool,
+}
+
+/// A row as far as sums want it.
+struct Counted {
+    at: i64,
+    micros: u64,
+    request_bytes: u64,
+    response_bytes: u64,
+    slots: [usize; Dimension::ALL.len()],
+}
+
+/// Sums to add, by width, start and server.
+type Sums = HashMap<(i64, i64, i64), Cells>;
+
+impl Follower {
+    pub(super) async fn close(&mut self) {
+        self.closed = true;
+        self.open = None;
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = writer.close().await
+        {
+            tracing::warn!(%error, "the ledger's index could not be closed in order: {error}");
+        }
+    }
+
+    /// The connection that writes; opens the file when it is not open.
+    pub(super) async fn writer(
+        &mut self,
+        index: &Index,
+    ) -> Result<&mut SqliteConnection, StoreError> {
+        if self.closed {
+            return Err(StoreError::Closed);
+        }
+        if self.writer.is_none() {
+            self.writer = Some(index.open().await?);
+        }
+        self.writer.as_mut().ok_or(StoreError::Closed)
+    }
+
+    /// What is in memory may not be what is in the file.
+    pub(super) fn forget_memory(&mut self) {
+        self.open = None;
+    }
+}
+
+impl SqliteStore {
+    /// Follows the ledger until `stop`. An index that is damaged is made anew; nothing that happens
+    /// to it is a reason to end.
+    pub(in crate::store) async fn follow_ledger(&self, stop: CancellationToken) {
+        let mut failures = 0_u32;
+        loop {
+            let began = clock::uptime();
+            let wait = match self.catch_up().await {
+                Ok(Progress { more }) => {
+                    failures = 0;
+                    // A third of the time is others' while there is much to do.
+                    if more { clock::uptime().since(began) / 2 } else { PERIOD }
+                }
+                Err(StoreError::Closed) => return,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    let why: &dyn std::error::Error = &error;
+                    tracing::warn!(error = why, "the ledger's index could not be written: {error}");
+                    PERIOD.saturating_mul(1 << failures.min(6)).min(LONGEST_WAIT)
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Puts everything that is in the ledger into the index.
+    pub(in crate::store) async fn index_ledger(&self) -> Result<(), StoreError> {
+        while self.catch_up().await?.more {}
+        Ok(())
+    }
+
+    async fn catch_up(&self) -> Result<Progress, StoreError> {
+        let mut follower = self.index.follower.lock().await;
+        if self.index.suspect.swap(false, Ordering::Relaxed) {
+            self.index.discard(&mut follower).await?;
+        }
+        let mut done = follower.advance(&self.index).await;
+        if matches!(done, Ok(Progress { more: false })) {
+            match follower.has_stale_text(&self.index).await {
+                Ok(true) => {
+                    drop(follower);
+                    self.refresh_text().await?;
+                    return Ok(Progress { more: true });
+                }
+                Ok(false) => {}
+                Err(error) => done = Err(error),
+            }
+        }
+        if let Err(error) = &done {
+            follower.forget_memory();
+            if is_damage(error) {
+                self.index.discard(&mut follower).await?;
+            }
+        }
+        done
+    }
+}
+
+impl Index {
+    /// Throws a damaged file away: the next attempt makes it anew. One that is damaged again and
+    /// again stays as it is: a disk that fails, or a fault of ours, is not mended so.
+    async fn discard(&self, follower: &mut Follower) -> Result<(), StoreError> {
+        follower.forget_memory();
+        follower.discarded = follower.discarded.saturating_add(1);
+        if follower.discarded > MOST_DISCARDED {
+            return Ok(());
+        }
+        tracing::warn!("the ledger's index is damaged and made anew; lists are slower until then");
+        let readers = self.readers.write().take();
+        if let Some(readers) = readers {
+            readers.close().await;
+        }
+        if let Some(writer) = follower.writer.take() {
+            // It is thrown away, whatever it says.
+            let _ = writer.close().await;
+        }
+        self.remove()
+    }
+}
+
+impl Follower {
+    /// One transaction: some chunks of what is new.
+    async fn advance(&mut self, index: &Index) -> Result<Progress, StoreError> {
+        let began = clock::uptime();
+        self.writer(index).await?;
+        let (Some(writer), open) = (self.writer.as_mut(), &mut self.open) else {
+            return Err(StoreError::Closed);
+        };
+        let indexed: i64 =
+            sqlx::query_scalar("select indexed_seq from state").fetch_one(&mut *writer).await?;
+        let Some(mut next) = next_call(&mut *writer, indexed).await? else {
+            return Ok(Progress { more: false });
+        };
+        // Not `immediate`: that would take the lock of the ledger, too, from its writer.
+        let mut transaction = writer.begin().await?;
+        let mut sums = Sums::new();
+        let mut done = indexed;
+        let mut more = true;
+        for _ in 0..MOST_CHUNKS {
+            let chunk = chunk_of(next);
+            if open.as_ref().is_none_or(|open| open.chunk != chunk) {
+                *open = Some(OpenChunk::load(&mut transaction, chunk, index).await?);
+            }
+            let Some(open) = open.as_mut() else { break };
+            let (rows, last) = read(&mut transaction, open, done).await?;
+            open.write(&mut transaction).await?;
+            add_up(open, &rows, &mut sums).await;
+            write_text(&mut transaction, done, last).await?;
+            done = last;
+            let Some(later) = next_call(&mut *transaction, done).await? else {
+                more = false;
+                break;
+            };
+            next = later;
+            if clock::uptime().since(began) >= LONG_ENOUGH {
+                break;
+            }
+        }
+        write_sums(&mut transaction, &sums, index).await?;
+        sqlx::query(
+            "update state set indexed_seq = ?1,
+                indexed_id = (select id from ledger.calls where seq = ?1)",
+        )
+        .bind(done)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Progress { more })
+    }
+}
+
+async fn next_call(
+    connection: &mut SqliteConnection,
+    after: i64,
+) -> Result<Option<i64>, StoreError> {
+    Ok(sqlx::query_scalar("select min(seq) from ledger.calls where seq > ?")
+        .bind(after)
+        .fetch_one(connection)
+        .await?)
+}
+
+/// The calls of the open chunk after `after`, put into it; gives them and the last one's number.
+async fn read(
+    transaction: &mut Transaction<'_, Sqlite>,
+    open: &mut OpenChunk,
+    after: i64,
+) -> Result<(Vec<Counted>, i64), StoreError> {
+    let end = (open.chunk + 1).saturating_mul(CHUNK);
+    // The first columns are the dimensions, in their order.
+    let mut found = sqlx::query(
+        "select server, tool, upstream_tool, caller, outcome, session, error_code, view,
+                seq, started_at_ms, total_us, request_bytes, response_bytes
+         from ledger.calls where seq > ? and seq < ? order by seq",
+    )
+    .bind(after)
+    .bind(end)
+    .fetch(&mut **transaction);
+    let (mut rows, mut last) = (Vec::new(), after);
+    while let Some(row) = found.try_next().await? {
+        last = row.try_get(8)?;
+        rows.push(open.add(&row, last)?);
+        if rows.len().is_multiple_of(ROWS_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok((rows, last))
+}
+
+impl OpenChunk {
+    fn new(chunk: i64) -> Self {
+        Self {
+            chunk,
+            places: Vec::new(),
+            times: Vec::new(),
+            words: std::array::from_fn(|_| HashMap::new()),
+            posted: Vec::new(),
+        }
+    }
+
+    /// As it is in the file, where a run before began it.
+    async fn load(
+        transaction: &mut Transaction<'_, Sqlite>,
+        chunk: i64,
+        index: &Index,
+    ) -> Result<Self, StoreError> {
+        let mut open = Self::new(chunk);
+        let stored = sqlx::query("select places, times from times where chunk = ?")
+            .bind(chunk)
+            .fetch_optional(&mut **transaction)
+            .await?;
+        let Some(stored) = stored else { return Ok(open) };
+        let list = |bytes: &[u8]| Places::decode(bytes).map(|places| places.ascending().collect());
+        open.places = list(stored.try_get(0)?).ok_or_else(|| damaged(&index.path, "times"))?;
+        open.times =
+            decode_times(stored.try_get(1)?).ok_or_else(|| damaged(&index.path, "times"))?;
+        let postings = sqlx::query(
+            "select w.dimension, w.value, w.id, p.places
+             from postings p join words w on w.id = p.word where p.chunk = ?",
+        )
+        .bind(chunk)
+        .fetch_all(&mut **transaction)
+        .await?;
+        for row in postings {
+            let number: i64 = row.try_get(0)?;
+            let dimension = Dimension::ALL
+                .into_iter()
+                .find(|dimension| dimension.number() == number)
+                .ok_or_else(|| damaged(&index.path, "words"))?;
+            let slot = open.slot(dimension, row.try_get(1)?);
+            if let Some(posted) = open.posted.get_mut(slot) {
+                posted.id = row.try_get(2)?;
+                posted.places =
+                    list(row.try_get(3)?).ok_or_else(|| damaged(&index.path, "postings"))?;
+            }
+        }
+        Ok(open)
+    }
+
+    /// Where a value of a dimension is kept.
+    fn slot(&mut self, dimension: Dimension, value: &str) -> usize {
+        let Some(words) = self.words.get_mut(dimension.slot()) else { return NONE };
+        if let Some(slot) = words.get(value) {
+            return *slot;
+        }
+        let slot = self.posted.len();
+        words.insert(value.into(), slot);
+        let places = Vec::new();
+        self.posted.push(Posted { dimension, value: value.into(), id: 0, places, changed: false });
+        slot
+    }
+
+    fn add(&mut self, row: &SqliteRow, seq: i64) -> Result<Counted, StoreError> {
+        let place = place_of(seq);
+        let mut slots = [NONE; Dimension::ALL.len()];
+        for (dimension, slot) in Dimension::ALL.into_iter().zip(&mut slots) {
+            let Some(value) = row.try_get::<Option<&str>, _>(dimension.slot())? else { continue };
+            *slot = self.slot(dimension, value);
+            if let Some(posted) = self.posted.get_mut(*slot) {
+                posted.places.push(place);
+                posted.changed = true;
+            }
+        }
+        let at = row.try_get(9)?;
+        self.places.push(place);
+        self.times.push(at);
+        let unsigned =
+            |column| row.try_get::<i64, _>(column).map(|number| u64::try_from(number).unwrap_or(0));
+        Ok(Counted {
+            at,
+            micros: unsigned(10)?,
+            request_bytes: unsigned(11)?,
+            response_bytes: unsigned(12)?,
+            slots,
+        })
+    }
+
+    /// The number of the word in a slot; 0 for none.
+    fn id(&self, counted: &Counted, dimension: Dimension) -> i64 {
+        let slot = counted.slots.get(dimension.slot()).copied().unwrap_or(NONE);
+        self.posted.get(slot).map_or(0, |posted| posted.id)
+    }
+
+    async fn write(&mut self, transaction: &mut Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+        self.name(transaction).await?;
+        let (min, max) = (self.times.iter().min(), self.times.iter().max());
+        let (Some(min), Some(max)) = (min.copied(), max.copied()) else { return Ok(()) };
+        sqlx::query("insert or replace into chunks values (?, ?, ?)")
+            .bind(self.chunk)
+            .bind(min)
+            .bind(max)
+            .execute(&mut **transaction)
+            .await?;
+        sqlx::query("insert or replace into times values (?, ?, ?)")
+            .bind(self.chunk)
+            .bind(encode(&self.places))
+            .bind(encode_times(&self.times))
+            .execute(&mut **transaction)
+            .await?;
+        let chunk = self.chunk;
+        let mut changed: Vec<&mut Posted> =
+            self.posted.iter_mut().filter(|posted| posted.changed).collect();
+        // In the order of the table.
+        changed.sort_unstable_by_key(|posted| posted.id);
+        for rows in changed.chunks_mut(CHUNK_OF_ROWS) {
+            let sql = many("insert or replace into postings", 3, rows.len(), "");
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for posted in rows.iter_mut() {
+                query = query.bind(chunk).bind(posted.id).bind(encode(&posted.places));
+                posted.changed = false;
+            }
+            query.execute(&mut **transaction).await?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Gives each value that is new in this chunk its number.
+    async fn name(&mut self, transaction: &mut Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+        let unnamed: Vec<usize> = (0..)
+            .zip(&self.posted)
+            .filter(|(_, posted)| posted.id == 0)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slots in unnamed.chunks(CHUNK_OF_ROWS) {
+            let sql = many(
+                "insert into words (dimension, value, first_chunk, last_chunk)",
+                4,
+                slots.len(),
+                "on conflict (dimension, value) do update set last_chunk = excluded.last_chunk
+                 returning id, dimension, value",
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for posted in slots.iter().filter_map(|slot| self.posted.get(*slot)) {
+                query = query
+                    .bind(posted.dimension.number())
+                    .bind(posted.value.as_ref().to_owned())
+                    .bind(self.chunk)
+                    .bind(self.chunk);
+            }
+            for row in query.fetch_all(&mut **transaction).await? {
+                let number: i64 = row.try_get(1)?;
+                let slot = usize::try_from(number)
+                    .ok()
+                    .and_then(|number| self.words.get(number))
+                    .and_then(|words| words.get(row.try_get::<&str, _>(2).ok()?).copied());
+                if let Some(posted) = slot.and_then(|slot| self.posted.get_mut(slot)) {
+                    posted.id = row.try_get(0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds the rows to the sums of their minutes and hours.
+async fn add_up(open: &OpenChunk, rows: &[Counted], sums: &mut Sums) {
+    for (n, row) in rows.iter().enumerate() {
+        let server = open.id(row, Dimension::Server);
+        let upstream_tool = open.id(row, Dimension::UpstreamTool);
+        // What somebody asked for that no server has is as many names as somebody likes.
+        let tool = if upstream_tool == 0 { 0 } else { open.id(row, Dimension::Tool) };
+        let key = CellKey {
+            tool,
+            upstream_tool,
+            caller: open.id(row, Dimension::Caller),
+            outcome: open.id(row, Dimension::Outcome),
+        };
+        for width in [MINUTE, HOUR] {
+            let start = row.at.div_euclid(width) * width;
+            let cell = sums.entry((width, start, server)).or_default().entry(key).or_default();
+            cell.record(row.micros, row.request_bytes, row.response_bytes);
+        }
+        if n.is_multiple_of(ROWS_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn write_sums(
+    transaction: &mut Transaction<'_, Sqlite>,
+    sums: &Sums,
+    index: &Index,
+) -> Result<(), StoreError> {
+    for ((width, start, server), cells) in sums {
+        let stored: Option<Vec<u8>> = sqlx::query_scalar(
+            "select cells from rollups where width = ? and start = ? and server = ?",
+        )
+        .bind(width)
+        .bind(start)
+        .bind(server)
+        .fetch_optional(&mut **transaction)
+        .await?;
+        let merged = merge(&stored.unwrap_or_default(), cells)
+            .ok_or_else(|| damaged(&index.path, "rollups"))?;
+        sqlx::query("insert or replace into rollups values (?, ?, ?, ?)")
+            .bind(width)
+            .bind(start)
+            .bind(server)
+            .bind(merged)
+            .execute(&mut **transaction)
+            .await?;
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Indexes the text of the calls after `after`, up to `last`.
+async fn write_text(
+    transaction: &mut Transaction<'_, Sqlite>,
+    after: i64,
+    last: i64,
+) -> Result<(), StoreError> {
+    // A chunk lies within one part, and so does what is read of it at once.
+    let part = last / PART;
+    let generation: Option<i64> = sqlx::query_scalar("select generation from parts where part = ?")
+        .bind(part)
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let generation = match generation {
+        Some(generation) => generation,
+        None => {
+            make_text(transaction, part, 0).await?;
+            sqlx::query("insert into parts values (?, 0, 0)")
+                .bind(part)
+                .execute(&mut **transaction)
+                .await?;
+            0
+        }
+    };
+    copy_text(transaction, part, generation, after, last).await
+}
+
+/// Makes the table for a part's text.
+pub(super) async fn make_text(
+    transaction: &mut Transaction<'_, Sqlite>,
+    part: i64,
+    generation: i64,
+) -> Result<(), StoreError> {
+    let table = text_table(part, generation);
+    let script = format!(
+        "create virtual table {table} using fts5(error, arguments, result, content = '',
+             columnsize = 0, tokenize = 'unicode61 remove_diacritics 0');
+         insert into {table} ({table}, rank) values ('hashsize', 8388608);"
+    );
+    sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Text goes from file to file; it does not pass through here.
+pub(super) async fn copy_text(
+    transaction: &mut Transaction<'_, Sqlite>,
+    part: i64,
+    generation: i64,
+    after: i64,
+    last: i64,
+) -> Result<(), StoreError> {
+    let sql = format!(
+        "insert into {} (rowid, error, arguments, result)
+         select c.seq, c.error, p.arguments, p.result
+         from ledger.calls c left join ledger.payloads p on p.seq = c.seq
+         where c.seq > ? and c.seq <= ? and (c.error is not null or p.seq is not null)
+         order by c.seq",
+        text_table(part, generation)
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(after).bind(last).execute(&mut **transaction).await?;
+    Ok(())
+}
+
+pub(super) fn text_table(part: i64, generation: i64) -> String {
+    format!("text_{part}_{generation}")
+}
+
+/// A statement with `rows` rows.
+fn many(head: &str, columns: usize, rows: usize, tail: &str) -> String {
+    let row = format!("({})", vec!["?"; columns].join(", "));
+    format!("{head} values {} {tail}", vec![row.as_str(); rows].join(", "))
+}

@@ -1,0 +1,189 @@
+//! [`TextQuery`]: the words, "phrases" and prefix* that somebody looks for.
+//!
+//! Changes when text can be asked for differently. What is asked is taken apart into tokens here
+//! and put together anew, so that nothing of it can be syntax of the full-text engine. Values in,
+//! values out.
+
+/// Characters of a query at most.
+const LONGEST: usize = 512;
+/// Terms of a query at most.
+const MOST_TERMS: usize = 16;
+/// Shorter prefixes are in nearly every row, and merging all their words takes seconds.
+const SHORTEST_PREFIX: usize = 2;
+
+/// What the text of a call must have: every term, each within one of error, arguments and result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store::sqlite) struct TextQuery(Vec<Term>);
+
+/// Tokens that follow each other; the last may be the beginning of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Term {
+    tokens: Vec<String>,
+    prefix: bool,
+}
+
+impl TextQuery {
+    /// Reads a query.
+    ///
+    /// # Errors
+    /// What is wrong with it, for whoever wrote it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if text.chars().count() > LONGEST {
+            return Err(format!("it is longer than {LONGEST} characters"));
+        }
+        let mut terms = Vec::new();
+        let mut rest = text.trim_start();
+        while !rest.is_empty() {
+            let (written, after) = if let Some(inside) = rest.strip_prefix('"') {
+                inside.split_once('"').ok_or("a quote is opened and not closed")?
+            } else {
+                let end = rest.find(|c: char| c.is_whitespace() || c == '"');
+                rest.split_at_checked(end.unwrap_or(rest.len())).unwrap_or((rest, ""))
+            };
+            let quoted = rest.starts_with('"');
+            let (written, prefix, after) = match (quoted, written.strip_suffix('*')) {
+                (false, Some(word)) => (word, true, after),
+                (false, None) => (written, false, after),
+                (true, _) => match after.strip_prefix('*') {
+                    Some(after) => (written, true, after),
+                    None => (written, false, after),
+                },
+            };
+            terms.extend(Term::new(written, prefix)?);
+            rest = after.trim_start();
+        }
+        match terms.len() {
+            0 if text.trim().is_empty() => {
+                Err("it is empty; write words, \"a phrase\" or a prefix*".to_owned())
+            }
+            0 => Err("it has neither letter nor digit".to_owned()),
+            1..=MOST_TERMS => Ok(Self(terms)),
+            _ => Err(format!("it has more than {MOST_TERMS} words and phrases")),
+        }
+    }
+
+    /// As the full-text engine wants it.
+    pub(super) fn expression(&self) -> String {
+        let terms = self.0.iter().map(|term| {
+            // Tokens are letters and digits: there is no quote in them.
+            format!("\"{}\"{}", term.tokens.join(" "), if term.prefix { " *" } else { "" })
+        });
+        terms.collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Whether words are merged for it, which costs the same however few rows are wanted.
+    pub(super) fn has_prefix(&self) -> bool {
+        self.0.iter().any(|term| term.prefix)
+    }
+
+    /// Whether a call with these texts is one that the full-text engine would find.
+    pub(in crate::store::sqlite) fn matches<'a>(&self, texts: impl IntoIterator<Item = Option<&'a str>>) -> bool {
+        let texts: Vec<Vec<String>> = texts.into_iter().flatten().map(tokens).collect();
+        self.0.iter().all(|term| texts.iter().any(|text| term.is_in(text)))
+    }
+}
+
+impl Term {
+    /// `None` for signs alone, which are not in any index.
+    fn new(written: &str, prefix: bool) -> Result<Option<Self>, String> {
+        let tokens = tokens(written);
+        let Some(last) = tokens.last() else { return Ok(None) };
+        let cut = !written.ends_with(is_part);
+        if prefix && (cut || last.chars().count() < SHORTEST_PREFIX) {
+            return Err(format!(
+                "`{written}*`: a prefix has at least {SHORTEST_PREFIX} letters or digits before the `*`"
+            ));
+        }
+        Ok(Some(Self { tokens, prefix }))
+    }
+
+    fn is_in(&self, text: &[String]) -> bool {
+        let Some((last, head)) = self.tokens.split_last() else { return false };
+        text.windows(self.tokens.len()).any(|window| {
+            window.split_last().is_some_and(|(found, before)| {
+                before == head && if self.prefix { found.starts_with(last) } else { found == last }
+            })
+        })
+    }
+}
+
+/// What the tokenizer `unicode61` takes for part of a token: letters, digits, and marks over them.
+fn is_part(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '\u{300}'..='\u{36f}' | '\u{e000}'..='\u{f8ff}')
+}
+
+fn tokens(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !is_part(c)).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn expression(text: &str) -> Result<String, String> {
+        TextQuery::parse(text).map(|query| query.expression())
+    }
+
+    #[test]
+    fn words_phrases_and_prefixes_are_read() {
+        for (text, expected) in [
+            ("timeout", r#""timeout""#),
+            ("  Time  OUT ", r#""time" AND "out""#),
+            (r#""Connection refused" conn*"#, r#""connection refused" AND "conn" *"#),
+            (r#""connection ref"*"#, r#""connection ref" *"#),
+            ("number-17", r#""number 17""#),
+            (r#"a"b c"d"#, r#""a" AND "b c" AND "d""#),
+            ("or NOT near", r#""or" AND "not" AND "near""#),
+            ("col:x -y ^z", r#""col x" AND "y" AND "z""#),
+            ("this - \"\" that", r#""this" AND "that""#),
+            ("x') or 1=1; --'a", r#""x" AND "or" AND "1 1" AND "a""#),
+        ] {
+            assert_eq!(expression(text).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_for_is_refused_with_its_reason() {
+        for (text, reason) in [
+            ("", "empty"),
+            ("  ", "empty"),
+            ("\"open", "not closed"),
+            ("--", "neither letter nor digit"),
+            ("\"\"", "neither letter nor digit"),
+            ("*", "neither letter nor digit"),
+            ("a*", "at least 2"),
+            ("ab-*", "at least 2"),
+            (&"x".repeat(600), "longer than"),
+            (&"x ".repeat(20), "more than 16"),
+        ] {
+            let error = expression(text).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn simple_matching_does_as_the_engine() {
+        let found = |query: &str, text: &str| {
+            TextQuery::parse(query).unwrap().matches([None, Some(text), Some("other")])
+        };
+        assert!(found("REFUSED other", "connection refused by host"));
+        assert!(found("\"connection refused\"", "Connection  refused."));
+        assert!(!found("\"refused connection\"", "connection refused"));
+        assert!(!found("\"refused other\"", "connection refused"), "a phrase is within one text");
+        assert!(found("\"connection ref\"*", "connection refused"));
+        assert!(!found("refuse", "connection refused"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_written_becomes_syntax(text in "\\PC{0,40}") {
+            if let Ok(expression) = expression(&text) {
+                let outside: String = expression.split('"').step_by(2).collect();
+                prop_assert!(outside.replace("AND", "").chars().all(|c| c == ' ' || c == '*'));
+            }
+        }
+    }
+}

@@ -1,0 +1,561 @@
+//! Lists of calls, newest first: from the index, and what is not in it yet from the ledger.
+//!
+//! Changes when calls can be looked for differently.
+
+use std::collections::BTreeMap;
+
+use futures_util::TryStreamExt as _;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
+
+use super::follow::text_table;
+use super::fts::TextQuery;
+use super::postings::{CHUNK, Places, chunk_of, decode_times, place_of, seq_of};
+use super::{Dimension, PART, damaged};
+use crate::model::Outcome;
+use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::audit::{SELECT, call};
+use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
+
+/// Chunks of the first look; each further one takes twice as many.
+const FIRST_LOOK: i64 = 32;
+const LARGEST_LOOK: i64 = 1024;
+/// Chunks, or rows with text, before other tasks of the thread get a turn.
+const AT_ONCE: usize = 32;
+/// Up to so many candidates each is asked for on its own.
+const FEW: usize = 64;
+/// More hits of a text in a part are not read before it is known which are wanted.
+const MANY_HITS: i64 = 16_384;
+
+/// Which rows are wanted of the ledger itself.
+struct Range {
+    /// Only later ones.
+    above: i64,
+    /// Only earlier ones.
+    below: i64,
+}
+
+/// What is looked for, in numbers of words: one of each list.
+struct Wanted {
+    words: Vec<Vec<i64>>,
+    since: i64,
+    until: i64,
+    /// The chunks that can have it.
+    first_chunk: i64,
+    last_chunk: i64,
+}
+
+impl SqliteStore {
+    pub(in crate::store) async fn audit_page(
+        &self,
+        filter: &AuditFilter,
+        cursor: Option<Cursor>,
+        limit: u16,
+    ) -> Result<Page<CallRow>, StoreError> {
+        let text = filter.text.as_deref().map(parse_text).transpose()?;
+        let limit = usize::from(limit.max(1));
+        let below = cursor.map_or(i64::MAX, |Cursor(seq)| seq);
+        let plain = *filter == AuditFilter::default();
+        let indexed = self.index.indexed_seq().await;
+        // One more than asked for says whether there is a next page. Without a filter the ledger is
+        // as fast as any index.
+        let above = if plain { 0 } else { indexed };
+        let newest = Range { above, below };
+        let mut rows = self.look_through(filter, text.as_ref(), &newest, limit + 1).await?;
+        if rows.len() <= limit && above > 0 {
+            let below = below.min(above.saturating_add(1));
+            let need = limit + 1 - rows.len();
+            match self.look_up(filter, text.as_ref(), below, need).await {
+                Ok(older) => rows.extend(older),
+                Err(error) => {
+                    self.index.unread(&error);
+                    let older = Range { above: 0, below };
+                    rows.extend(self.look_through(filter, text.as_ref(), &older, need).await?);
+                }
+            }
+        }
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| more).map(|row| Cursor(row.seq));
+        Ok(Page { rows, next, index: self.index_state_at(indexed).await? })
+    }
+
+    /// Looks at every row of the range, the newest first.
+    async fn look_through(
+        &self,
+        filter: &AuditFilter,
+        text: Option<&TextQuery>,
+        range: &Range,
+        need: usize,
+    ) -> Result<Vec<CallRow>, StoreError> {
+        if range.below <= range.above.saturating_add(1) {
+            return Ok(Vec::new());
+        }
+        let mut query = ledger_query(filter, text.is_some(), range);
+        let mut rows = Vec::new();
+        if text.is_none() {
+            query.push(" limit ").push_bind(i64::try_from(need).unwrap_or(i64::MAX));
+        }
+        let mut found = query.build().fetch(&self.audit.readers);
+        let mut seen = 0_usize;
+        while let Some(row) = found.try_next().await? {
+            seen += 1;
+            if seen.is_multiple_of(AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+            if let Some(text) = text
+                && !text.matches([
+                    row.try_get("error")?,
+                    row.try_get("arguments")?,
+                    row.try_get("result")?,
+                ])
+            {
+                continue;
+            }
+            rows.push(call(&row)?);
+            if rows.len() >= need {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The newest calls below `below` by the index.
+    async fn look_up(
+        &self,
+        filter: &AuditFilter,
+        text: Option<&TextQuery>,
+        mut below: i64,
+        need: usize,
+    ) -> Result<Vec<CallRow>, StoreError> {
+        let readers = self.index.readers().ok_or(StoreError::Closed)?;
+        let Some(wanted) = Wanted::resolve(&readers, filter).await? else { return Ok(Vec::new()) };
+        let mut rows = Vec::new();
+        // Retention may be ahead of the index: then some of the calls found are gone.
+        loop {
+            let missing = need - rows.len();
+            let found = match text {
+                None => self.find(&readers, &wanted, below, missing).await?,
+                Some(text) => self.find_text(&readers, &wanted, text, below, missing).await?,
+            };
+            let complete = found.len() < missing;
+            below = found.last().copied().unwrap_or(0);
+            rows.extend(self.calls(&found).await?);
+            if complete || rows.len() >= need {
+                return Ok(rows);
+            }
+        }
+    }
+
+    /// The calls with these numbers, newest first.
+    async fn calls(&self, seqs: &[i64]) -> Result<Vec<CallRow>, StoreError> {
+        if seqs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(" from calls c where c.seq in (");
+        let mut list = query.separated(", ");
+        seqs.iter().for_each(|seq| {
+            list.push_bind(*seq);
+        });
+        query.push(") order by c.seq desc");
+        let rows = query.build().persistent(false).fetch_all(&self.audit.readers).await?;
+        rows.iter().map(call).collect()
+    }
+
+    async fn find(
+        &self,
+        readers: &SqlitePool,
+        wanted: &Wanted,
+        below: i64,
+        need: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        let mut found = Vec::new();
+        let mut last = wanted.last_chunk.min(chunk_of(below.saturating_sub(1)));
+        let mut look = FIRST_LOOK;
+        while last >= wanted.first_chunk {
+            let mut looked = 0_i64;
+            let mut query = wanted.chunks(wanted.first_chunk, last);
+            query.push(" limit ").push_bind(look);
+            let mut chunks = query.build().fetch(readers);
+            while let Some(row) = chunks.try_next().await? {
+                looked += 1;
+                if looked % FIRST_LOOK == 0 {
+                    tokio::task::yield_now().await;
+                }
+                let (chunk, mut places) = self.candidates(&row, wanted)?;
+                last = chunk - 1;
+                if chunk == chunk_of(below) {
+                    places.before(place_of(below));
+                }
+                let missing = need - found.len();
+                found.extend(places.ascending().rev().take(missing).map(|p| seq_of(chunk, p)));
+                if found.len() >= need {
+                    return Ok(found);
+                }
+            }
+            if looked < look {
+                break;
+            }
+            look = (look * 2).min(LARGEST_LOOK);
+        }
+        Ok(found)
+    }
+
+    /// What of a chunk is wanted, as a row of [`Wanted::chunks`] has it.
+    fn candidates(&self, row: &SqliteRow, wanted: &Wanted) -> Result<(i64, Places), StoreError> {
+        let bad = |table| damaged(&self.index.path, table);
+        let chunk: i64 = row.try_get(0)?;
+        let mut places: Option<Places> = None;
+        let mut column = 3;
+        for words in &wanted.words {
+            let mut either: Option<Places> = None;
+            for _ in words {
+                let stored: Option<&[u8]> = row.try_get(column)?;
+                column += 1;
+                let Some(stored) = stored else { continue };
+                let these = Places::decode(stored).ok_or_else(|| bad("postings"))?;
+                match &mut either {
+                    Some(either) => either.or(&these),
+                    None => either = Some(these),
+                }
+            }
+            let either = either.unwrap_or_else(Places::none);
+            match &mut places {
+                Some(places) => places.and(&either),
+                None => places = Some(either),
+            }
+        }
+        let all: Option<&[u8]> = row.try_get(1)?;
+        let all = all.map(|all| Places::decode(all).ok_or_else(|| bad("times"))).transpose()?;
+        // They are there where the bounds of the chunk do not answer the question.
+        let times: Option<&[u8]> = row.try_get(2)?;
+        if let (Some(all), Some(times)) = (&all, times) {
+            let times = decode_times(times).ok_or_else(|| bad("times"))?;
+            let wanted = wanted.since..wanted.until;
+            let within = all.ascending().zip(times).filter(|(_, at)| wanted.contains(at));
+            let within = Places::of(within.map(|(place, _)| place));
+            match &mut places {
+                Some(places) => places.and(&within),
+                None => places = Some(within),
+            }
+        }
+        Ok((chunk, places.or(all).unwrap_or_else(Places::none)))
+    }
+
+    async fn find_text(
+        &self,
+        readers: &SqlitePool,
+        wanted: &Wanted,
+        text: &TextQuery,
+        below: i64,
+        need: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        let parts: Vec<(i64, i64)> =
+            sqlx::query_as("select part, generation from parts where part <= ? order by part desc")
+                .bind(below.saturating_sub(1) / PART)
+                .fetch_all(readers)
+                .await?;
+        let mut found = Vec::new();
+        for (part, generation) in parts {
+            if found.len() >= need {
+                break;
+            }
+            let ask =
+                Ask { readers, table: text_table(part, generation), expression: text.expression() };
+            let (low, high) = (part * PART, below.min((part + 1) * PART));
+            let missing = need - found.len();
+            if wanted.is_everything() {
+                let limit = i64::try_from(missing).unwrap_or(i64::MAX);
+                found.extend(ask.hits(low, high, limit).await?);
+                continue;
+            }
+            let candidates = self.candidates_of_part(readers, wanted, low, high).await?;
+            if candidates.is_empty() {
+                continue;
+            }
+            found.extend(ask.among(&candidates, text, low, high, missing).await?);
+        }
+        Ok(found)
+    }
+
+    /// What is wanted of the numbers from `low` to before `high`, but for chunks without any.
+    async fn candidates_of_part(
+        &self,
+        readers: &SqlitePool,
+        wanted: &Wanted,
+        low: i64,
+        high: i64,
+    ) -> Result<BTreeMap<i64, Places>, StoreError> {
+        let first = wanted.first_chunk.max(chunk_of(low));
+        let last = wanted.last_chunk.min(chunk_of(high.saturating_sub(1)));
+        let mut candidates = BTreeMap::new();
+        if first > last {
+            return Ok(candidates);
+        }
+        for row in wanted.chunks(first, last).build().fetch_all(readers).await? {
+            let (chunk, mut places) = self.candidates(&row, wanted)?;
+            if chunk == chunk_of(high) {
+                places.before(place_of(high));
+            }
+            if !places.is_empty() {
+                candidates.insert(chunk, places);
+            }
+        }
+        tokio::task::yield_now().await;
+        Ok(candidates)
+    }
+}
+
+/// A text in the table of one part.
+struct Ask<'a> {
+    readers: &'a SqlitePool,
+    table: String,
+    expression: String,
+}
+
+impl Ask<'_> {
+    /// The newest `limit` calls from `low` to before `high` that have the text, newest first.
+    async fn hits(&self, low: i64, high: i64, limit: i64) -> Result<Vec<i64>, StoreError> {
+        // One value for all: the driver's price is by the row.
+        let sql = format!(
+            "select group_concat(rowid) from (select rowid from {table} where {table} match ?
+                 and rowid >= ? and rowid < ? order by rowid desc limit ?)",
+            table = self.table
+        );
+        let list: Option<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(&self.expression)
+            .bind(low)
+            .bind(high)
+            .bind(limit)
+            .fetch_one(self.readers)
+            .await?;
+        Ok(numbers(list))
+    }
+
+    /// Those of a few that have the text, newest first.
+    async fn of_few(&self, seqs: &[i64]) -> Result<Vec<i64>, StoreError> {
+        let list: Vec<String> = seqs.iter().map(i64::to_string).collect();
+        let sql = format!(
+            "select group_concat(rowid) from {table} where {table} match ? and rowid in ({})",
+            list.join(", "),
+            table = self.table
+        );
+        let list: Option<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .persistent(false)
+            .bind(&self.expression)
+            .fetch_one(self.readers)
+            .await?;
+        let mut found = numbers(list);
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(found)
+    }
+
+    /// The newest `need` of the candidates that have the text.
+    async fn among(
+        &self,
+        candidates: &BTreeMap<i64, Places>,
+        text: &TextQuery,
+        low: i64,
+        high: i64,
+        need: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        let wanted = |seq: &i64| {
+            candidates.get(&chunk_of(*seq)).is_some_and(|places| places.has(place_of(*seq)))
+        };
+        // A prefix costs the same for few hits and for all.
+        let limit = if text.has_prefix() { i64::MAX } else { MANY_HITS };
+        let hits = self.hits(low, high, limit).await?;
+        let complete = i64::try_from(hits.len()).is_ok_and(|hits| hits < limit);
+        let mut found: Vec<i64> = hits.iter().copied().filter(wanted).take(need).collect();
+        if complete || found.len() >= need {
+            return Ok(found);
+        }
+        // A text that very many have: from here on by what else is wanted, chunk for chunk.
+        let rest = hits.last().copied().unwrap_or(high);
+        for (chunk, places) in candidates.range(..=chunk_of(rest)).rev() {
+            let mut places = places.clone();
+            if *chunk == chunk_of(rest) {
+                places.before(place_of(rest));
+            }
+            let seqs: Vec<i64> =
+                places.ascending().rev().map(|place| seq_of(*chunk, place)).collect();
+            let more = if seqs.len() <= FEW {
+                self.of_few(&seqs).await?
+            } else {
+                self.hits(seq_of(*chunk, 0), rest.min(seq_of(*chunk + 1, 0)), CHUNK).await?
+            };
+            let missing = need - found.len();
+            found.extend(more.into_iter().filter(wanted).take(missing));
+            if found.len() >= need {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn numbers(list: Option<String>) -> Vec<i64> {
+    list.iter().flat_map(|list| list.split(',')).filter_map(|seq| seq.parse().ok()).collect()
+}
+
+pub(in crate::store::sqlite) fn parse_text(text: &str) -> Result<TextQuery, StoreError> {
+    TextQuery::parse(text).map_err(|reason| StoreError::BadText { reason })
+}
+
+/// The filter's values, each with the dimensions it may be in.
+pub(super) fn values(filter: &AuditFilter) -> Vec<(&'static [Dimension], &str)> {
+    const NAMES: &[Dimension] = &[Dimension::Tool, Dimension::UpstreamTool];
+    let values: [(&'static [Dimension], Option<&str>); 7] = [
+        (&[Dimension::Server], filter.server.as_deref()),
+        (NAMES, filter.tool.as_deref()),
+        (&[Dimension::Caller], filter.caller.as_deref()),
+        (&[Dimension::Outcome], filter.outcome.map(Outcome::as_str)),
+        (&[Dimension::Session], filter.session.as_deref()),
+        (&[Dimension::ErrorCode], filter.error_code.as_deref()),
+        (&[Dimension::View], filter.view.as_deref()),
+    ];
+    let given = |(dimensions, value): (_, Option<_>)| value.map(|value| (dimensions, value));
+    values.into_iter().filter_map(given).collect()
+}
+
+impl Wanted {
+    /// `None` when a value is in no call of the index.
+    async fn resolve(
+        readers: &SqlitePool,
+        filter: &AuditFilter,
+    ) -> Result<Option<Self>, StoreError> {
+        let mut wanted = Self {
+            words: Vec::new(),
+            since: filter.since.map_or(i64::MIN, |at| at.as_millis()),
+            until: filter.until.map_or(i64::MAX, |at| at.as_millis()),
+            first_chunk: 0,
+            last_chunk: i64::MAX,
+        };
+        for (dimensions, value) in values(filter) {
+            let (mut ids, mut first, mut last) = (Vec::new(), i64::MAX, -1);
+            for dimension in dimensions {
+                let word: Option<(i64, i64, i64)> = sqlx::query_as(
+                    "select id, first_chunk, last_chunk from words
+                     where dimension = ? and value = ?",
+                )
+                .bind(dimension.number())
+                .bind(value)
+                .fetch_optional(readers)
+                .await?;
+                if let Some((id, first_chunk, last_chunk)) = word {
+                    ids.push(id);
+                    first = first.min(first_chunk);
+                    last = last.max(last_chunk);
+                }
+            }
+            if ids.is_empty() {
+                return Ok(None);
+            }
+            wanted.words.push(ids);
+            wanted.first_chunk = wanted.first_chunk.max(first);
+            wanted.last_chunk = wanted.last_chunk.min(last);
+        }
+        Ok(Some(wanted))
+    }
+
+    fn is_everything(&self) -> bool {
+        self.words.is_empty() && !self.has_times()
+    }
+
+    fn has_times(&self) -> bool {
+        self.since > i64::MIN || self.until < i64::MAX
+    }
+
+    /// The chunks from `first` to `last` that can have it, newest first: number, all places and
+    /// times where they are needed, and the places of each word.
+    fn chunks(&self, first: i64, last: i64) -> QueryBuilder<Sqlite> {
+        // Cross joins keep their order: chunks outside, one search in each for each word.
+        let mut query = QueryBuilder::new("select c.chunk, t.places, ");
+        if self.has_times() {
+            query.push("case when c.min_ms < ").push_bind(self.since);
+            query.push(" or c.max_ms >= ").push_bind(self.until).push(" then t.times end");
+        } else {
+            query.push("null");
+        }
+        let mut joins = String::new();
+        let mut binds = Vec::new();
+        let mut either = String::new();
+        for (n, words) in self.words.iter().enumerate() {
+            let names: Vec<String> = (0..words.len()).map(|m| format!("p{n}_{m}")).collect();
+            for (name, word) in names.iter().zip(words) {
+                let kind = if words.len() == 1 { "cross" } else { "left" };
+                query.push(format!(", {name}.places"));
+                joins.push_str(&format!(
+                    " {kind} join postings {name} on {name}.chunk = c.chunk and {name}.word = "
+                ));
+                joins.push('\0');
+                binds.push(*word);
+            }
+            if names.len() > 1 {
+                let some: Vec<String> =
+                    names.iter().map(|name| format!("{name}.word is not null")).collect();
+                either.push_str(&format!(" and ({})", some.join(" or ")));
+            }
+        }
+        query.push(" from chunks c");
+        let mut binds = binds.into_iter();
+        for part in joins.split('\0') {
+            query.push(part);
+            if !part.is_empty()
+                && let Some(word) = binds.next()
+            {
+                query.push_bind(word);
+            }
+        }
+        if self.words.is_empty() {
+            query.push(" cross join times t on t.chunk = c.chunk");
+        } else {
+            query.push(" left join times t on t.chunk = c.chunk and (c.min_ms < ");
+            query.push_bind(self.since).push(" or c.max_ms >= ").push_bind(self.until).push(")");
+        }
+        query.push(" where c.chunk >= ").push_bind(first);
+        query.push(" and c.chunk <= ").push_bind(last);
+        if self.has_times() {
+            query.push(" and c.max_ms >= ").push_bind(self.since);
+            query.push(" and c.min_ms < ").push_bind(self.until);
+        }
+        query.push(either).push(" order by c.chunk desc");
+        query
+    }
+}
+
+/// The calls of a range of the ledger that the filter wants, newest first; its text is left to
+/// whoever reads them.
+fn ledger_query(filter: &AuditFilter, with_text: bool, range: &Range) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(SELECT);
+    if with_text {
+        query.push(", p.arguments, p.result from calls c left join payloads p on p.seq = c.seq");
+    } else {
+        query.push(" from calls c");
+    }
+    query.push(" where c.seq > ").push_bind(range.above);
+    query.push(" and c.seq < ").push_bind(range.below);
+    push_filter(&mut query, filter);
+    query.push(" order by c.seq desc");
+    query
+}
+
+/// The filter but for its text, as conditions on `calls c`.
+pub(in crate::store::sqlite) fn push_filter(query: &mut QueryBuilder<Sqlite>, filter: &AuditFilter) {
+    for (dimensions, value) in values(filter) {
+        query.push(" and (");
+        let mut either = query.separated(" or ");
+        for dimension in dimensions {
+            either.push(dimension.column()).push_unseparated(" = ");
+            either.push_bind_unseparated(value.to_owned());
+        }
+        query.push(")");
+    }
+    if let Some(since) = filter.since {
+        query.push(" and c.started_at_ms >= ").push_bind(since.as_millis());
+    }
+    if let Some(until) = filter.until {
+        query.push(" and c.started_at_ms < ").push_bind(until.as_millis());
+    }
+}

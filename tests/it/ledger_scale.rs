@@ -1,0 +1,366 @@
+//! The ledger with many rows: how fast it grows, and how fast it answers meanwhile.
+//!
+//! `SWITCHYARD_LEDGER_ROWS` says how many rows, 200,000 when it is not set; the figures below are
+//! promised for 10,000,000. `cargo test --release --test it ledger_scale -- --nocapture` prints them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use switchyard::audit::AuditQuery;
+use switchyard::error::ErrorCode;
+use switchyard::model::{CallId, Entrance, Outcome, ServerName, Timestamp, ToolName, ViewName};
+use switchyard::store::{AuditFilter, CallRow, StatsBy, StatsPer, StatsQuery, Store};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+const DAY: Duration = Duration::from_hours(24);
+/// Rows of a commit, as the ledger's writer makes them.
+const BATCH: usize = 4096;
+
+/// Debug builds are about so much slower, and share their machine with other tests.
+const SLACK: u32 = if cfg!(debug_assertions) { 10 } else { 1 };
+
+fn rows() -> usize {
+    std::env::var("SWITCHYARD_LEDGER_ROWS").ok().map_or(200_000, |rows| rows.parse().unwrap())
+}
+
+/// Thirty days of calls.
+struct Calls {
+    random: Rng,
+    made: usize,
+    first: Timestamp,
+    step: Duration,
+    names: Names,
+}
+
+struct Names {
+    callers: Vec<Arc<str>>,
+    tools: Vec<(Arc<str>, ToolName, ServerName)>,
+    words: Vec<String>,
+}
+
+impl Calls {
+    fn new(rows: usize) -> Self {
+        let tool = |n: usize| {
+            let (server, tool) = (format!("server-{}", n % 20), format!("tool_{n}"));
+            let exposed = format!("{server}__{tool}").into();
+            (exposed, ToolName::parse(&tool).unwrap(), ServerName::parse(&server).unwrap())
+        };
+        let mut random = Rng::with_seed(7);
+        let word = |random: &mut Rng| {
+            (0..random.usize(3..10)).map(|_| random.lowercase()).collect::<String>()
+        };
+        let names = Names {
+            callers: (0..50).map(|n| format!("caller-{n}").into()).collect(),
+            tools: (0..200).map(tool).collect(),
+            words: (0..20_000).map(|_| word(&mut random)).collect(),
+        };
+        let first = Timestamp::from_millis(1_790_000_000_000);
+        let step = (DAY * 30) / u32::try_from(rows).unwrap();
+        Self { random, made: 0, first, step, names }
+    }
+
+    /// Few words are frequent and most are rare, as in any language.
+    fn words(&mut self, count: usize) -> String {
+        let mut text = String::new();
+        for _ in 0..count {
+            let n = self.names.words.len() as f64;
+            let rank = (n.powf(self.random.f64()) - 1.0) as usize;
+            text.push_str(&self.names.words[rank]);
+            text.push(' ');
+        }
+        text
+    }
+
+    fn now(&self) -> Timestamp {
+        self.first.plus(self.step * u32::try_from(self.made).unwrap())
+    }
+
+    fn next(&mut self) -> CallRow {
+        self.made += 1;
+        let now = self.now();
+        let random = &mut self.random;
+        let took =
+            Duration::from_micros(1 << random.u32(8..20)) + Duration::from_micros(random.u64(..99));
+        let late = if random.u8(..) == 0 { Duration::from_secs(random.u64(..300)) } else { took };
+        let (tool, upstream, server) =
+            self.names.tools[random.usize(..200).min(random.usize(..200))].clone();
+        let caller = Arc::clone(&self.names.callers[random.usize(..50).min(random.usize(..50))]);
+        let (outcome, error_code) = match random.u16(..1000) {
+            0..=949 => (Outcome::Ok, None),
+            950..=979 => (Outcome::ToolError, Some(ErrorCode::Tool)),
+            980..=994 => (Outcome::Timeout, Some(ErrorCode::Timeout)),
+            995..=998 => (Outcome::Unavailable, Some(ErrorCode::Connection)),
+            _ => (Outcome::Cancelled, None),
+        };
+        let session = (self.made / 20_000 * 20 + random.usize(..20)).to_string();
+        let view = (random.u8(..10) == 0).then(|| ViewName::parse("support").unwrap());
+        let response_bytes = random.u64(..50_000);
+        let text = self.words(9);
+        let needle = if self.made % 1_000_003 == 77 { "needleinhay" } else { "" };
+        CallRow {
+            seq: 0,
+            id: CallId::from_uuid(Uuid::now_v7()),
+            started_at: now.minus(late),
+            caller,
+            session: Some(session.into()),
+            client: None,
+            entrance: Entrance::Rest,
+            view,
+            tool,
+            upstream_tool: Some(upstream),
+            server: Some(server),
+            definition_hash: Some([7; 32]),
+            outcome,
+            error_code,
+            error: error_code.map(|_| format!("could not reach it: {}", self.words(4))),
+            failure: None,
+            http_status: 200,
+            attempts: 1,
+            attempt_list: Vec::new(),
+            queue: Duration::ZERO,
+            upstream: took,
+            total: took,
+            request_bytes: 200,
+            response_bytes,
+            arguments: Some(format!(r#"{{"query":"{text}{needle}","limit":{}}}"#, self.made % 100)),
+            result: Some(format!(r#"{{"bytes":{response_bytes},"content":["text"]}}"#)),
+        }
+    }
+
+    fn batch(&mut self, count: usize) -> Vec<CallRow> {
+        (0..count).map(|_| self.next()).collect()
+    }
+}
+
+/// Processor time of this process so far.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
+    let ticks = |n: usize| fields[n].parse::<u64>().unwrap();
+    Duration::from_millis((ticks(12) + ticks(13)) * 10)
+}
+
+struct Clock {
+    name: String,
+    limit: Duration,
+    failed: Vec<String>,
+}
+
+impl Clock {
+    /// Times one answer; prints it, and keeps what was too slow.
+    async fn time<T>(&mut self, what: &str, answer: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let value = answer.await;
+        let took = began.elapsed();
+        let line = format!("{} {what}: {:.1} ms", self.name, took.as_secs_f64() * 1e3);
+        println!("{line}");
+        if took > self.limit * SLACK {
+            self.failed.push(line);
+        }
+        value
+    }
+}
+
+fn filters(now: Timestamp) -> Vec<(String, AuditFilter)> {
+    let text = |text: &str| Some(text.to_owned());
+    let none = AuditFilter::default;
+    let session = text("3");
+    let single = [
+        ("server", AuditFilter { server: text("server-19"), ..none() }),
+        ("tool", AuditFilter { tool: text("server-19__tool_199"), ..none() }),
+        ("upstream tool", AuditFilter { tool: text("tool_42"), ..none() }),
+        ("outcome", AuditFilter { outcome: Some(Outcome::Cancelled), ..none() }),
+        ("caller", AuditFilter { caller: text("caller-49"), ..none() }),
+        ("session", AuditFilter { session, ..none() }),
+        ("error_code", AuditFilter { error_code: text("MCPTimeoutError"), ..none() }),
+        ("view", AuditFilter { view: text("support"), ..none() }),
+        ("nothing of it", AuditFilter { outcome: Some(Outcome::Interrupted), ..none() }),
+    ];
+    let both = |a: &AuditFilter, b: &AuditFilter| AuditFilter {
+        server: a.server.clone().or(b.server.clone()),
+        tool: a.tool.clone().or(b.tool.clone()),
+        outcome: a.outcome.or(b.outcome),
+        caller: a.caller.clone().or(b.caller.clone()),
+        session: a.session.clone().or(b.session.clone()),
+        error_code: a.error_code.clone().or(b.error_code.clone()),
+        view: a.view.clone().or(b.view.clone()),
+        ..none()
+    };
+    let mut all = vec![("everything".to_owned(), none())];
+    for (n, (name, filter)) in single.iter().enumerate() {
+        all.push(((*name).to_owned(), filter.clone()));
+        for (other, also) in &single[n + 1..] {
+            all.push((format!("{name} and {other}"), both(filter, also)));
+        }
+    }
+    let spans = [
+        ("", None, None),
+        (", an old hour", Some(now.minus(DAY * 20)), Some(now.minus(DAY * 20 - DAY / 24))),
+        (", two weeks", Some(now.minus(DAY * 25)), Some(now.minus(DAY * 11))),
+    ];
+    let spanned = |(name, filter): (String, AuditFilter)| {
+        spans.map(|(span, since, until)| {
+            (format!("{name}{span}"), AuditFilter { since, until, ..filter.clone() })
+        })
+    };
+    all.into_iter().flat_map(spanned).collect()
+}
+
+async fn ask_for_pages(query: &AuditQuery, filter: &AuditFilter, name: &str, clock: &mut Clock) {
+    let mut cursor: Option<String> = None;
+    for page in 1..=3 {
+        let answer = query.page(filter, cursor.as_deref(), 100);
+        let answer = clock.time(&format!("{name}, page {page}"), answer).await.unwrap();
+        assert!(answer.index.behind < 60_000, "{:?}", answer.index);
+        cursor = answer.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ledger_scale() {
+    let rows = rows();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let follower = store.clone();
+    let stopped = stop.clone();
+    tasks.spawn(async move { follower.follow_ledger(stopped).await });
+
+    let mut calls = Calls::new(rows);
+    let (mut writing, mut furthest) = (Duration::ZERO, 0);
+    let (began, cpu_before) = (Instant::now(), cpu());
+    let mut slowest = f64::MAX;
+    let (mut window, mut window_rows) = (Duration::ZERO, 0);
+    while calls.made < rows {
+        let batch = calls.batch(BATCH.min(rows - calls.made));
+        let started = Instant::now();
+        store.append_calls(&batch).await.unwrap();
+        writing += started.elapsed();
+        window += started.elapsed();
+        window_rows += batch.len();
+        if window_rows >= 50 * BATCH {
+            slowest = slowest.min(window_rows as f64 / window.as_secs_f64());
+            (window, window_rows) = (Duration::ZERO, 0);
+            furthest = furthest.max(store.index_state().await.unwrap().behind);
+        }
+    }
+    let rate = rows as f64 / writing.as_secs_f64();
+    println!(
+        "{rows} rows in {:.0} s ({:.0} s of them writing): {rate:.0} rows/s, slowest 204,800 at {slowest:.0} rows/s",
+        began.elapsed().as_secs_f64(),
+        writing.as_secs_f64()
+    );
+    let caught = Instant::now();
+    while store.index_state().await.unwrap().behind > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let whole = began.elapsed().as_secs_f64();
+    println!(
+        "the index was {furthest} behind at most, done {:.1} s after the last row: {:.0} rows/s; {:.0} s of processor in {whole:.0} s",
+        caught.elapsed().as_secs_f64(),
+        rows as f64 / whole,
+        (cpu() - cpu_before).as_secs_f64(),
+    );
+    for file in ["audit.db", "audit-index.db", "audit-index.db-wal"] {
+        let bytes = std::fs::metadata(folder.path().join(file)).map_or(0, |meta| meta.len());
+        println!("{file}: {} MiB", bytes >> 20);
+    }
+    assert!(rate * f64::from(SLACK) >= 10_000.0, "{rate} rows/s");
+
+    // Calls go on at a thousand a second while questions are asked.
+    let (writer, stopped) = (store.clone(), stop.clone());
+    let (now, mut later) = (calls.now(), calls);
+    tasks.spawn(async move {
+        while !stopped.is_cancelled() {
+            writer.append_calls(&later.batch(100)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let query = AuditQuery::new(store.clone());
+    let clock = |name: &str, millis| Clock {
+        name: name.to_owned(),
+        limit: Duration::from_millis(millis),
+        failed: Vec::new(),
+    };
+    let mut lists = clock("list", 100);
+    for (name, filter) in filters(now) {
+        ask_for_pages(&query, &filter, &name, &mut lists).await;
+    }
+    let mut sums = clock("stats", 500);
+    for (name, by, per, filter) in [
+        ("by server, total", StatsBy::Server, StatsPer::Total, AuditFilter::default()),
+        ("by tool, per hour", StatsBy::Tool, StatsPer::Hour, AuditFilter::default()),
+        ("by caller, per hour", StatsBy::Caller, StatsPer::Hour, AuditFilter::default()),
+        (
+            "by tool of one caller, per day",
+            StatsBy::Tool,
+            StatsPer::Day,
+            AuditFilter { caller: Some("caller-7".to_owned()), ..AuditFilter::default() },
+        ),
+    ] {
+        for back in [1, 15] {
+            let since = now.minus(DAY * back + Duration::from_mins(17));
+            let query =
+                StatsQuery { by, per, filter: filter.clone(), since, until: since.plus(DAY) };
+            let answer = store.audit_stats(&query);
+            let answer = sums.time(&format!("{name}, {back} days ago"), answer).await.unwrap();
+            assert!(!answer.rows.is_empty());
+        }
+    }
+    let mut texts = clock("text", 300);
+    let frequent = [later_word(0), later_word(3)];
+    let rare = later_word(15_000);
+    let caller = || Some("caller-49".to_owned());
+    for text in [
+        "needleinhay".to_owned(),
+        frequent[0].clone(),
+        rare.clone(),
+        format!("{} {rare}", frequent[0]),
+        format!("\"{} {}\"", frequent[0], frequent[1]),
+        format!("{}*", &rare[..3]),
+        "\"could not reach it\"".to_owned(),
+        "content".to_owned(),
+        "nowhereatall".to_owned(),
+    ] {
+        for (with, filter) in [
+            ("", AuditFilter::default()),
+            (" of a caller", AuditFilter { caller: caller(), ..AuditFilter::default() }),
+            (
+                " of an old day",
+                AuditFilter {
+                    since: Some(now.minus(DAY * 20)),
+                    until: Some(now.minus(DAY * 19)),
+                    ..AuditFilter::default()
+                },
+            ),
+            (
+                " of rare ones",
+                AuditFilter {
+                    caller: caller(),
+                    outcome: Some(Outcome::Cancelled),
+                    ..AuditFilter::default()
+                },
+            ),
+        ] {
+            let filter = AuditFilter { text: Some(text.clone()), ..filter };
+            ask_for_pages(&query, &filter, &format!("{text}{with}"), &mut texts).await;
+        }
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    store.close().await.unwrap();
+    let failed = [lists.failed, sums.failed, texts.failed].concat();
+    assert!(failed.is_empty(), "too slow:\n{}", failed.join("\n"));
+}
+
+fn later_word(rank: usize) -> String {
+    Calls::new(1).names.words[rank].clone()
+}
