@@ -111,6 +111,13 @@ async fn the_ledger_is_filtered_and_shown() {
     };
     assert_eq!(filtered(&[]).await.len(), 3);
     assert_eq!(filtered(&["--text", "needle"]).await.len(), 1);
+    router.run(&["audit", "list", "--text", "\"open"]).await.expect(1);
+    let sums = router.run(&["audit", "stats", "--by", "tool", "--json"]).await.expect(0).json();
+    assert_eq!(sums["rows"].as_array().unwrap().len(), 3, "{sums}");
+    let table = router.run(&["audit", "stats", "--per", "hour", "--server", "up"]).await.expect(0);
+    for word in ["SERVER", "CALLS", "ERRORS", "P95", "up"] {
+        assert!(table.out.contains(word), "{}", table.out);
+    }
     assert_eq!(filtered(&["--outcome", "refused"]).await.len(), 1);
     assert_eq!(filtered(&["--tool", "up__echo"]).await.len(), 1);
     assert_eq!(filtered(&["--caller", "nobody"]).await.len(), 0);

@@ -37,6 +37,7 @@ mod isolation;
 mod ledger;
 mod ledger_reading;
 mod ledger_upkeep;
+mod ledger_index;
 mod ledger_scale;
 mod listening;
 mod lists;

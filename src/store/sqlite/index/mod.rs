@@ -15,6 +15,8 @@ mod search;
 mod stats;
 mod varint;
 
+pub(super) use search::{parse_text, push_filter};
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
