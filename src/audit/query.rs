@@ -214,7 +214,7 @@ impl AuditQuery {
     /// Sums of calls.
     ///
     /// # Errors
-    /// What any statement can give.
+    /// [`StoreError::TooManySums`] and what any statement can give.
     pub async fn stats(&self, query: &StatsQuery) -> Result<CallStats, StoreError> {
         let stats = self.store.audit_stats(query).await?;
         Ok(CallStats {

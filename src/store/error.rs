@@ -183,6 +183,14 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An answer with more sums than anybody reads.
+    #[error(
+        "could not sum the calls: there are more than {most} sums; ask for a shorter time, for days, or with a filter"
+    )]
+    TooManySums {
+        /// How many there may be.
+        most: usize,
+    },
     /// A stored value that this version does not understand.
     #[error(
         "could not read column `{column}` of table `{table}`: `{value}` is not a value this version knows"
@@ -264,7 +272,8 @@ impl StoreError {
             Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }
             | Self::BadCursor { .. }
-            | Self::BadText { .. } => StoreFailure::Request,
+            | Self::BadText { .. }
+            | Self::TooManySums { .. } => StoreFailure::Request,
             Self::InUse { .. }
             | Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -294,7 +303,9 @@ impl StoreError {
         match self {
             Self::KeyNameTaken { .. } => ErrorCode::Conflict,
             Self::UnknownServer { .. } => ErrorCode::ServerNotFound,
-            Self::BadCursor { .. } | Self::BadText { .. } => ErrorCode::InvalidRequest,
+            Self::BadCursor { .. } | Self::BadText { .. } | Self::TooManySums { .. } => {
+                ErrorCode::InvalidRequest
+            }
             Self::InUse { .. }
             | Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -346,6 +357,7 @@ impl StoreError {
             | Self::UnknownServer { .. }
             | Self::BadCursor { .. }
             | Self::BadText { .. }
+            | Self::TooManySums { .. }
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }

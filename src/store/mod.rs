@@ -532,7 +532,7 @@ impl Store {
     /// Sums of calls. As complete as [`Self::audit_page`].
     ///
     /// # Errors
-    /// What any statement can give.
+    /// [`StoreError::TooManySums`] and what any statement can give.
     pub async fn audit_stats(&self, query: &StatsQuery) -> Result<Stats, StoreError> {
         forward!(self, audit_stats(query))
     }

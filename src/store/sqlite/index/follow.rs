@@ -125,7 +125,11 @@ impl SqliteStore {
         let mut failures = 0_u32;
         loop {
             let began = clock::uptime();
-            let wait = match self.catch_up().await {
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                done = self.catch_up() => done,
+            };
+            let wait = match done {
                 Ok(Progress { more }) => {
                     failures = 0;
                     // A third of the time is others' while there is much to do.
@@ -406,7 +410,7 @@ impl OpenChunk {
         changed.sort_unstable_by_key(|posted| posted.id);
         for rows in changed.chunks_mut(CHUNK_OF_ROWS) {
             let sql = many("insert or replace into postings", 3, rows.len(), "");
-            let mut query = sqlx::query(AssertSqlSafe(sql));
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(rows.len() == CHUNK_OF_ROWS);
             for posted in rows.iter_mut() {
                 query = query.bind(chunk).bind(posted.id).bind(encode(&posted.places));
                 posted.changed = false;
@@ -432,7 +436,8 @@ impl OpenChunk {
                 "on conflict (dimension, value) do update set last_chunk = excluded.last_chunk
                  returning id, dimension, value",
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql));
+            let mut query =
+                sqlx::query(AssertSqlSafe(sql)).persistent(slots.len() == CHUNK_OF_ROWS);
             for posted in slots.iter().filter_map(|slot| self.posted.get(*slot)) {
                 query = query
                     .bind(posted.dimension.number())

@@ -2,7 +2,7 @@
 //!
 //! Changes when calls are summed differently.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -14,11 +14,15 @@ use super::search::push_filter;
 use super::{Dimension, damaged};
 use crate::model::{Outcome, Timestamp};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{AuditFilter, Stats, StatsBy, StatsPer, StatsQuery, StatsRow, StoreError};
+use crate::store::{
+    AuditFilter, Stats, StatsBy, StatsPer, StatsQuery, StatsRow, StoreError, StoreFailure,
+};
 
 const DAY: i64 = 24 * HOUR;
 /// Times beyond it, thirty thousand years away, are as good as none.
 const FAR: i64 = 1 << 50;
+/// Rows of an answer at most.
+const MOST_ROWS: usize = 50_000;
 /// Rows before other tasks of the thread get a turn.
 const ROWS_AT_ONCE: usize = 128;
 
@@ -28,9 +32,6 @@ struct Sum {
     cell: Cell,
     errors: u64,
 }
-
-/// By begin of the span and name.
-type Sums<N> = HashMap<(i64, N), Sum>;
 
 /// From when until when, in whole minutes.
 #[derive(Clone, Copy)]
@@ -131,30 +132,25 @@ impl SqliteStore {
         query: &StatsQuery,
     ) -> Result<Stats, StoreError> {
         let span = Span::of(query);
-        let (mut sums, indexed) = match self.index.readers() {
-            None => (Sums::new(), 0),
-            Some(readers) => self.sums(&readers, query, span).await.unwrap_or_else(|error| {
-                self.index.unread(&error);
-                (Sums::new(), 0)
-            }),
-        };
-        self.add_latest(&mut sums, query, span, indexed).await?;
-        let mut rows: Vec<StatsRow> = sums
-            .into_iter()
-            .map(|((start, name), sum)| {
-                let quantile = |part| sum.cell.latency.quantile(part).map(Duration::from_micros);
-                StatsRow {
-                    start: Timestamp::from_millis(start),
-                    name,
-                    calls: sum.cell.calls,
-                    errors: sum.errors,
-                    p50: quantile(0.5),
-                    p95: quantile(0.95),
-                    request_bytes: sum.cell.request_bytes,
-                    response_bytes: sum.cell.response_bytes,
+        let summed = match self.index.readers() {
+            None => None,
+            Some(readers) => match self.sums(&readers, query, span).await {
+                Ok(summed) => Some(summed),
+                Err(error) if error.failure() == StoreFailure::Request => return Err(error),
+                Err(error) => {
+                    self.index.unread(&error);
+                    None
                 }
-            })
-            .collect();
+            },
+        };
+        let (mut rows, indexed) = match summed {
+            Some(summed) => summed,
+            None => {
+                let latest = self.latest(query, span, 0).await?;
+                let row = |((start, name), sum): ((i64, Option<String>), Sum)| sum.row(start, name);
+                (latest.into_iter().map(row).collect(), 0)
+            }
+        };
         rows.sort_unstable_by(|a, b| {
             a.start.cmp(&b.start).then(b.calls.cmp(&a.calls)).then(a.name.cmp(&b.name))
         });
@@ -164,56 +160,73 @@ impl SqliteStore {
         Ok(Stats { since, until, rows, index })
     }
 
-    /// What the index has, and how far it is.
+    /// What index and ledger have, and how far the index is.
     async fn sums(
         &self,
         readers: &SqlitePool,
         query: &StatsQuery,
         span: Span,
-    ) -> Result<(Sums<Option<String>>, i64), StoreError> {
+    ) -> Result<(Vec<StatsRow>, i64), StoreError> {
         // One transaction: the sums go as far as it says.
         let mut transaction = readers.begin().await?;
         let indexed: i64 = sqlx::query_scalar("select indexed_seq from state")
             .fetch_one(&mut *transaction)
             .await?;
-        let Some(filter) = Filter::resolve(&mut transaction, query).await? else {
-            return Ok((Sums::new(), indexed));
-        };
-        let mut sums: Sums<i64> = Sums::new();
-        for (width, from, until) in span.pieces() {
-            let mut sql = QueryBuilder::<Sqlite>::new(
-                "select start, server, cells from rollups where width = ",
-            );
-            sql.push_bind(width).push(" and start >= ").push_bind(from);
-            sql.push(" and start < ").push_bind(until);
-            if let Some(server) = filter.server {
-                sql.push(" and server = ").push_bind(server);
+        let latest = self.latest(query, span, indexed).await?;
+        let (mut latest, mut names) = by_number(&mut transaction, query.by, latest).await?;
+        let mut rows: Vec<(i64, StatsRow)> = Vec::new();
+        if let Some(filter) = Filter::resolve(&mut transaction, query).await? {
+            // One span after the other: there may be many, and an open sum takes kilobytes.
+            let mut open: Option<(i64, HashMap<i64, Sum>)> = None;
+            for (width, from, until) in span.pieces() {
+                let mut sql = QueryBuilder::<Sqlite>::new(
+                    "select start, server, cells from rollups where width = ",
+                );
+                sql.push_bind(width).push(" and start >= ").push_bind(from);
+                sql.push(" and start < ").push_bind(until);
+                if let Some(server) = filter.server {
+                    sql.push(" and server = ").push_bind(server);
+                }
+                sql.push(" order by start");
+                let mut stored = sql.build().fetch(&mut *transaction);
+                while let Some(row) = stored.try_next().await? {
+                    let start = span.start(row.try_get(0)?);
+                    if open.as_ref().is_none_or(|(open, _)| *open != start) {
+                        if let Some((start, sums)) = open.take() {
+                            finish(&mut rows, start, sums)?;
+                        }
+                        open = Some((start, latest.remove(&start).unwrap_or_default()));
+                    }
+                    let Some((_, sums)) = &mut open else { continue };
+                    self.add(sums, query.by, &filter, row.try_get(1)?, row.try_get(2)?)?;
+                    tokio::task::yield_now().await;
+                }
             }
-            let mut stored = sql.build().fetch(&mut *transaction);
-            while let Some(row) = stored.try_next().await? {
-                let (start, server): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-                let start = span.start(start);
-                self.add(&mut sums, query.by, &filter, (start, server), row.try_get(2)?)?;
-                tokio::task::yield_now().await;
+            if let Some((start, sums)) = open {
+                finish(&mut rows, start, sums)?;
             }
         }
-        let names = names(&mut transaction, query.by).await?;
-        let named =
-            sums.into_iter().map(|((start, id), sum)| ((start, names.get(&id).cloned()), sum));
+        for (start, sums) in latest {
+            finish(&mut rows, start, sums)?;
+        }
+        let ids = rows.iter().map(|(id, _)| *id).filter(|id| *id > 0).collect();
+        names.extend(names_of(&mut transaction, &ids).await?);
+        let named = rows.into_iter().map(|(id, row)| {
+            let name = names.get(&id).cloned();
+            StatsRow { name, ..row }
+        });
         Ok((named.collect(), indexed))
     }
 
     fn add(
         &self,
-        sums: &mut Sums<i64>,
+        sums: &mut HashMap<i64, Sum>,
         by: StatsBy,
         filter: &Filter,
-        (start, server): (i64, i64),
+        server: i64,
         cells: &[u8],
     ) -> Result<(), StoreError> {
-        // Cells of one name lie together for a tool; else there are few names.
-        let mut local: BTreeMap<i64, Sum> = BTreeMap::new();
-        let added = for_each(cells, |key, cell| {
+        for_each(cells, |key, cell| {
             if !filter.admits(&key) {
                 return Some(());
             }
@@ -222,28 +235,25 @@ impl SqliteStore {
                 StatsBy::Tool => key.tool,
                 StatsBy::Caller => key.caller,
             };
-            let sum = local
-                .entry(name)
-                .or_insert_with(|| sums.remove(&(start, name)).unwrap_or_default());
+            let sum = sums.entry(name).or_default();
             let before = sum.cell.calls;
             cell.add_to(&mut sum.cell)?;
             if key.outcome != filter.ok {
                 sum.errors = sum.errors.saturating_add(sum.cell.calls - before);
             }
             Some(())
-        });
-        sums.extend(local.into_iter().map(|(name, sum)| ((start, name), sum)));
-        added.ok_or_else(|| damaged(&self.index.path, "rollups"))
+        })
+        .ok_or_else(|| damaged(&self.index.path, "rollups"))
     }
 
-    /// Adds what came after the index.
-    async fn add_latest(
+    /// What came after the index.
+    async fn latest(
         &self,
-        sums: &mut Sums<Option<String>>,
         query: &StatsQuery,
         span: Span,
         indexed: i64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<HashMap<(i64, Option<String>), Sum>, StoreError> {
+        let mut sums: HashMap<(i64, Option<String>), Sum> = HashMap::new();
         let mut sql = QueryBuilder::<Sqlite>::new(
             "select c.server, c.tool, c.upstream_tool, c.caller, c.outcome, c.started_at_ms,
                     c.total_us, c.request_bytes, c.response_bytes
@@ -284,27 +294,89 @@ impl SqliteStore {
             if row.try_get::<&str, _>(4)? != Outcome::Ok.as_str() {
                 sum.errors = sum.errors.saturating_add(1);
             }
+            if sums.len() > MOST_ROWS {
+                return Err(StoreError::TooManySums { most: MOST_ROWS });
+            }
         }
-        Ok(())
+        Ok(sums)
     }
 }
 
-/// The words of what is grouped by; there are as many as servers, tools or callers.
-async fn names(
+impl Sum {
+    fn row(&self, start: i64, name: Option<String>) -> StatsRow {
+        let quantile = |part| self.cell.latency.quantile(part).map(Duration::from_micros);
+        StatsRow {
+            start: Timestamp::from_millis(start),
+            name,
+            calls: self.cell.calls,
+            errors: self.errors,
+            p50: quantile(0.5),
+            p95: quantile(0.95),
+            request_bytes: self.cell.request_bytes,
+            response_bytes: self.cell.response_bytes,
+        }
+    }
+}
+
+/// Makes rows of the sums of a span, with the numbers of their names.
+fn finish(
+    rows: &mut Vec<(i64, StatsRow)>,
+    start: i64,
+    sums: HashMap<i64, Sum>,
+) -> Result<(), StoreError> {
+    rows.extend(sums.into_iter().map(|(id, sum)| (id, sum.row(start, None))));
+    if rows.len() > MOST_ROWS {
+        return Err(StoreError::TooManySums { most: MOST_ROWS });
+    }
+    Ok(())
+}
+
+/// Sums of one span after the other, by number of the name.
+type Spans = BTreeMap<i64, HashMap<i64, Sum>>;
+
+/// Sums by number instead of name. A name that the index does not have yet gets a number below 0;
+/// those are given with their names.
+async fn by_number(
     connection: &mut SqliteConnection,
     by: StatsBy,
-) -> Result<HashMap<i64, String>, StoreError> {
+    latest: HashMap<(i64, Option<String>), Sum>,
+) -> Result<(Spans, HashMap<i64, String>), StoreError> {
     let dimension = match by {
         StatsBy::Server => Dimension::Server,
         StatsBy::Tool => Dimension::Tool,
         StatsBy::Caller => Dimension::Caller,
     };
-    let words: Vec<(i64, String)> =
-        sqlx::query_as("select id, value from words where dimension = ?")
-            .bind(dimension.number())
-            .fetch_all(connection)
-            .await?;
-    Ok(words.into_iter().collect())
+    let (mut spans, mut names) = (Spans::new(), HashMap::new());
+    let mut numbers: HashMap<String, i64> = HashMap::new();
+    for ((start, name), sum) in latest {
+        let id = match name {
+            None => 0,
+            Some(name) => match numbers.get(&name) {
+                Some(id) => *id,
+                None => {
+                    let id = number(connection, dimension, Some(&name)).await?.unwrap_or(0);
+                    let id =
+                        if id == 0 { -1 - i64::try_from(names.len()).unwrap_or(0) } else { id };
+                    if id < 0 {
+                        names.insert(id, name.clone());
+                    }
+                    numbers.insert(name, id);
+                    id
+                }
+            },
+        };
+        spans.entry(start).or_default().insert(id, sum);
+    }
+    Ok((spans, names))
+}
+
+async fn names_of(
+    connection: &mut SqliteConnection,
+    ids: &BTreeSet<i64>,
+) -> Result<Vec<(i64, String)>, StoreError> {
+    let list: Vec<String> = ids.iter().map(i64::to_string).collect();
+    let words = "select id, value from words where id in (select value from json_each(?))";
+    Ok(sqlx::query_as(words).bind(format!("[{}]", list.join(","))).fetch_all(connection).await?)
 }
 
 #[cfg(test)]
@@ -319,7 +391,7 @@ mod tests {
             let span = Span::of(&StatsQuery {
                 by: StatsBy::Server,
                 per: StatsPer::Total,
-                filter: crate::store::AuditFilter::default(),
+                filter: AuditFilter::default(),
                 since: Timestamp::from_millis(since),
                 until: Timestamp::from_millis(since + length),
             });
