@@ -244,7 +244,7 @@ async fn ledger_scale() {
         writing += started.elapsed();
         window += started.elapsed();
         window_rows += batch.len();
-        if window_rows >= 50 * BATCH {
+        if window_rows >= 20 * BATCH {
             slowest = slowest.min(window_rows as f64 / window.as_secs_f64());
             (window, window_rows) = (Duration::ZERO, 0);
             furthest = furthest.max(store.index_state().await.unwrap().behind);
@@ -252,7 +252,7 @@ async fn ledger_scale() {
     }
     let rate = rows as f64 / writing.as_secs_f64();
     println!(
-        "{rows} rows in {:.0} s ({:.0} s of them writing): {rate:.0} rows/s, slowest 204,800 at {slowest:.0} rows/s",
+        "{rows} rows in {:.0} s ({:.0} s of them writing): {rate:.0} rows/s, slowest 81,920 at {slowest:.0} rows/s",
         began.elapsed().as_secs_f64(),
         writing.as_secs_f64()
     );

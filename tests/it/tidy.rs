@@ -63,6 +63,10 @@ const PURE: &[&str] = &[
     "catalogue/schedule",
     "audit/redact",
     "audit/export",
+    "store/sqlite/index/fts",
+    "store/sqlite/index/postings",
+    "store/sqlite/index/rollup",
+    "store/sqlite/index/varint",
     "edge/origin",
     "error",
 ];

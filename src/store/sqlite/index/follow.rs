@@ -484,29 +484,37 @@ async fn add_up(open: &OpenChunk, rows: &[Counted], sums: &mut Sums) {
     }
 }
 
+/// Adds the sums to those in the file, many at once: few calls are in each.
 async fn write_sums(
     transaction: &mut Transaction<'_, Sqlite>,
     sums: &Sums,
     index: &Index,
 ) -> Result<(), StoreError> {
-    for ((width, start, server), cells) in sums {
-        let stored: Option<Vec<u8>> = sqlx::query_scalar(
-            "select cells from rollups where width = ? and start = ? and server = ?",
-        )
-        .bind(width)
-        .bind(start)
-        .bind(server)
-        .fetch_optional(&mut **transaction)
-        .await?;
-        let merged = merge(&stored.unwrap_or_default(), cells)
-            .ok_or_else(|| damaged(&index.path, "rollups"))?;
-        sqlx::query("insert or replace into rollups values (?, ?, ?, ?)")
-            .bind(width)
-            .bind(start)
-            .bind(server)
-            .bind(merged)
-            .execute(&mut **transaction)
-            .await?;
+    // In the order of the table.
+    let mut all: Vec<(&(i64, i64, i64), &Cells)> = sums.iter().collect();
+    all.sort_unstable_by_key(|(key, _)| **key);
+    for some in all.chunks(CHUNK_OF_ROWS) {
+        let full = some.len() == CHUNK_OF_ROWS;
+        let head = "with wanted (width, start, server) as (";
+        let tail = ") select r.width, r.start, r.server, r.cells from wanted w
+             cross join rollups r on (r.width, r.start, r.server) = (w.width, w.start, w.server)";
+        let sql = AssertSqlSafe(many(head, 3, some.len(), tail));
+        let query = some.iter().fold(sqlx::query(sql), |query, ((width, start, server), _)| {
+            query.bind(*width).bind(*start).bind(*server)
+        });
+        let mut stored: HashMap<(i64, i64, i64), Vec<u8>> = HashMap::new();
+        for row in query.persistent(full).fetch_all(&mut **transaction).await? {
+            stored.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?);
+        }
+        let sql = AssertSqlSafe(many("insert or replace into rollups", 4, some.len(), ""));
+        let mut query = sqlx::query(sql).persistent(full);
+        for (key, cells) in some {
+            let old = stored.remove(key).unwrap_or_default();
+            let merged = merge(&old, cells).ok_or_else(|| damaged(&index.path, "rollups"))?;
+            let (width, start, server) = **key;
+            query = query.bind(width).bind(start).bind(server).bind(merged);
+        }
+        query.execute(&mut **transaction).await?;
         tokio::task::yield_now().await;
     }
     Ok(())

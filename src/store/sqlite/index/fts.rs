@@ -77,7 +77,10 @@ impl TextQuery {
     }
 
     /// Whether a call with these texts is one that the full-text engine would find.
-    pub(in crate::store::sqlite) fn matches<'a>(&self, texts: impl IntoIterator<Item = Option<&'a str>>) -> bool {
+    pub(in crate::store::sqlite) fn matches<'a>(
+        &self,
+        texts: impl IntoIterator<Item = Option<&'a str>>,
+    ) -> bool {
         let texts: Vec<Vec<String>> = texts.into_iter().flatten().map(tokens).collect();
         self.0.iter().all(|term| texts.iter().any(|text| term.is_in(text)))
     }

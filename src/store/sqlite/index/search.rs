@@ -542,7 +542,10 @@ fn ledger_query(filter: &AuditFilter, with_text: bool, range: &Range) -> QueryBu
 }
 
 /// The filter but for its text, as conditions on `calls c`.
-pub(in crate::store::sqlite) fn push_filter(query: &mut QueryBuilder<Sqlite>, filter: &AuditFilter) {
+pub(in crate::store::sqlite) fn push_filter(
+    query: &mut QueryBuilder<Sqlite>,
+    filter: &AuditFilter,
+) {
     for (dimensions, value) in values(filter) {
         query.push(" and (");
         let mut either = query.separated(" or ");
