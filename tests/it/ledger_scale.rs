@@ -127,6 +127,9 @@ impl Calls {
             response_bytes,
             arguments: Some(format!(r#"{{"query":"{text}{needle}","limit":{}}}"#, self.made % 100)),
             result: Some(format!(r#"{{"bytes":{response_bytes},"content":["text"]}}"#)),
+            arguments_digest: None,
+            result_digest: None,
+            hash: None,
         }
     }
 

@@ -232,8 +232,8 @@ async fn backup_under_load() {
     without.sort_unstable();
     with.sort_unstable();
     let (without, with) = (without[1], with[1]);
-    // A fifth more, and what the scheduler of a shared machine adds.
-    assert!(with <= without.mul_f64(1.2) + Duration::from_millis(10), "{without:?}, {with:?}");
+    // A fifth more, and what two processors add that also build and test meanwhile.
+    assert!(with <= without.mul_f64(1.2) + Duration::from_millis(50), "{without:?}, {with:?}");
 
     // Every one is whole, private, and verifies to its end.
     let mut heads = Vec::new();
