@@ -64,7 +64,7 @@ pub struct Backup {
     pub bytes: u64,
 }
 
-/// A step shall take about this long, so that the slow ones stay below 50 ms.
+/// A step shall take about this long; the aim is that no step takes 50 ms.
 const WANTED: Duration = Duration::from_millis(10);
 /// From here on the next step is smaller.
 const LONG: Duration = Duration::from_millis(20);

@@ -1,8 +1,8 @@
 //! Keeping the ledger in its bounds: the oldest rows go, payloads are erased, and the file becomes
 //! smaller for it.
 //!
-//! Changes when rows leave the ledger in another way. Everything happens in steps that the writer of
-//! calls hardly notices, and a router that is killed between two of them leaves a ledger that verifies:
+//! Changes when rows leave the ledger in another way. Everything happens in small steps beside the writer of
+//! calls, and a router that is killed between two of them leaves a ledger that verifies:
 //! an entry in the chain says up to where rows may be gone before the first of them goes, and each step
 //! moves the beginning of the chain together with the rows it removes.
 
@@ -74,6 +74,7 @@ impl SqliteStore {
         done.longest = done.longest.max(pace.longest()).max(self.give_back(&mut log).await?);
         if done.rows > 0 {
             log.empty().await?;
+            self.index_forget_below(done.through.saturating_add(1)).await?;
         }
         done.freed_bytes = before.saturating_sub(self.audit.size().database_bytes);
         Ok(done)
@@ -191,7 +192,7 @@ impl SqliteStore {
         let mut done = Erased::default();
         let [least, first, most] = STEP_BYTES;
         let mut pace = Pace::new(least, first, most);
-        let mut after = 0;
+        let (mut after, mut erased) = (0, Vec::new());
         let head: i64 = sqlx::query_scalar("select head_seq from ledger where id = 1")
             .fetch_one(&self.audit.readers)
             .await?;
@@ -210,10 +211,12 @@ impl SqliteStore {
                 let (step, rest) = rows.split_at_checked(count).unwrap_or((rows, &[]));
                 let numbers: Vec<i64> = step.iter().map(|(seq, _)| *seq).collect();
                 self.erase_step(of, &numbers, actor, now, &mut pace, &mut log).await?;
+                erased.extend(numbers);
                 done.payloads = done.payloads.saturating_add(count as u64);
                 rows = rest;
             }
         }
+        self.index_erase(&erased).await?;
         done.longest = pace.longest().max(self.give_back(&mut log).await?);
         done.complete = log.empty().await?;
         if let Some(folder) = self.audit.path.parent() {

@@ -100,7 +100,7 @@ async fn retention_gives_the_space_back() {
     assert_eq!(pruned.rows, 90 * 251);
     assert_eq!(pruned.through, 90 * 251);
     println!("longest step {:?}, write beside it {waited:?}, alone {plain:?}", pruned.longest);
-    // On a quiet machine it is 50 ms; a busy one adds what it likes. This tells what holds the writer.
+    // The aim is 50 ms. It was not reached on a busy machine; this bound tells only what hangs.
     let bound = Duration::from_secs(2).max(plain * 2);
     assert!(pruned.longest <= bound, "a step took {:?}, a commit {plain:?}", pruned.longest);
     // Whoever writes waits for one step and its own commit.
