@@ -1,5 +1,10 @@
 //! Keeping the ledger in its bounds: what pruning and erasing leave, also when they are cut off.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test awaits its tasks, and measures as a user does"
+)]
+
 use std::time::Instant;
 
 use sqlx::sqlite::SqliteConnectOptions;
@@ -14,7 +19,7 @@ const NOW: i64 = 200 * DAY;
 
 /// A call on day `day`, with a payload whose bytes are not to be found elsewhere.
 fn on_day(day: i64, number: u64) -> CallRow {
-    let length = 200 + (number as usize * 7_919) % 2_000;
+    let length = 200 + usize::try_from(number * 7_919 % 2_000).unwrap();
     let filler = format!("{number:08}").repeat(length / 8);
     CallRow {
         started_at: at(day * DAY + i64::try_from(number).unwrap() % DAY),
