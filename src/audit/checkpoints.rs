@@ -59,7 +59,7 @@ impl Checkpoints {
         let Ok(checkpoint) = store.checkpoint(clock::timestamp()).await else { return };
         let idle = self.last.is_some_and(|(seq, at)| seq == checkpoint.seq && now.since(at) < IDLE);
         if !idle && self.writing.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.put(checkpoint);
+            self.put(&checkpoint);
         }
     }
 
@@ -71,7 +71,7 @@ impl Checkpoints {
             return;
         }
         match store.checkpoint(clock::timestamp()).await {
-            Ok(checkpoint) => self.put(checkpoint),
+            Ok(checkpoint) => self.put(&checkpoint),
             Err(error) => {
                 tracing::warn!(%error, "the end of the ledger could not be signed: {error}");
             }
@@ -81,10 +81,10 @@ impl Checkpoints {
         }
     }
 
-    fn put(&mut self, checkpoint: Checkpoint) {
+    fn put(&mut self, checkpoint: &Checkpoint) {
         self.last = Some((checkpoint.seq, clock::uptime()));
         tracing::debug!(ledger.seq = checkpoint.seq, ledger.hash = checkpoint.hash, "checkpoint");
-        let Ok(line) = serde_json::to_string(&checkpoint) else { return };
+        let Ok(line) = serde_json::to_string(checkpoint) else { return };
         let (files, failing) = (self.files.clone(), Arc::clone(&self.failing));
         self.writing = Some(tokio::task::spawn_blocking(move || {
             let mut failed = false;

@@ -243,8 +243,9 @@ mod tests {
         let json = serde_json::to_string(&call("t", None).call).unwrap();
         let mut at = 0;
         for column in COLUMNS {
-            let found = json[at..].find(&format!("\"{column}\":"));
-            at += found.unwrap_or_else(|| panic!("{column} is not next in {}", &json[at..]));
+            let rest = json.get(at..).unwrap();
+            let found = rest.find(&format!("\"{column}\":"));
+            at += found.unwrap_or_else(|| panic!("{column} is not next in {rest}"));
         }
         let members: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(members.as_object().unwrap().len(), COLUMNS.len());

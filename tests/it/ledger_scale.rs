@@ -67,6 +67,7 @@ impl Calls {
         let mut text = String::new();
         for _ in 0..count {
             let n = self.names.words.len() as f64;
+            #[expect(clippy::cast_possible_truncation, reason = "below the number of values")]
             let rank = (n.powf(self.random.f64()) - 1.0) as usize;
             text.push_str(&self.names.words[rank]);
             text.push(' ');
@@ -159,7 +160,7 @@ impl Clock {
         let value = answer.await;
         let took = began.elapsed();
         let line = format!("{} {what}: {:.1} ms", self.name, took.as_secs_f64() * 1e3);
-        println!("{line}");
+        eprintln!("{line}");
         if took > self.limit * SLACK {
             self.failed.push(line);
         }

@@ -35,6 +35,7 @@ mod input;
 mod isolated;
 mod isolation;
 mod ledger;
+mod ledger_faults;
 mod ledger_index;
 mod ledger_reading;
 mod ledger_scale;

@@ -131,7 +131,7 @@ impl Task {
                     GAP,
                     &serde_json::json!({
                         "reason": "the router was cut off",
-                        "after": unfinished.last,
+                        "after": unfinished.last.map(|at| at.to_string()),
                         "interrupted": calls.len(),
                     }),
                 ));

@@ -199,7 +199,8 @@ impl Model {
             let mut times: Vec<u128> = rows.iter().map(|row| row.total.as_micros()).collect();
             times.sort_unstable();
             for (part, found) in [(0.5, sum.p50), (0.95, sum.p95)] {
-                let rank = ((times.len() as f64 * part).ceil() as usize).clamp(1, times.len());
+                let rank = (1..times.len()).find(|rank| *rank as f64 >= times.len() as f64 * part);
+                let rank = rank.unwrap_or(times.len());
                 let (exact, found) = (times[rank - 1] as f64, found.unwrap().as_micros() as f64);
                 assert!((exact - found).abs() <= exact * 0.05, "{found} for {exact}");
             }

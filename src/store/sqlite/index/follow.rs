@@ -234,7 +234,7 @@ impl Follower {
             add_up(open, &rows, &mut sums).await;
             write_text(&mut transaction, done, last).await?;
             done = last;
-            let Some(later) = next_call(&mut *transaction, done).await? else {
+            let Some(later) = next_call(&mut transaction, done).await? else {
                 more = false;
                 break;
             };

@@ -18,7 +18,6 @@ pub(super) const fn chunk_of(seq: i64) -> i64 {
 }
 
 /// A number's place in its chunk.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "13 bits")]
 pub(super) const fn place_of(seq: i64) -> u16 {
     (seq & (CHUNK - 1)) as u16
 }

@@ -330,7 +330,7 @@ impl Ask<'_> {
             .bind(limit)
             .fetch_one(self.readers)
             .await?;
-        Ok(numbers(list))
+        Ok(numbers(list.as_deref()))
     }
 
     /// Those of a few that have the text, newest first.
@@ -346,7 +346,7 @@ impl Ask<'_> {
             .bind(&self.expression)
             .fetch_one(self.readers)
             .await?;
-        let mut found = numbers(list);
+        let mut found = numbers(list.as_deref());
         found.sort_unstable_by(|a, b| b.cmp(a));
         Ok(found)
     }
@@ -395,7 +395,7 @@ impl Ask<'_> {
     }
 }
 
-fn numbers(list: Option<String>) -> Vec<i64> {
+fn numbers(list: Option<&str>) -> Vec<i64> {
     list.iter().flat_map(|list| list.split(',')).filter_map(|seq| seq.parse().ok()).collect()
 }
 

@@ -36,7 +36,6 @@ pub(super) fn take_signed(bytes: &mut &[u8]) -> Option<i64> {
     Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the lowest seven bits are what is wanted")]
 const fn low_byte(value: u64) -> u8 {
     (value & 0x7f) as u8
 }
