@@ -163,6 +163,8 @@ impl App {
             checkpoints: std::iter::once(config.data_dir.clone())
                 .chain(config.audit.checkpoints.clone())
                 .collect(),
+            data_dir: config.data_dir.clone(),
+            spool: config.audit.spool.clone(),
             redact: config.audit.redact.clone(),
             secrets: Arc::new(Secrets::new(config.secrets.clone())),
         };

@@ -5,6 +5,7 @@
 
 mod begun;
 mod checkpoints;
+mod disk;
 mod entry;
 mod export;
 mod query;

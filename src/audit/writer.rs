@@ -7,8 +7,11 @@
 //! waits and never fails. When the places are used up, new calls wait for a quarter of a second and
 //! are refused then. When the database cannot be written, `strict` refuses new calls and keeps what
 //! it has; `batched` goes on serving, and after five seconds lets go of the oldest calls, counts
-//! them and says so.
+//! them and says so. When its disk is nearly full, `strict` refuses calls that it might be unable to
+//! record. With a spool, a file on another disk, neither happens: rows are synced there, and read back
+//! into the database in their order when it can be written again.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -53,6 +56,10 @@ pub struct AuditSettings {
     pub intent: IntentMode,
     /// Folders in which signed checkpoints are kept.
     pub checkpoints: Vec<PathBuf>,
+    /// The folder of the database, whose disk is watched.
+    pub data_dir: PathBuf,
+    /// File or folder for rows that cannot be committed, best on another disk.
+    pub spool: Option<PathBuf>,
 }
 
 /// Why a call cannot be taken on: the answer is 503 `MCPAuditUnavailableError`, nothing was sent.
@@ -64,6 +71,9 @@ pub enum AuditUnavailable {
     /// The database cannot be written and `durability` is `strict`.
     #[error("could not record the call: the ledger cannot be written; see the router's log")]
     NotWritable,
+    /// The disk of the database is nearly full and `durability` is `strict`.
+    #[error("could not record the call: the disk of the ledger is nearly full; free some space")]
+    NoSpace,
     /// The router is shutting down.
     #[error("could not record the call: the router is shutting down")]
     Closed,
@@ -95,6 +105,13 @@ struct Shared {
     freed: Notify,
     held_bytes: AtomicUsize,
     failing: AtomicBool,
+    /// There is a spool, and it takes rows in place of the database.
+    has_spool: AtomicBool,
+    spools: AtomicBool,
+    /// There is next to no space left on the disk.
+    scarce: AtomicBool,
+    /// The disk was found full, and what could be done at once was.
+    full: Notify,
     closed: AtomicBool,
     redactor: ArcSwap<Redactor>,
     metrics: AuditMetrics,
@@ -102,7 +119,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    entries: Vec<Queued>,
+    entries: VecDeque<Queued>,
     /// What must be on record before a call is sent.
     intents: Vec<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
@@ -173,12 +190,16 @@ impl AuditWriter {
             freed: Notify::new(),
             held_bytes: AtomicUsize::new(0),
             failing: AtomicBool::new(false),
+            has_spool: AtomicBool::new(false),
+            spools: AtomicBool::new(false),
+            scarce: AtomicBool::new(false),
+            full: Notify::new(),
             closed: AtomicBool::new(false),
             redactor: ArcSwap::from_pointee(redactor),
             metrics,
         });
-        let task = Task::new(store, Arc::clone(&shared), &settings.checkpoints);
-        tracker.spawn(task.run());
+        let task = Task::new(store, Arc::clone(&shared), settings);
+        tracker.spawn(task.run(settings.spool.clone()));
         Self { shared, places: Arc::new(Semaphore::new(PLACES)) }
     }
 
@@ -192,6 +213,26 @@ impl AuditWriter {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         !self.shared.failing.load(Ordering::Relaxed)
+    }
+
+    /// Whether `strict` refuses calls because there is next to no space left on the disk.
+    #[must_use]
+    pub fn lacks_space(&self) -> bool {
+        self.shared.durability == Durability::Strict
+            && self.shared.scarce.load(Ordering::Relaxed)
+            && !self.shared.has_spool.load(Ordering::Relaxed)
+    }
+
+    /// Whether rows are put into the spool because the database cannot be written.
+    #[must_use]
+    pub fn spools(&self) -> bool {
+        self.shared.spools.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the disk was found full and its ballast was removed: there is a little room now
+    /// for whoever can make more.
+    pub async fn disk_full(&self) {
+        self.shared.full.notified().await;
     }
 
     /// Whether every place is taken, so that calls are being refused.
@@ -234,8 +275,14 @@ impl AuditWriter {
         if shared.closed.load(Ordering::Relaxed) {
             return Err(AuditUnavailable::Closed);
         }
-        if shared.durability == Durability::Strict && shared.failing.load(Ordering::Relaxed) {
+        if shared.durability == Durability::Strict
+            && shared.failing.load(Ordering::Relaxed)
+            && !shared.spools.load(Ordering::Relaxed)
+        {
             return Err(AuditUnavailable::NotWritable);
+        }
+        if self.lacks_space() {
+            return Err(AuditUnavailable::NoSpace);
         }
         if shared.is_over_bytes() {
             return Err(AuditUnavailable::QueueFull);
@@ -252,7 +299,11 @@ impl AuditWriter {
             match self.try_admit() {
                 Ok(slot) => return Ok(slot),
                 Err(AuditUnavailable::Closed) => return Err(AuditUnavailable::Closed),
-                Err(AuditUnavailable::QueueFull | AuditUnavailable::NotWritable) => freed.await,
+                Err(
+                    AuditUnavailable::QueueFull
+                    | AuditUnavailable::NotWritable
+                    | AuditUnavailable::NoSpace,
+                ) => freed.await,
             }
         }
     }
@@ -313,7 +364,7 @@ impl Shared {
             }
             // Counted before the writer can see it, which takes it off again.
             let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            queue.entries.push(Queued { entry, bytes, place, waiter });
+            queue.entries.push_back(Queued { entry, bytes, place, waiter });
             (queue.entries.len(), held)
         };
         self.metrics.queued();

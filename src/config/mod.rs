@@ -131,6 +131,8 @@ pub struct AuditConfig {
     pub max_size: u64,
     /// Where signed checkpoints go.
     pub checkpoints: Option<PathBuf>,
+    /// File or folder where rows wait while the database cannot be written.
+    pub spool: Option<PathBuf>,
 }
 
 /// When a call's answer may go out.

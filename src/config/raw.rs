@@ -163,6 +163,9 @@ pub(super) struct RawAudit {
     pub(super) max_size: Option<Field<Bytes>>,
     /// Folder outside the data folder for signed checkpoints.
     pub(super) checkpoints: Option<Field<String>>,
+    /// File or folder, best on another disk, where rows wait while the ledger's database cannot be
+    /// written: calls go on, also with `strict`.
+    pub(super) spool: Option<Field<String>>,
 }
 
 /// Who needs a key.

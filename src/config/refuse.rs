@@ -52,11 +52,22 @@ fn is_authority(text: &str) -> bool {
     address || (port && !host.is_empty() && (bracketed || host.bytes().all(named)))
 }
 
+/// Why the spool cannot be there: what keeps the database from being written would keep the spool, too.
+pub(super) fn spool(path: &Path, data_dir: &Path) -> Option<String> {
+    is_inside(path, data_dir).then(|| {
+        "`spool` lies inside `data_dir`; name a file or folder outside, best on another disk"
+            .to_owned()
+    })
+}
+
+fn is_inside(path: &Path, folder: &Path) -> bool {
+    let absolute = |path: &Path| std::path::absolute(path).ok();
+    absolute(path).zip(absolute(folder)).is_some_and(|(path, folder)| path.starts_with(folder))
+}
+
 /// Why checkpoints cannot go there: who can change the ledger could change them as well.
 pub(super) fn checkpoints(folder: &Path, data_dir: &Path) -> Option<String> {
-    let absolute = |path: &Path| std::path::absolute(path).ok();
-    let inside = absolute(folder)?.starts_with(absolute(data_dir)?);
-    inside.then(|| {
+    is_inside(folder, data_dir).then(|| {
         "`checkpoints` lies inside `data_dir`; name a folder outside, best on another machine or owned by another user".to_owned()
     })
 }

@@ -348,6 +348,7 @@ fn what_can_never_work_is_refused() {
         ("http: {allowed_hosts: [h/path]}\n", "is not a host name"),
         ("data_dir: ''\n", "`data_dir` must be a folder"),
         ("data_dir: ./d\naudit: {checkpoints: d/checks}\n", "`checkpoints` lies inside `data_dir`"),
+        ("data_dir: ./d\naudit: {spool: ./d/spool.jsonl}\n", "`spool` lies inside `data_dir`"),
     ] {
         let message = refused(text);
         assert!(message.contains(expected), "{text}\n{message}");

@@ -108,6 +108,7 @@ fn ledger(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
             .check("max_size", raw.max_size.as_ref(), "at least 16MiB", |size| size.0 >= 16 << 20)
             .map_or(usual.max_size, |size| size.0),
         checkpoints: reader.get(raw.checkpoints.as_ref()).map(PathBuf::from),
+        spool: reader.get(raw.spool.as_ref()).map(PathBuf::from),
     };
 }
 
@@ -122,6 +123,7 @@ impl Default for AuditConfig {
             retention: Duration::from_secs(90 * 86_400),
             max_size: 10 << 30,
             checkpoints: None,
+            spool: None,
         }
     }
 }
@@ -135,6 +137,12 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     if let (Some(folder), Some(field)) =
         (&config.audit.checkpoints, raw.audit.as_ref().and_then(|raw| raw.checkpoints.as_ref()))
         && let Some(message) = refuse::checkpoints(folder, &config.data_dir)
+    {
+        reader.problem(&field.at, message);
+    }
+    if let (Some(spool), Some(field)) =
+        (&config.audit.spool, raw.audit.as_ref().and_then(|raw| raw.spool.as_ref()))
+        && let Some(message) = refuse::spool(spool, &config.data_dir)
     {
         reader.problem(&field.at, message);
     }

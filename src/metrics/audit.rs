@@ -18,6 +18,7 @@ pub struct AuditMetrics {
     dropped: IntCounter,
     pruned: IntCounter,
     queue_depth: IntGauge,
+    spool: IntGauge,
     commit_duration: Histogram,
     oldest: Gauge,
 }
@@ -57,6 +58,11 @@ impl AuditMetrics {
             "Finished tool calls that wait to be committed to the ledger.",
         )?;
         registry.register(Box::new(queue_depth.clone()))?;
+        let spool = IntGauge::new(
+            "switchyard_audit_spool_bytes",
+            "Bytes of rows that wait in the ledger's spool because its database could not be written.",
+        )?;
+        registry.register(Box::new(spool.clone()))?;
         let commit_duration = Histogram::with_opts(
             HistogramOpts::new(
                 "switchyard_audit_commit_duration_seconds",
@@ -75,6 +81,7 @@ impl AuditMetrics {
             dropped,
             pruned,
             queue_depth,
+            spool,
             commit_duration,
             oldest,
         })
@@ -110,6 +117,11 @@ impl AuditMetrics {
     /// `calls` wait no longer.
     pub(crate) fn dequeued(&self, calls: usize) {
         self.queue_depth.sub(i64::try_from(calls).unwrap_or(i64::MAX));
+    }
+
+    /// So many bytes wait in the spool.
+    pub(crate) fn spooled(&self, bytes: u64) {
+        self.spool.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// A batch was committed.

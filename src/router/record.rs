@@ -234,6 +234,13 @@ impl CallRecord {
         if let Some(slot) = self.slot.take() {
             match durability {
                 Durability::Batched => slot.record(entry),
+                // Nothing was sent because the ledger cannot be written: its row may follow, and the
+                // caller is not kept waiting for it.
+                Durability::Strict
+                    if matches!(&answer.result, Err(RouteError::AuditUnavailable(_))) =>
+                {
+                    slot.record(entry);
+                }
                 Durability::Strict => {
                     if let Err(error) = slot.record_durably(entry).await {
                         tracing::error!(call.id = %answer.id, %error, "{error}");

@@ -151,6 +151,13 @@ impl LedgerKey {
         tag(&self.heads, &[b"ends v1", chain, &first, base.1, &last, head.1])
     }
 
+    /// What binds a row that waits outside the database to its place there.
+    pub(super) fn spooled(&self, spool: &str, at: u64, row: &[u8]) -> Hash {
+        let length = u64::try_from(spool.len()).unwrap_or(u64::MAX);
+        let (length, at) = (length.to_le_bytes(), at.to_le_bytes());
+        tag(&self.heads, &[b"spool v1", &length, spool.as_bytes(), &at, row])
+    }
+
     /// What makes digests of payloads as they are received.
     pub(super) fn digester(&self) -> Digester {
         Digester(self.digests.clone())

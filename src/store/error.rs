@@ -203,6 +203,13 @@ pub enum StoreError {
         /// The value, cut for display.
         value: String,
     },
+    /// The file in which rows of the ledger wait cannot be read.
+    #[error("could not read the ledger's spool: {source}")]
+    Spool {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The store was closed.
     #[error("could not use the database: the router is shutting down")]
     Closed,
@@ -290,6 +297,7 @@ impl StoreError {
             | Self::RestoreCutOff { .. }
             | Self::Sealed { .. }
             | Self::BadValue { .. }
+            | Self::Spool { .. }
             | Self::Closed
             | Self::ReadOnly { .. }
             | Self::Corrupt { .. }
@@ -322,6 +330,7 @@ impl StoreError {
             | Self::RestoreCutOff { .. }
             | Self::Sealed { .. }
             | Self::BadValue { .. }
+            | Self::Spool { .. }
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }
@@ -358,6 +367,7 @@ impl StoreError {
             | Self::BadCursor { .. }
             | Self::BadText { .. }
             | Self::TooManySums { .. }
+            | Self::Spool { .. }
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }
@@ -382,11 +392,16 @@ mod result_code {
     pub(super) const FULL: i32 = 13;
     pub(super) const CANTOPEN: i32 = 14;
     pub(super) const NOTADB: i32 = 26;
+    /// Extended: the index of the write-ahead log could not grow, for want of space.
+    pub(super) const IOERR_SHMSIZE: i32 = 4874;
 }
 
 fn primary_code(error: &sqlx::Error) -> Option<i32> {
     let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(extended & 0xff)
+    Some(match extended {
+        result_code::IOERR_SHMSIZE => result_code::FULL,
+        _ => extended & 0xff,
+    })
 }
 
 impl From<sqlx::Error> for StoreError {

@@ -11,12 +11,15 @@ mod journal;
 mod key_file;
 mod rows;
 mod seal;
+mod spool;
 mod sqlite;
 mod upkeep;
 mod verified;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -32,11 +35,12 @@ use journal::Journal;
 
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
-    AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow, Cursor, Depth,
-    DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, IndexState, KeyRow,
-    OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats, StatsBy, StatsPer,
-    StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
+    AUDIT_SPOOLED, AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow,
+    Cursor, Depth, DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, IndexState,
+    KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats, StatsBy,
+    StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
+pub use spool::Spool;
 pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned};
 pub use verified::{Fault, Finding, Verified};
 
@@ -482,6 +486,65 @@ impl Store {
         calls: &[CallRow],
     ) -> Result<i64, StoreError> {
         forward!(self, append_ledger(entries, calls))
+    }
+
+    /// Moves the ledger's write-ahead log into its file and gives its space back, as far as nobody
+    /// reads.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn shrink_ledger_log(&self) -> Result<(), StoreError> {
+        forward!(self, shrink_ledger_log())
+    }
+
+    /// How long a commit to the ledger waits for another process' lock.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn set_ledger_patience(&self, patience: Duration) -> Result<(), StoreError> {
+        forward!(self, set_ledger_patience(patience))
+    }
+
+    /// Opens the file in which rows of the ledger wait while they cannot be committed.
+    ///
+    /// # Errors
+    /// When it cannot be read or mended.
+    pub fn open_spool(&self, path: &Path) -> io::Result<Spool> {
+        match &self.backend {
+            Backend::Sqlite(store) => store.open_spool(path),
+        }
+    }
+
+    /// Puts entries and calls there instead of committing them, and returns when they are synced.
+    /// `after` is a row that was committed before.
+    ///
+    /// # Errors
+    /// When they could not be written; nothing of them is there then. The spool is not usable if this
+    /// is dropped before it ends.
+    pub async fn spool(
+        &self,
+        spool: Spool,
+        after: i64,
+        entries: &[EntryRow],
+        calls: &[CallRow],
+    ) -> (Spool, io::Result<()>) {
+        match &self.backend {
+            Backend::Sqlite(store) => store.spool(spool, after, entries, calls).await,
+        }
+    }
+
+    /// Commits some of what waits there, up to byte `limit` of the file; gives what still waits before that. Each
+    /// row is committed once, however often this is cut off. Empties a file that was read.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn drain_spool(
+        &self,
+        spool: &mut Spool,
+        limit: u64,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        forward!(self, drain_spool(spool, limit, now))
     }
 
     /// What is to be on record in the ledger beside calls, for the one that writes it: acts, changes

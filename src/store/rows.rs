@@ -340,6 +340,8 @@ pub struct CallRow {
 pub const AUDIT_STARTED: &str = "audit.started";
 /// The kind of the entry with which it ends in order: everything before is on record.
 pub const AUDIT_STOPPED: &str = "audit.stopped";
+/// The kind of the entry with which rows come back that waited outside the database.
+pub const AUDIT_SPOOLED: &str = "audit.spooled";
 /// The kind of the entry that says that a call is about to be sent.
 pub const CALL_STARTED: &str = "call.started";
 

@@ -693,7 +693,7 @@ async fn what_was_committed_survives_a_kill() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines = io::BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut committed =
         lines.filter_map(|line| line.split_once("committed ").map(|(_, id)| id.to_owned()));
     let mut ids: Vec<String> = committed.by_ref().take(150).collect();

@@ -1,8 +1,10 @@
 //! The ledger where things break: the router is killed, the disk is full, the database is locked. What
 //! callers and servers counted is compared with what is on record.
 
+mod failing;
 mod kills;
 mod reconcile;
+mod spool;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

@@ -2,22 +2,27 @@
 //!
 //! Changes when the order of commits does, or what is done when they fail.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::super::begun::interrupted;
 use super::super::checkpoints::Checkpoints;
-use super::{BATCH, Intent, Queued, Shared};
+use super::super::disk::{Disk, Space};
+use super::{AuditSettings, BATCH, HELD_BYTES, Intent, PLACES, Queued, Shared};
 use crate::clock;
 use crate::config::Durability;
 use crate::model::{Timestamp, Uptime};
 use crate::store::{
-    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, EntryRow, Store, StoreError,
+    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, EntryRow, Spool, Store, StoreError,
+    StoreFailure,
 };
+
+mod aside;
 
 /// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
 const COLLECT: Duration = Duration::from_millis(50);
@@ -26,6 +31,11 @@ const ENCODE_ROWS: usize = 128;
 const ENCODE_BYTES: usize = 64 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How often the queue is looked at while the database does not answer.
+const SHED: Duration = Duration::from_millis(100);
+/// Calls, and bytes, that may wait while the database cannot be written: the rest is for new ones.
+const MOST_WAITING: usize = PLACES / 2;
+const MOST_BYTES: usize = HELD_BYTES / 2;
 /// Entries beside calls that are kept while the database cannot be written.
 const LARGEST_JOURNAL: usize = 16_384;
 
@@ -37,6 +47,10 @@ pub(super) struct Task {
     store: Store,
     shared: Arc<Shared>,
     failing_since: Option<Uptime>,
+    /// The database is damaged or its disk fails: nothing is written until somebody has looked.
+    stopped: bool,
+    /// Whether the beginning is on record.
+    begun: bool,
     /// Whether the metric of the oldest call is set.
     oldest: Option<()>,
     /// What others have to put on record beside calls.
@@ -46,6 +60,17 @@ pub(super) struct Task {
     /// What is missing from the ledger, until that is on record.
     gap: Option<Gap>,
     checkpoints: Checkpoints,
+    disk: Disk,
+    /// Where rows go while the database cannot be written.
+    spool: Option<Spool>,
+    /// Whether some wait there: others must not overtake them.
+    spooling: bool,
+    /// Up to where the spool is of a router before this one.
+    inherited: u64,
+    /// When the database was last tried while rows wait in the spool.
+    tried: Option<Uptime>,
+    /// The last row that is known to be committed.
+    last: i64,
 }
 
 /// Calls that could not be put on record.
@@ -57,7 +82,7 @@ struct Gap {
 
 /// What was taken from the queue at once.
 struct Taken {
-    entries: Vec<Queued>,
+    entries: VecDeque<Queued>,
     intents: Vec<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
 }
@@ -69,29 +94,44 @@ impl Taken {
 }
 
 impl Task {
-    pub(super) fn new(store: Store, shared: Arc<Shared>, checkpoints: &[PathBuf]) -> Self {
+    pub(super) fn new(store: Store, shared: Arc<Shared>, settings: &AuditSettings) -> Self {
         Self {
             journal: store.journal(),
             store,
             shared,
             failing_since: None,
+            stopped: false,
+            begun: false,
             oldest: None,
             notes: Vec::new(),
             gap: None,
-            checkpoints: Checkpoints::new(checkpoints),
+            checkpoints: Checkpoints::new(&settings.checkpoints),
+            disk: Disk::new(&settings.data_dir),
+            spool: None,
+            spooling: false,
+            inherited: 0,
+            tried: None,
+            last: 0,
         }
     }
 
-    pub(super) async fn run(mut self) {
-        self.begin().await;
+    pub(super) async fn run(mut self, spool: Option<PathBuf>) {
+        if let Some(path) = spool {
+            self.open_spool(&path).await;
+        }
+        if let Err(error) = self.begin().await {
+            self.failed(&error);
+        }
+        self.watch().await;
         if let Ok(Some(oldest)) = self.store.audit_oldest().await {
             self.shared.metrics.oldest(oldest);
             self.oldest = Some(());
         }
-        let mut spare = Vec::new();
+        let mut spare = VecDeque::new();
         loop {
             let Some(mut taken) = self.take(spare) else { break };
             self.hear();
+            self.watch().await;
             if taken.is_empty() && self.notes.is_empty() {
                 spare = taken.entries;
                 self.checkpoints.keep(&self.store).await;
@@ -101,10 +141,8 @@ impl Task {
             if !taken.intents.is_empty() || taken.entries.is_empty() {
                 self.write_intents(taken.intents).await;
             }
-            while !taken.entries.is_empty() {
-                let rest = taken.entries.len().min(BATCH);
-                let batch: Vec<Queued> = taken.entries.drain(..rest).collect();
-                self.write(batch).await;
+            if !taken.entries.is_empty() {
+                self.write(&mut taken.entries).await;
             }
             for flush in taken.flushes {
                 // Nobody waits any more: nothing to tell.
@@ -116,46 +154,68 @@ impl Task {
             self.checkpoints.keep(&self.store).await;
         }
         self.hear();
+        self.tried = None;
         self.notes.push(entry(AUDIT_STOPPED, &serde_json::json!({})));
         self.write_intents(Vec::new()).await;
         self.checkpoints.end(&self.store).await;
     }
 
     /// Puts on record that the ledger is written from here on, what a router that was cut off left
-    /// unsaid, and the calls that were under way then.
-    async fn begin(&mut self) {
-        match self.store.unfinished().await {
-            Ok(Some(unfinished)) => {
-                let calls: Vec<CallRow> = unfinished.begun.iter().filter_map(interrupted).collect();
-                self.notes.push(entry(
-                    GAP,
-                    &serde_json::json!({
-                        "reason": "the router was cut off",
-                        "after": unfinished.last.map(|at| at.to_string()),
-                        "interrupted": calls.len(),
-                    }),
-                ));
-                let notes = std::mem::take(&mut self.notes);
-                if !self.commit(&notes, &calls).await {
-                    self.notes = notes;
-                } else if !calls.is_empty() {
-                    tracing::warn!(
-                        calls = calls.len(),
-                        "{} calls were under way when the router was cut off",
-                        calls.len()
-                    );
-                }
-            }
-            Ok(None) => {}
-            Err(error) => {
-                self.failed(&error);
-            }
+    /// unsaid, and the calls that were under way then. Nothing is written before that but what is in
+    /// the spool of that router, and nothing is said while that is not done: then it is `false`.
+    async fn begin(&mut self) -> Result<bool, StoreError> {
+        if !self.read_back(self.inherited).await? {
+            return Ok(false);
+        }
+        self.inherited = 0;
+        let mut entries = Vec::new();
+        let mut calls = Vec::new();
+        if let Some(unfinished) = self.store.unfinished().await? {
+            calls.extend(unfinished.begun.iter().filter_map(interrupted));
+            entries.push(entry(
+                GAP,
+                &serde_json::json!({
+                    "reason": "the router was cut off",
+                    "after": unfinished.last.map(|at| at.to_string()),
+                    "interrupted": calls.len(),
+                }),
+            ));
         }
         let version = env!("CARGO_PKG_VERSION");
-        self.notes.push(entry(
+        entries.push(entry(
             AUDIT_STARTED,
             &serde_json::json!({ "version": version, "pid": std::process::id() }),
         ));
+        self.append(&entries, &calls).await?;
+        self.begun = true;
+        if !calls.is_empty() {
+            tracing::warn!(
+                calls = calls.len(),
+                "{} calls were under way when the router was cut off",
+                calls.len()
+            );
+        }
+        Ok(true)
+    }
+
+    /// Whether there is something to catch up with.
+    const fn is_behind(&self) -> bool {
+        !self.stopped && (self.failing_since.is_some() || self.spooling || !self.begun)
+    }
+
+    /// Whether the database is to be tried. While rows wait in the spool, that is not for each batch.
+    fn is_due(&self) -> bool {
+        !self.stopped
+            && (!self.spooling
+                || self.tried.is_none_or(|at| clock::uptime().since(at) >= LONGEST_RETRY))
+    }
+
+    /// Looks how much space there is.
+    async fn watch(&mut self) {
+        let scarce = self.disk.look().await == Space::Scarce;
+        if self.shared.scarce.swap(scarce, Ordering::Relaxed) && !scarce {
+            self.shared.freed.notify_waiters();
+        }
     }
 
     /// Takes what others have to put on record.
@@ -165,8 +225,28 @@ impl Task {
         }
     }
 
-    /// Waits for something to do.
+    /// Waits for something to do. While the database fails, that is to try it again.
     async fn wait(&mut self) {
+        if self.gap.is_some() && self.failing_since.is_none() {
+            self.commit(&[], &[]).await;
+        }
+        if self.is_behind() {
+            let pause = match self.tried {
+                None if self.spooling => Duration::ZERO,
+                _ => LONGEST_RETRY,
+            };
+            tokio::select! {
+                () = self.shared.work.notified() => {
+                    if self.shared.durability == Durability::Batched {
+                        self.collect().await;
+                    }
+                }
+                () = tokio::time::sleep(pause) => {
+                    self.commit(&[], &[]).await;
+                }
+            }
+            return;
+        }
         tokio::select! {
             () = self.shared.work.notified() => {
                 if self.shared.durability == Durability::Batched {
@@ -174,17 +254,17 @@ impl Task {
                 }
             }
             Some(entry) = self.journal.recv() => self.notes.push(entry),
-            () = tokio::time::sleep(self.checkpoints.due()) => {}
+            () = tokio::time::sleep(self.checkpoints.due().min(self.disk.every())) => {}
         }
     }
 
     /// Commits the beginnings of calls, and what others have to put on record.
-    async fn write_intents(&mut self, intents: Vec<Intent>) {
+    async fn write_intents(&mut self, mut intents: Vec<Intent>) {
         let mut notes = std::mem::take(&mut self.notes);
-        // Whoever does not wait any more does not send its call.
-        let awaited = intents.into_iter().filter(|intent| !intent.waiter.is_closed());
+        // Whoever does not wait any more does not send the call either.
+        intents.retain(|intent| !intent.waiter.is_closed());
         let (rows, waiters): (Vec<_>, Vec<_>) =
-            awaited.map(|intent| (intent.row, intent.waiter)).unzip();
+            intents.into_iter().map(|intent| (intent.row, intent.waiter)).unzip();
         notes.extend(rows);
         if notes.is_empty() || self.commit(&notes, &[]).await {
             for waiter in waiters {
@@ -200,8 +280,9 @@ impl Task {
         }
     }
 
-    /// Takes everything that is queued; `None` when the writer is closed and all is done.
-    fn take(&self, spare: Vec<Queued>) -> Option<Taken> {
+    /// Takes everything that is queued, at most one commit's calls; `None` when the writer is closed
+    /// and all is done.
+    fn take(&self, spare: VecDeque<Queued>) -> Option<Taken> {
         let mut queue = self.shared.queue.lock();
         if queue.entries.is_empty()
             && queue.intents.is_empty()
@@ -211,9 +292,15 @@ impl Task {
             queue.ended = true;
             return None;
         }
+        let intents = std::mem::take(&mut queue.intents);
+        if queue.entries.len() > BATCH {
+            // What is asked to be flushed may be in the rest.
+            let entries = queue.entries.drain(..BATCH).collect();
+            return Some(Taken { entries, intents, flushes: Vec::new() });
+        }
         Some(Taken {
             entries: std::mem::replace(&mut queue.entries, spare),
-            intents: std::mem::take(&mut queue.intents),
+            intents,
             flushes: std::mem::take(&mut queue.flushes),
         })
     }
@@ -226,14 +313,14 @@ impl Task {
         }
     }
 
-    async fn write(&mut self, batch: Vec<Queued>) {
+    async fn write(&mut self, batch: &mut VecDeque<Queued>) {
         let redactor = self.shared.redactor.load_full();
         let digester = self.store.digester();
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len());
         let mut waiters = Vec::new();
         let (mut held, mut encoded) = (0, 0);
-        for queued in batch {
+        for queued in batch.drain(..) {
             rows.push(queued.entry.into_row(&redactor, &digester));
             places.push(queued.place);
             waiters.extend(queued.waiter);
@@ -254,23 +341,64 @@ impl Task {
             }
         } else {
             self.notes = notes;
-            self.lose(&rows);
+            self.lose(rows.iter().map(|row| row.started_at));
         }
-        self.shared.metrics.dequeued(rows.len());
+        self.dequeue(places, held);
+    }
+
+    /// Gives back what these calls took of the queue.
+    fn dequeue(&self, places: Vec<OwnedSemaphorePermit>, held: usize) {
+        self.shared.metrics.dequeued(places.len());
         self.shared.held_bytes.fetch_sub(held, Ordering::Relaxed);
         drop(places);
         self.shared.freed.notify_waiters();
     }
 
     /// Lets calls go, and remembers to say so.
-    fn lose(&mut self, rows: &[CallRow]) {
-        self.shared.metrics.dropped(rows.len());
-        let times = rows.iter().map(|row| row.started_at);
-        let (Some(from), Some(to)) = (times.clone().min(), times.max()) else { return };
+    fn lose(&mut self, times: impl ExactSizeIterator<Item = Timestamp>) {
+        let calls = times.len();
+        self.shared.metrics.dropped(calls);
+        let span = times.fold(None, |span: Option<(Timestamp, Timestamp)>, at| {
+            Some(span.map_or((at, at), |(from, to)| (from.min(at), to.max(at))))
+        });
+        let Some((from, to)) = span else { return };
         let gap = self.gap.get_or_insert(Gap { from, to, calls: 0 });
         gap.from = gap.from.min(from);
         gap.to = gap.to.max(to);
-        gap.calls = gap.calls.saturating_add(rows.len() as u64);
+        gap.calls = gap.calls.saturating_add(calls as u64);
+    }
+
+    /// Whether calls may be let go of: the answers of `batched` are out, and it goes on serving.
+    fn may_lose(&self) -> bool {
+        let closing = self.shared.closed.load(Ordering::Relaxed);
+        (self.shared.durability == Durability::Batched || closing)
+            && !self.shared.spools.load(Ordering::Relaxed)
+            && self
+                .failing_since
+                .is_some_and(|since| clock::uptime().since(since) >= self.shared.patience)
+    }
+
+    /// Lets go of the oldest calls that wait, so that there is a place for new ones.
+    fn shed(&mut self) {
+        if !self.may_lose() {
+            return;
+        }
+        let mut held = self.shared.held_bytes.load(Ordering::Relaxed);
+        let (mut times, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
+        {
+            let mut queue = self.shared.queue.lock();
+            while queue.entries.len() > MOST_WAITING || held > MOST_BYTES {
+                let Some(oldest) = queue.entries.pop_front() else { break };
+                times.push(oldest.entry.started_at);
+                places.push(oldest.place);
+                bytes += oldest.bytes;
+                held = held.saturating_sub(oldest.bytes);
+            }
+        }
+        if !times.is_empty() {
+            self.lose(times.into_iter());
+            self.dequeue(places, bytes);
+        }
     }
 
     fn count(&mut self, rows: &[CallRow]) {
@@ -285,48 +413,131 @@ impl Task {
         }
     }
 
-    /// Commits a batch, however often it must be tried; `false` when it was given up.
+    /// Adds to the ledger. Lets go of waiting calls when that takes too long.
+    async fn append(&mut self, entries: &[EntryRow], rows: &[CallRow]) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let mut appending = std::pin::pin!(store.append_ledger(entries, rows));
+        loop {
+            tokio::select! {
+                appended = &mut appending => {
+                    self.last = appended?;
+                    return Ok(());
+                }
+                () = tokio::time::sleep(SHED) => self.shed(),
+            }
+        }
+    }
+
+    /// Commits a batch after all that comes before it; `false` when some of that still waits.
+    async fn try_commit(
+        &mut self,
+        notes: &[EntryRow],
+        rows: &[CallRow],
+    ) -> Result<bool, StoreError> {
+        if !self.begun && !self.begin().await? {
+            return Ok(false);
+        }
+        if !self.read_back(u64::MAX).await? {
+            return Ok(false);
+        }
+        if self.may_lose() {
+            // What is let go of while the database does not answer belongs into the same entry.
+            self.append(&[], &[]).await?;
+        }
+        let gap = self.gap.take();
+        let entries: Vec<EntryRow> =
+            gap.iter().map(Gap::entry).chain(notes.iter().cloned()).collect();
+        let appended = self.append(&entries, rows).await;
+        if appended.is_err() {
+            // With what was let go of meanwhile.
+            self.gap = match (gap, self.gap.take()) {
+                (Some(one), Some(other)) => Some(one.and(&other)),
+                (one, other) => one.or(other),
+            };
+        }
+        appended.map(|()| true)
+    }
+
+    /// Commits a batch, however often it must be tried, or puts it into the spool; `false` when it was
+    /// given up.
     async fn commit(&mut self, notes: &[EntryRow], rows: &[CallRow]) -> bool {
         let mut delay = FIRST_RETRY;
         loop {
-            let began = clock::uptime();
-            let gap = self.gap.as_ref().map(Gap::entry);
-            let entries: Vec<EntryRow> = gap.into_iter().chain(notes.iter().cloned()).collect();
-            let error = match self.store.append_ledger(&entries, rows).await {
-                Ok(_last) => {
-                    self.gap = None;
-                    self.shared.metrics.committed(clock::uptime().since(began));
-                    self.recovered();
-                    return true;
+            if self.is_due() {
+                let began = clock::uptime();
+                self.tried = Some(began);
+                match self.try_commit(notes, rows).await {
+                    Ok(true) => {
+                        self.shared.metrics.committed(clock::uptime().since(began));
+                        self.recovered();
+                        return true;
+                    }
+                    // It goes on at once.
+                    Ok(false) => self.tried = None,
+                    Err(error) => {
+                        if self.relieve(&error).await {
+                            continue;
+                        }
+                        // First the spool: `strict` takes calls as long as one of the two is written.
+                        let aside = self.put_aside(notes, rows).await;
+                        self.failed(&error);
+                        if aside {
+                            return true;
+                        }
+                    }
                 }
-                Err(error) => error,
-            };
-            let failing = clock::uptime().since(self.failed(&error));
-            let closing = self.shared.closed.load(Ordering::Relaxed);
-            let keeps = self.shared.durability == Durability::Strict && !closing;
-            if failing >= self.shared.patience && (!keeps || rows.is_empty()) {
-                tracing::warn!(
-                    calls = rows.len(),
-                    error = &error as &dyn std::error::Error,
-                    "{} calls are missing from the ledger: it could not be written",
-                    rows.len()
-                );
-                return false;
+            }
+            if (self.spooling || self.stopped) && self.put_aside(notes, rows).await {
+                return true;
+            }
+            self.shed();
+            let patient = self
+                .failing_since
+                .is_none_or(|since| clock::uptime().since(since) < self.shared.patience);
+            if self.stopped || (!patient && (self.may_lose() || rows.is_empty())) {
+                break;
             }
             tokio::time::sleep(delay).await;
             delay = delay.saturating_mul(2).min(LONGEST_RETRY);
         }
+        if !rows.is_empty() {
+            tracing::warn!(
+                calls = rows.len(),
+                "{} calls are missing from the ledger: it could not be written",
+                rows.len()
+            );
+        }
+        false
     }
 
-    fn failed(&mut self, error: &StoreError) -> Uptime {
-        *self.failing_since.get_or_insert_with(|| {
+    /// Does what can be done about a full disk; whether that may have helped.
+    async fn relieve(&mut self, error: &StoreError) -> bool {
+        if error.failure() != StoreFailure::Space || !self.disk.relieve().await {
+            return false;
+        }
+        // Whether the log can be moved or not, there is room to go on with.
+        let _moved = self.store.shrink_ledger_log().await;
+        self.shared.full.notify_waiters();
+        true
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        if matches!(error, StoreError::Corrupt { .. })
+            && !std::mem::replace(&mut self.stopped, true)
+        {
+            // What was said to be on disk may not be: going on could bury it.
+            tracing::error!(
+                "the ledger's database is not written any more; check the disk, then start the router again"
+            );
+        }
+        self.failing_since.get_or_insert_with(|| {
             self.shared.failing.store(true, Ordering::Relaxed);
             tracing::error!(
                 error = error as &dyn std::error::Error,
                 "the ledger cannot be written: {error}"
             );
             clock::uptime()
-        })
+        });
     }
 
     fn recovered(&mut self) {
@@ -336,10 +547,19 @@ impl Task {
             let seconds = clock::uptime().since(since).as_secs_f64();
             tracing::info!(seconds, "the ledger is written again after {seconds:.1} s");
         }
+        self.shared.spools.store(false, Ordering::Relaxed);
     }
 }
 
 impl Gap {
+    fn and(&self, other: &Self) -> Self {
+        Self {
+            from: self.from.min(other.from),
+            to: self.to.max(other.to),
+            calls: self.calls.saturating_add(other.calls),
+        }
+    }
+
     fn entry(&self) -> EntryRow {
         entry(
             GAP,

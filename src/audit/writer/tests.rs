@@ -48,6 +48,8 @@ impl Ledger {
             durability,
             intent: IntentMode::usual(durability),
             checkpoints: vec![folder.path().to_owned()],
+            data_dir: folder.path().to_owned(),
+            spool: None,
             redact: vec!["password".to_owned()],
             secrets: Arc::new(Secrets::new(vec![Secret::new("known-secret-value")])),
         };

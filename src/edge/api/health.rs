@@ -110,10 +110,16 @@ pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
     if edge.audit.is_full() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the ledger's queue is full\n");
     }
-    if !edge.audit.is_healthy() {
+    if !edge.audit.is_healthy() && !edge.audit.spools() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the ledger cannot be written\n");
     }
+    if edge.audit.lacks_space() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the disk of the ledger is nearly full\n");
+    }
     match edge.store.events(1).await {
+        Ok(_) if edge.audit.spools() => {
+            (StatusCode::OK, "ready; the ledger cannot be written and waits in its spool\n")
+        }
         Ok(_) => (StatusCode::OK, "ready\n"),
         Err(error) => {
             tracing::error!(%error, "the database does not answer: {error}");

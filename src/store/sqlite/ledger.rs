@@ -16,6 +16,7 @@ use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
 use crate::model::{Entrance, Failure, Timestamp, ViewName};
 use crate::store::chain::{Canonical, Hash, Kind, LedgerKey, Value};
+use crate::store::spool::Link;
 use crate::store::{
     AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, Checkpoint, EntryRow, StoreError,
     Unfinished,
@@ -146,6 +147,12 @@ impl SqliteStore {
 }
 
 impl SqliteStore {
+    pub(in crate::store) async fn shrink_ledger_log(&self) -> Result<(), StoreError> {
+        let mut writer = self.audit.writer().await?;
+        sqlx::raw_sql("pragma wal_checkpoint(truncate)").execute(&mut *writer).await?;
+        Ok(())
+    }
+
     pub(in crate::store) async fn checkpoint(
         &self,
         now: Timestamp,
@@ -252,33 +259,66 @@ pub(super) async fn append(
     entries: &[EntryRow],
     calls: &[CallRow],
 ) -> Result<i64, StoreError> {
-    // Read anew: a place kept in memory is wrong after a commit whose answer was not awaited.
-    let mut head = Head::read(transaction).await?;
-    let mut rows = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let values = entry_values(entry);
-        head.extend(key, &canonical_entry(head.seq.saturating_add(1), &values));
-        rows.push(linked(&head, values));
-    }
-    insert(transaction, &INSERT_ENTRIES, &rows).await?;
+    append_links(transaction, key, links(key, entries, calls)).await
+}
 
-    let mut rows = Vec::with_capacity(calls.len());
-    let (mut attempts, mut payloads) = (Vec::with_capacity(calls.len()), Vec::new());
-    for call in calls {
-        let seq = head.seq.saturating_add(1);
+/// The rows as they are before they have a number.
+pub(super) fn links<'a>(
+    key: &LedgerKey,
+    entries: &'a [EntryRow],
+    calls: &'a [CallRow],
+) -> Vec<Link<'a>> {
+    let entries = entries.iter().map(|entry| Link {
+        kind: Kind::Entry,
+        values: unnumbered(entry_values(entry)),
+        attempts: Vec::new(),
+        payload: None,
+    });
+    let calls = calls.iter().map(|call| {
         let (arguments, result) = (call.arguments.as_deref(), call.result.as_deref());
         let kept = key.kept(arguments, result);
-        let values = call_values(call, kept);
-        let tried: Vec<_> =
-            (1..).zip(&call.attempt_list).map(|(n, row)| attempt_values(n, row)).collect();
-        head.extend(key, &canonical_call(seq, &values, &tried));
-        rows.push(linked(&head, values));
-        attempts.extend(tried.into_iter().map(|values| numbered(seq, values)));
-        if kept.is_some() {
-            payloads.push(numbered(seq, [Value::maybe_text(arguments), Value::maybe_text(result)]));
+        Link {
+            kind: Kind::Call,
+            values: unnumbered(call_values(call, kept)),
+            attempts: (1..)
+                .zip(&call.attempt_list)
+                .map(|(n, row)| attempt_values(n, row).to_vec())
+                .collect(),
+            payload: kept.map(|_| [Value::maybe_text(arguments), Value::maybe_text(result)]),
         }
+    });
+    entries.chain(calls).collect()
+}
+
+/// Adds rows to the chain in this order, whatever they are.
+pub(super) async fn append_links(
+    transaction: &mut Transaction<'_, Sqlite>,
+    key: &LedgerKey,
+    links: Vec<Link<'_>>,
+) -> Result<i64, StoreError> {
+    // Read anew: a place kept in memory is wrong after a commit whose answer was not awaited.
+    let mut head = Head::read(transaction).await?;
+    let mut entries = Vec::new();
+    let mut calls = Vec::with_capacity(links.len());
+    let (mut attempts, mut payloads) = (Vec::with_capacity(links.len()), Vec::new());
+    for Link { kind, mut values, attempts: tried, payload } in links {
+        let seq = head.seq.saturating_add(1);
+        let columns = values.get(1..).unwrap_or_default();
+        let (form, rows) = match kind {
+            Kind::Entry => (canonical_entry(seq, columns), &mut entries),
+            Kind::Call => (canonical_call(seq, columns, &tried), &mut calls),
+        };
+        head.extend(key, &form);
+        if let Some(first) = values.first_mut() {
+            *first = Value::Integer(seq);
+        }
+        values.push(Value::Blob(head.hash.to_vec().into()));
+        rows.push(values);
+        attempts.extend(tried.into_iter().map(|values| numbered(seq, values)));
+        payloads.extend(payload.map(|payload| numbered(seq, payload)));
     }
-    insert(transaction, &INSERT_CALLS, &rows).await?;
+    insert(transaction, &INSERT_ENTRIES, &entries).await?;
+    insert(transaction, &INSERT_CALLS, &calls).await?;
     insert(transaction, &INSERT_ATTEMPTS, &attempts).await?;
     insert(transaction, &INSERT_PAYLOADS, &payloads).await?;
     head.write(transaction, key).await?;
@@ -312,9 +352,11 @@ fn numbered<'a>(seq: i64, values: impl IntoIterator<Item = Value<'a>>) -> Vec<Va
     std::iter::once(Value::Integer(seq)).chain(values).collect()
 }
 
-fn linked<'a>(head: &Head, values: impl IntoIterator<Item = Value<'a>>) -> Vec<Value<'a>> {
-    let mut row = numbered(head.seq, values);
-    row.push(Value::Blob(head.hash.to_vec().into()));
+/// With room for the number in front and the hash at the end.
+fn unnumbered<'a, const N: usize>(values: [Value<'a>; N]) -> Vec<Value<'a>> {
+    let mut row = Vec::with_capacity(N.saturating_add(2));
+    row.push(Value::Null);
+    row.extend(values);
     row
 }
 

@@ -17,6 +17,7 @@ mod offers;
 mod reading;
 mod servers;
 mod sessions;
+mod spool;
 mod tools;
 mod upkeep;
 mod verify;
@@ -29,7 +30,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Access, FlockOperation, access, flock};
@@ -117,7 +118,10 @@ pub(super) struct SqliteStore {
 struct Database {
     path: PathBuf,
     options: SqliteConnectOptions,
+    writer_options: SqliteConnectOptions,
     writer: Mutex<Option<SqliteConnection>>,
+    /// How long the writer waits for another process' lock, in milliseconds.
+    patience: AtomicU64,
     readers: SqlitePool,
     /// Whether the whole file was found good when it was opened.
     checked: bool,
@@ -188,6 +192,7 @@ impl Database {
                 migrate(&mut writer, &path, schema, version).await?;
             }
         }
+        let writer_options = options.clone().pragma("synchronous", "full");
         let options = options.pragma("query_only", "on");
         let readers = PoolOptions::<Sqlite>::new()
             .max_connections(READERS)
@@ -198,13 +203,42 @@ impl Database {
             .connect_lazy_with(options.clone());
         let writer = Mutex::new(Some(writer));
         let closing = Arc::new(AtomicBool::new(false));
-        Ok(Self { path, options, writer, readers, checked, closing })
+        let patience = AtomicU64::new(millis(BUSY_TIMEOUT));
+        Ok(Self { path, options, writer_options, writer, patience, readers, checked, closing })
     }
 
     /// The one connection that writes. Nothing but the database may be awaited while it is held.
     async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
-        MutexGuard::try_map(self.writer.lock().await, Option::as_mut)
-            .map_err(|_closed| StoreError::Closed)
+        let writer = MutexGuard::try_map(self.writer.lock().await, Option::as_mut);
+        let mut writer = writer.map_err(|_closed| StoreError::Closed)?;
+        if writer.is_in_transaction() {
+            self.settle(&mut writer).await?;
+        }
+        Ok(writer)
+    }
+
+    /// Makes a connection of use again of which the driver thinks that a transaction is open. SQLite rolls
+    /// back by itself, for one on a full disk; the driver's own rollback fails then, and it refuses to
+    /// begin another ever after.
+    async fn settle(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
+        // A rollback may be under way: it is done when this is.
+        raw_sql("select 1").execute(&mut *writer).await?;
+        if writer.is_in_transaction() {
+            let patience = Duration::from_millis(self.patience.load(Ordering::Relaxed));
+            let fresh = self.writer_options.clone().busy_timeout(patience).connect().await?;
+            // Nothing is left in it to be lost.
+            let _closed = std::mem::replace(writer, fresh).close().await;
+        }
+        Ok(())
+    }
+
+    /// Changes how long the writer waits for another process' lock.
+    async fn set_patience(&self, patience: Duration) -> Result<(), StoreError> {
+        let millis = millis(patience);
+        self.patience.store(millis, Ordering::Relaxed);
+        let script = AssertSqlSafe(format!("pragma busy_timeout = {millis}"));
+        raw_sql(script).execute(&mut *self.writer().await?).await?;
+        Ok(())
     }
 
     async fn close(&self) -> Result<(), StoreError> {
@@ -234,6 +268,10 @@ impl Database {
     fn size(&self) -> FileSize {
         size_of(&self.path)
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn size_of(database: &Path) -> FileSize {
@@ -600,6 +638,26 @@ mod tests {
         let same = Database::open(folder.path(), &NEW).await.unwrap();
         assert_eq!(scalar(&same, "select sum(x + y) from a").await, 13, "all of it or nothing");
         assert!(Database::open(&folder.path().join("copy"), &NEW).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_leave_the_writer_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path()).await.unwrap();
+        let full = "pragma max_page_count = 1";
+        raw_sql(full).execute(&mut *store.audit.writer().await.unwrap()).await.unwrap();
+        let entry = crate::store::EntryRow {
+            seq: 0,
+            at: crate::model::Timestamp::from_millis(1),
+            kind: "test".to_owned(),
+            actor: String::new(),
+            subject: String::new(),
+            detail: "x".repeat(1 << 20),
+        };
+        let entries = [entry];
+        let failed = store.append_ledger(&entries, &[]).await;
+        assert!(matches!(failed, Err(StoreError::Full { .. })), "{failed:?}");
+        assert_eq!(store.append_ledger(&entries, &[]).await.unwrap(), 1);
     }
 
     #[tokio::test]
