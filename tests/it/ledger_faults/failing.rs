@@ -29,7 +29,7 @@ pub(super) async fn becomes_ready(http: &Http, within: Duration) {
         (readiness(http).await.0 == 200).then_some(())
     })
     .await;
-    println!("ready after {:?}", began.elapsed());
+    eprintln!("ready after {:?}", began.elapsed());
 }
 
 async fn becomes_unready(http: &Http) {
@@ -45,7 +45,7 @@ async fn all_accounted_for(data: &Path, answers: &[Heard]) {
     let rows = rows(data).await;
     let missing = answers.iter().filter(|answer| !rows.contains_key(&answer.id)).count();
     let gaps = entries(data, "audit.gap").await;
-    println!("{} calls, {} rows, {missing} missing, {gaps:?}", answers.len(), rows.len());
+    eprintln!("{} calls, {} rows, {missing} missing, {gaps:?}", answers.len(), rows.len());
     assert!(missing > 0, "nothing was let go of");
     assert_eq!(gaps.len(), 1, "{gaps:?}");
     assert_eq!(gaps[0]["calls"], missing, "{gaps:?}");
@@ -155,7 +155,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|status| status.success()) {
             return Some(Self(folder.to_owned()));
         }
-        println!("SKIPPED: this test mounts a small file system, which needs root and `mount`");
+        eprintln!("SKIPPED: this test mounts a small file system, which needs root and `mount`");
         None
     }
 
@@ -319,7 +319,7 @@ async fn fsync_error() {
     let mut compiler = Command::new("cc");
     compiler.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
     if !compiler.status().is_ok_and(|status| status.success()) {
-        println!("SKIPPED: this test compiles a few lines of C, which needs `cc`");
+        eprintln!("SKIPPED: this test compiles a few lines of C, which needs `cc`");
         return;
     }
     let flag = folder.path().join("fail");

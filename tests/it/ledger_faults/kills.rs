@@ -44,7 +44,7 @@ impl Killed {
 
     fn ready_soon(&self) {
         let (median, longest) = (self.starts[self.starts.len() / 2], self.starts.last().unwrap());
-        println!("ready after {median:?} (median), {longest:?} (longest)");
+        eprintln!("ready after {median:?} (median), {longest:?} (longest)");
         // The longest is for an idle machine.
         let bound = if figure(0, 1) == 1 { *longest } else { median };
         assert!(bound <= Duration::from_secs(2), "{:?}", self.starts);
@@ -64,7 +64,7 @@ async fn kill9_strict() {
     let lost: Vec<_> =
         killed.heard.iter().filter(|(heard, _)| !rows.contains_key(&heard.id)).collect();
     let answered = killed.heard.len();
-    println!("{answered} calls answered, {} rows, {kills} kills", rows.len());
+    eprintln!("{answered} calls answered, {} rows, {kills} kills", rows.len());
     assert!(lost.is_empty(), "{} of {answered} lost, {:?}", lost.len(), lost[0]);
     for (heard, _) in &killed.heard {
         assert!(heard.success, "{heard:?}");
@@ -104,7 +104,7 @@ async fn kill9_batched() {
     }
     let mut ages: Vec<_> = ages.into_values().collect();
     ages.sort();
-    println!(
+    eprintln!(
         "{} calls answered, {lost} lost, the oldest of each kill {ages:?}",
         killed.heard.len()
     );

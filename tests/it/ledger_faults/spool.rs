@@ -54,7 +54,7 @@ async fn all_are_there(data: &Path, heard: &[Heard], rig: &Rig) -> HashMap<Strin
     let rows = rows(data).await;
     let missing = heard.iter().filter(|answer| !rows.contains_key(&answer.id)).count();
     let marks = entries(data, "audit.spooled").await;
-    println!("{} answers, {} rows, {missing} missing, {marks:?}", heard.len(), rows.len());
+    eprintln!("{} answers, {} rows, {missing} missing, {marks:?}", heard.len(), rows.len());
     assert_eq!(missing, 0);
     assert!(!marks.is_empty());
     for mark in &marks {
@@ -186,7 +186,7 @@ async fn spool_and_kill9() {
     let rows = all_are_there(&data, &heard, &rig).await;
     let unheard = rows.len() - heard.len();
     let interrupted = rows.values().filter(|row| row.outcome == "interrupted").count();
-    println!("{unheard} calls of which nobody heard, {interrupted} of them interrupted");
+    eprintln!("{unheard} calls of which nobody heard, {interrupted} of them interrupted");
     assert!(unheard <= kills * 8 && interrupted <= unheard);
     verify(folder.path()).await;
 }
