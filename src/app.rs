@@ -170,115 +170,125 @@ impl App {
         };
         let audit =
             AuditWriter::start(store.clone(), &audit_settings, metrics.audit.clone(), &tasks);
-        let redaction = Redaction::new(audit.clone(), &config);
-        let keeper = Arc::clone(&redaction);
-        let registry = Registry::open(
-            store.clone(),
-            Arc::clone(&metrics),
-            tasks.clone(),
-            environment.clone(),
-            Box::new(move |secrets| keeper.keep(secrets)),
-            &config,
-        );
-        let registry = Arc::new(registry.await?);
-        let discovery = Discovery::load(
-            Arc::clone(&registry),
-            Arc::clone(&metrics),
-            discovery_settings(&config),
-        )
-        .await?;
-        let retention = Arc::new(Retention::new(
-            store.clone(),
-            metrics.audit.clone(),
-            config.audit.retention,
-            config.audit.max_size,
-        ));
-        let (reload, reload_requests) = mpsc::channel(4);
-        let edge = Arc::new(Edge {
-            router: Arc::new(Router::new(
-                Arc::clone(&discovery),
-                audit.clone(),
-                Arc::clone(&metrics),
-            )),
-            registry: Arc::clone(&registry),
-            discovery: Arc::clone(&discovery),
-            ledger: AuditQuery::new(store.clone()),
-            retention: Arc::clone(&retention),
-            keys: KeyRing::load(store.clone()).await?,
-            sessions: Sessions::load(
+        let (ending, closing) = (audit.clone(), store.clone());
+        let starting = async {
+            let redaction = Redaction::new(audit.clone(), &config);
+            let keeper = Arc::clone(&redaction);
+            let registry = Registry::open(
                 store.clone(),
                 Arc::clone(&metrics),
-                Arc::clone(&registry),
                 tasks.clone(),
-                session_limits(&config),
-            )
-            .await?,
-            listeners: Arc::default(),
-            store: store.clone(),
-            audit: audit.clone(),
-            settings: ArcSwap::from_pointee(edge_settings(&config, address)),
-            metrics: Arc::clone(&metrics),
-            reload,
-            tasks: tasks.clone(),
-            calls: TaskTracker::new(),
-            stop: stop.clone(),
-            abort: CancellationToken::new(),
-        });
-        let hearing = Arc::downgrade(&edge);
-        registry.on_notice(Box::new(move |server, scope, notice| {
-            if let Some(edge) = hearing.upgrade() {
-                edge.heard(server, scope, notice);
-            }
-        }));
-        let (socket, socket_listener) = bind_socket(&config.data_dir)?;
-        metrics.config_loaded(seconds(clock::timestamp()));
-
-        let door =
-            FrontDoor::open(Arc::clone(&edge)).map_err(|source| StartError::Threads { source })?;
-        tasks.spawn(Arc::clone(&door).serve(Listening::Network(listener)));
-        tasks.spawn(Arc::clone(&door).serve(Listening::Socket(socket_listener)));
-        tasks.spawn(Arc::clone(&discovery).run(stop.clone()));
-        tasks.spawn(Arc::clone(&registry).keep_breakers(stop.clone()));
-        let listeners = Arc::clone(&edge.listeners);
-        tasks.spawn(listeners.run(Arc::clone(&discovery), stop.clone()));
-        let every = (config.limits.session_idle / 4).clamp(TIDY_AT_MOST, TIDY);
-        tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
-        tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
-        tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
-        tasks.spawn(check_ledger(store.clone(), stop.clone()));
-        tasks.spawn(retention.run(stop.clone()));
-        tasks.spawn(follow_ledger(store.clone(), stop.clone()));
-        let reloader = reload::Reloader {
-            path: config.path.clone(),
-            address,
-            environment,
-            registry: Arc::clone(&registry),
-            discovery,
-            edge: Arc::clone(&edge),
-            redaction,
-            hangup: reload::hangup(),
-            metrics,
-        };
-        tasks.spawn(reloader.run(reload_requests, stop.clone()));
-        if !edge.settings.load().loopback && edge.keys.is_empty() {
-            tracing::warn!(
-                "{address} is not a loopback address and there is no key yet, so every request is answered 401; make the first key on this machine: switchyard --data-dir {} keys create NAME --scopes call,read",
-                config.data_dir.display()
+                environment.clone(),
+                Box::new(move |secrets| keeper.keep(secrets)),
+                &config,
             );
+            let registry = Arc::new(registry.await?);
+            let discovery = Discovery::load(
+                Arc::clone(&registry),
+                Arc::clone(&metrics),
+                discovery_settings(&config),
+            )
+            .await?;
+            let retention = Arc::new(Retention::new(
+                store.clone(),
+                metrics.audit.clone(),
+                config.audit.retention,
+                config.audit.max_size,
+            ));
+            let (reload, reload_requests) = mpsc::channel(4);
+            let edge = Arc::new(Edge {
+                router: Arc::new(Router::new(
+                    Arc::clone(&discovery),
+                    audit.clone(),
+                    Arc::clone(&metrics),
+                )),
+                registry: Arc::clone(&registry),
+                discovery: Arc::clone(&discovery),
+                ledger: AuditQuery::new(store.clone()),
+                retention: Arc::clone(&retention),
+                keys: KeyRing::load(store.clone()).await?,
+                sessions: Sessions::load(
+                    store.clone(),
+                    Arc::clone(&metrics),
+                    Arc::clone(&registry),
+                    tasks.clone(),
+                    session_limits(&config),
+                )
+                .await?,
+                listeners: Arc::default(),
+                store: store.clone(),
+                audit: audit.clone(),
+                settings: ArcSwap::from_pointee(edge_settings(&config, address)),
+                metrics: Arc::clone(&metrics),
+                reload,
+                tasks: tasks.clone(),
+                calls: TaskTracker::new(),
+                stop: stop.clone(),
+                abort: CancellationToken::new(),
+            });
+            let hearing = Arc::downgrade(&edge);
+            registry.on_notice(Box::new(move |server, scope, notice| {
+                if let Some(edge) = hearing.upgrade() {
+                    edge.heard(server, scope, notice);
+                }
+            }));
+            let (socket, socket_listener) = bind_socket(&config.data_dir)?;
+            metrics.config_loaded(seconds(clock::timestamp()));
+
+            let door = FrontDoor::open(Arc::clone(&edge))
+                .map_err(|source| StartError::Threads { source })?;
+            tasks.spawn(Arc::clone(&door).serve(Listening::Network(listener)));
+            tasks.spawn(Arc::clone(&door).serve(Listening::Socket(socket_listener)));
+            tasks.spawn(Arc::clone(&discovery).run(stop.clone()));
+            tasks.spawn(Arc::clone(&registry).keep_breakers(stop.clone()));
+            let listeners = Arc::clone(&edge.listeners);
+            tasks.spawn(listeners.run(Arc::clone(&discovery), stop.clone()));
+            let every = (config.limits.session_idle / 4).clamp(TIDY_AT_MOST, TIDY);
+            tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
+            tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
+            tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
+            tasks.spawn(check_ledger(store.clone(), stop.clone()));
+            tasks.spawn(retention.run(audit.clone(), stop.clone()));
+            tasks.spawn(follow_ledger(store.clone(), stop.clone()));
+            let reloader = reload::Reloader {
+                path: config.path.clone(),
+                address,
+                environment,
+                registry: Arc::clone(&registry),
+                discovery,
+                edge: Arc::clone(&edge),
+                redaction,
+                hangup: reload::hangup(),
+                metrics,
+            };
+            tasks.spawn(reloader.run(reload_requests, stop.clone()));
+            if !edge.settings.load().loopback && edge.keys.is_empty() {
+                tracing::warn!(
+                    "{address} is not a loopback address and there is no key yet, so every request is answered 401; make the first key on this machine: switchyard --data-dir {} keys create NAME --scopes call,read",
+                    config.data_dir.display()
+                );
+            }
+            let shutdown_timeout = config.shutdown_timeout;
+            Ok(Self {
+                address,
+                door,
+                edge,
+                registry,
+                store,
+                audit,
+                tasks,
+                stop,
+                shutdown_timeout,
+                socket,
+            })
+        };
+        let started: Result<Self, StartError> = starting.await;
+        if started.is_err() {
+            // The ledger was begun, and ends in order: nothing was cut off.
+            ending.close().await;
+            let _closed = closing.close().await;
         }
-        let shutdown_timeout = config.shutdown_timeout;
-        Ok(Self {
-            address,
-            door,
-            edge,
-            registry,
-            store,
-            audit,
-            tasks,
-            stop,
-            shutdown_timeout,
-            socket,
-        })
+        started
     }
 
     /// The address that is listened on.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::AuditWriter;
 use crate::clock;
 use crate::metrics::AuditMetrics;
 use crate::model::Timestamp;
@@ -41,14 +42,15 @@ impl Retention {
         Self { store, metrics, keep, max_size }
     }
 
-    /// Looks again and again until `stop`.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    /// Looks again and again until `stop`, and at once when the writer finds the disk full.
+    pub async fn run(self: Arc<Self>, writer: AuditWriter, stop: CancellationToken) {
         let mut wait = FIRST_LOOK.min(self.every());
         let mut aged = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                () = writer.disk_full() => aged = None,
             }
             wait = LOOK.min(self.every());
             let by_age = aged.is_none_or(|at| clock::uptime().since(at) >= self.every());

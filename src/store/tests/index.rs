@@ -80,7 +80,8 @@ impl Model {
             "update calls set seq = -(seq + {hole}) where seq > {first};
              update calls set seq = -seq where seq < 0;
              update payloads set seq = -(seq + {hole}) where seq > {first};
-             update payloads set seq = -seq where seq < 0;"
+             update payloads set seq = -seq where seq < 0;
+             update ledger set head_seq = head_seq + {hole};"
         );
         alter(&self.folder.path().join("audit.db"), script.leak()).await;
         for row in &mut new {
@@ -364,7 +365,7 @@ async fn what_a_kill_leaves_goes_on_where_it_was() {
         for file in fs::read_dir(model.folder.path()).unwrap() {
             let file = file.unwrap();
             let name = file.file_name();
-            if name.to_str().unwrap().starts_with("audit")
+            if (name.to_str().unwrap().starts_with("audit") || name == "ledger.key")
                 && !name.to_str().unwrap().ends_with("shm")
             {
                 fs::copy(file.path(), image.path().join(name)).unwrap();
