@@ -105,6 +105,8 @@ struct Shared {
     freed: Notify,
     held_bytes: AtomicUsize,
     failing: AtomicBool,
+    /// What a router before this one left unsaid is on record.
+    begun: AtomicBool,
     /// There is a spool, and it takes rows in place of the database.
     has_spool: AtomicBool,
     spools: AtomicBool,
@@ -190,6 +192,7 @@ impl AuditWriter {
             freed: Notify::new(),
             held_bytes: AtomicUsize::new(0),
             failing: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
             has_spool: AtomicBool::new(false),
             spools: AtomicBool::new(false),
             scarce: AtomicBool::new(false),
@@ -213,6 +216,12 @@ impl AuditWriter {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         !self.shared.failing.load(Ordering::Relaxed)
+    }
+
+    /// Whether the ledger was taken up: what a router that was cut off left unsaid is on record.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        self.shared.begun.load(Ordering::Relaxed)
     }
 
     /// Whether `strict` refuses calls because there is next to no space left on the disk.

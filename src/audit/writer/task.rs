@@ -188,6 +188,7 @@ impl Task {
         ));
         self.append(&entries, &calls).await?;
         self.begun = true;
+        self.shared.begun.store(true, Ordering::Relaxed);
         if !calls.is_empty() {
             tracing::warn!(
                 calls = calls.len(),

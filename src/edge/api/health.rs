@@ -113,6 +113,9 @@ pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
     if !edge.audit.is_healthy() && !edge.audit.spools() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the ledger cannot be written\n");
     }
+    if !edge.audit.is_begun() && !edge.audit.spools() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the ledger is being taken up\n");
+    }
     if edge.audit.lacks_space() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the disk of the ledger is nearly full\n");
     }
