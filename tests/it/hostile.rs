@@ -48,10 +48,15 @@ async fn a_name_of_any_length_is_answered_at_once() {
     let up = upstream(Options { extra_tools: 1000, ..Options::default() }).await;
     let app = TestApp::start(&yaml(&[("up", &up)])).await.ready().await;
     for length in [100, 1000, 100_000] {
-        let began = Instant::now();
-        let status = app.http().call(&"x".repeat(length), "{}").await.status;
-        assert_eq!(status, if length > 1200 { 400 } else { 404 });
-        assert!(began.elapsed() < Duration::from_secs(1), "{length}: {:?}", began.elapsed());
+        // What takes long in itself takes long each time; what a busy machine adds does not.
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let began = Instant::now();
+            let status = app.http().call(&"x".repeat(length), "{}").await.status;
+            assert_eq!(status, if length > 1200 { 400 } else { 404 });
+            fastest = fastest.min(began.elapsed());
+        }
+        assert!(fastest < Duration::from_millis(500), "{length}: {fastest:?}");
     }
     app.stop().await;
 }
