@@ -1,11 +1,12 @@
 //! [`AuditEntry`]: one call as the call path hands it over, and what of it is held and stored.
 //!
-//! Changes when the ledger keeps something new of a call. Building and moving one allocates nothing.
+//! Changes when the ledger keeps something new of a call. Building and
+//! moving one allocates nothing; queueing it copies small payloads, once.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::redact::{Redactor, Strictness};
 use super::summary;
@@ -23,6 +24,8 @@ const ERROR_TEXT: usize = 2 * 1024;
 /// A payload larger than this is copied up to it when it is queued, so that a large buffer does not
 /// stay in memory for the sake of the 64 KiB that are kept of it.
 const LARGEST_HELD: usize = 256 * 1024;
+/// Arguments and result of no more than this together are copied when they are queued.
+const LARGEST_COPIED: usize = 16 * 1024;
 
 /// The tool a call was for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,7 +199,7 @@ impl AuditEntry {
         }
         let errors = self.attempt_list.iter().filter_map(|attempt| attempt.error.as_ref());
         let errors: usize = errors.map(String::len).sum();
-        hold_head(&mut self.arguments) + hold_head(&mut self.result) + errors
+        hold(&mut self.arguments, &mut self.result) + errors
     }
 
     /// The row to store. The costly part, done by the writer.
@@ -268,15 +271,29 @@ impl AuditEntry {
     }
 }
 
-fn hold_head(payload: &mut Option<Bytes>) -> usize {
-    let Some(bytes) = payload else { return 0 };
-    if let Some(head) = bytes.get(..LARGEST_HELD)
-        && bytes.len() > LARGEST_HELD
-    {
-        *bytes = Bytes::copy_from_slice(head);
+/// Holds no more of large payloads than will be read, and small ones in a buffer of their own: as
+/// received, a few bytes keep the whole buffer of their connection in memory.
+fn hold(one: &mut Option<Bytes>, other: &mut Option<Bytes>) -> usize {
+    let length = |payload: &Option<Bytes>| payload.as_ref().map_or(0, Bytes::len);
+    let both = length(one) + length(other);
+    if (1..=LARGEST_COPIED).contains(&both) {
+        let mut copy = BytesMut::with_capacity(both);
+        for payload in [one, other].into_iter().flatten() {
+            copy.extend_from_slice(payload);
+            *payload = copy.split().freeze();
+        }
+        return both;
     }
-    bytes.len()
+    for payload in [&mut *one, &mut *other].into_iter().flatten() {
+        if let Some(head) = payload.get(..LARGEST_HELD)
+            && payload.len() > LARGEST_HELD
+        {
+            *payload = Bytes::copy_from_slice(head);
+        }
+    }
+    length(one) + length(other)
 }
+
 /// A client can call itself anything, also what it should keep to itself.
 fn redact_client(client: Arc<ClientInfo>, redactor: &Redactor) -> Arc<ClientInfo> {
     let name = redactor.text(&client.name, client.name.len());

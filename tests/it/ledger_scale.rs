@@ -10,7 +10,7 @@ use fastrand::Rng;
 use switchyard::audit::AuditQuery;
 use switchyard::error::ErrorCode;
 use switchyard::model::{CallId, Entrance, Outcome, ServerName, Timestamp, ToolName, ViewName};
-use switchyard::store::{AuditFilter, CallRow, StatsBy, StatsPer, StatsQuery, Store};
+use switchyard::store::{AuditFilter, CallRow, PruneUntil, StatsBy, StatsPer, StatsQuery, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -277,6 +277,8 @@ async fn ledger_scale() {
     }
     assert!(rate * f64::from(SLACK) >= 10_000.0, "{rate} rows/s");
 
+    keep_up(&store, &mut calls).await;
+
     // Calls go on at a thousand a second while questions are asked.
     let (writer, stopped) = (store.clone(), stop.clone());
     let (now, mut later) = (calls.now(), calls);
@@ -357,12 +359,67 @@ async fn ledger_scale() {
             ask_for_pages(&query, &filter, &format!("{text}{with}"), &mut texts).await;
         }
     }
+    let mut whole = clock("verify", 10_000 * (rows as u64).div_ceil(1_000_000));
+    let verified = whole.time("all", Store::verify_ledger(folder.path(), &[])).await.unwrap();
+    assert!(verified.faults == 0 && verified.rows >= rows as u64, "{verified:?}");
+    forget_half(&store, now).await;
     stop.cancel();
     tasks.close();
     tasks.wait().await;
     store.close().await.unwrap();
-    let failed = [lists.failed, sums.failed, texts.failed].concat();
+    let failed = [lists.failed, sums.failed, texts.failed, whole.failed].concat();
     assert!(failed.is_empty(), "too slow:\n{}", failed.join("\n"));
+}
+
+/// Ten thousand rows a second for a while: the index stays at most five seconds behind.
+async fn keep_up(store: &Store, calls: &mut Calls) {
+    const EVERY: Duration = Duration::from_millis(100);
+    let (per_second, seconds) = (10_000 / SLACK as usize, 15);
+    let (began, cpu_before) = (Instant::now(), cpu());
+    let (mut furthest, mut late) = (0, Duration::ZERO);
+    for turn in 1..=seconds * 10 {
+        let batch = calls.batch(per_second / 10);
+        store.append_calls(&batch).await.unwrap();
+        let due = EVERY * u32::try_from(turn).unwrap();
+        late = late.max(began.elapsed().saturating_sub(due));
+        tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
+        if turn > 10 {
+            furthest = furthest.max(store.index_state().await.unwrap().behind);
+        }
+    }
+    let took = began.elapsed();
+    let cpu = (cpu() - cpu_before).as_secs_f64();
+    let lag = furthest as f64 / per_second as f64;
+    println!(
+        "{per_second} rows/s for {:.0} s, at most {:.2} s late: the index {furthest} rows behind at most, {lag:.1} s; {cpu:.1} s of processor",
+        took.as_secs_f64(),
+        late.as_secs_f64(),
+    );
+    assert!(lag <= 5.0, "{lag} s behind");
+}
+
+/// Half of the rows go while others come in: nobody waits long, and the space is given back.
+async fn forget_half(store: &Store, now: Timestamp) {
+    let before = store.size_bytes().audit.database_bytes;
+    let (first, newest) = (store.audit_oldest().await.unwrap().unwrap(), now);
+    let half = (newest.as_millis() - first.as_millis()) / 2;
+    let began = Instant::now();
+    let until = PruneUntil::Before(Timestamp::from_millis(first.as_millis() + half));
+    let pruned = store.prune(until, "operator", now).await.unwrap();
+    let took = began.elapsed();
+    let after = store.size_bytes().audit.database_bytes;
+    let rows = store.audit_count().await.unwrap();
+    let gone = pruned.rows as f64 / (pruned.rows + rows) as f64;
+    let freed = (before - after) as f64 / (before as f64 * gone);
+    println!(
+        "{} rows pruned in {:.1} s, longest step {:.1} ms, {:.1} % of their space freed",
+        pruned.rows,
+        took.as_secs_f64(),
+        pruned.longest.as_secs_f64() * 1e3,
+        freed * 100.0
+    );
+    assert!(pruned.rows > 0 && freed >= 0.95, "{freed}");
+    assert!(pruned.longest <= Duration::from_millis(50) * SLACK, "{:?}", pruned.longest);
 }
 
 fn later_word(rank: usize) -> String {

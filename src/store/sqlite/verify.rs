@@ -139,7 +139,9 @@ pub(in crate::store) async fn verify(
 }
 
 async fn open(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let options = connect_options(path, &AUDIT).pragma("query_only", "on");
+    // A window's rows find room: the thread that reads them waits for nobody.
+    let room = usize::try_from(WINDOW).unwrap_or_default();
+    let options = connect_options(path, &AUDIT).pragma("query_only", "on").row_buffer_size(room);
     options.connect().await.map_err(|error| StoreError::while_opening(error, path))
 }
 
