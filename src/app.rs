@@ -3,6 +3,7 @@
 //! Changes when a part is added. The order of building is chosen for the time to the first call:
 //! the port is bound and the database opened before any server is asked for anything.
 
+mod gauges;
 mod probe;
 mod redaction;
 mod reload;
@@ -234,6 +235,14 @@ impl App {
             }));
             let (socket, socket_listener) = bind_socket(&config.data_dir)?;
             metrics.config_loaded(seconds(clock::timestamp()));
+            let gauges = gauges::Gauges::new(
+                store.clone(),
+                Arc::clone(&metrics),
+                config.data_dir.clone(),
+                config.audit.max_size,
+            );
+            // The first scrape is to have them, too.
+            gauges.look().await;
 
             let door = FrontDoor::open(Arc::clone(&edge))
                 .map_err(|source| StartError::Threads { source })?;
@@ -247,6 +256,7 @@ impl App {
             tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
             tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
             tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
+            tasks.spawn(gauges.run(stop.clone()));
             tasks.spawn(check_ledger(store.clone(), stop.clone()));
             tasks.spawn(retention.run(audit.clone(), stop.clone()));
             tasks.spawn(follow_ledger(store.clone(), stop.clone()));

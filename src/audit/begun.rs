@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    CallId, Entrance, Outcome, ProtocolVersion, ServerName, Timestamp, ToolName, ViewName,
+    AuthKind, CallId, Caller, CallerClass, Entrance, Outcome, ProtocolVersion, Scopes, ServerName,
+    Timestamp, ToolName, ViewName,
 };
 use crate::store::{CALL_STARTED, CallRow, EntryRow};
 
@@ -117,6 +118,15 @@ pub(super) fn interrupted(begun: &EntryRow) -> Option<CallRow> {
         result_digest: None,
         hash: None,
     })
+}
+
+/// What kind of caller made a call that was cut off. No key has the name of callers without one.
+pub(super) fn class_of(interrupted: &CallRow) -> CallerClass {
+    let auth = match interrupted.caller == Caller::anonymous(Scopes::NONE).name {
+        true => AuthKind::None,
+        false => AuthKind::Key,
+    };
+    CallerClass::of(auth, interrupted.session.is_some())
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use super::redact::{Redactor, Strictness};
 use super::summary;
 use crate::error::ErrorCode;
 use crate::model::{
-    ArgumentsLevel, CallId, ClientInfo, Entrance, ExposedName, Failure, Outcome, ResultsLevel,
-    ServerName, Timestamp, ToolName, ViewName,
+    ArgumentsLevel, CallId, CallerClass, ClientInfo, Entrance, ExposedName, Failure, Outcome,
+    ResultsLevel, ServerName, Timestamp, ToolName, ViewName,
 };
 use crate::store::{AttemptRow, CallRow, Digester};
 
@@ -132,6 +132,8 @@ pub struct AuditEntry {
     pub started_at: Timestamp,
     /// Who called.
     pub caller: Arc<str>,
+    /// What kind of caller, for the metrics alone.
+    pub class: CallerClass,
     /// Hash of the legacy session it belongs to.
     pub session: Option<Arc<str>>,
     /// What the client said of itself.

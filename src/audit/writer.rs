@@ -182,6 +182,7 @@ impl AuditWriter {
         patience: Duration,
     ) -> Self {
         let redactor = Redactor::new(&settings.redact, &settings.secrets);
+        metrics.queue_limit(PLACES);
         let shared = Arc::new(Shared {
             durability: settings.durability,
             intent: settings.intent,
@@ -363,6 +364,7 @@ impl Shared {
     ) {
         let bytes = entry.slim();
         let urgent = waiter.is_some();
+        self.metrics.ended(entry.class, entry.outcome);
         let (depth, held) = {
             let mut queue = self.queue.lock();
             if queue.ended {

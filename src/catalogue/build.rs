@@ -115,8 +115,11 @@ fn tool_entry(
     let levels = said.map_or_else(AuditLevels::default, |said| said.audit);
     let old = before.exposed(&exposed).filter(|old| old.server.name == handle.name);
     let same = old.filter(|old| old.definition.raw == tool.definition.raw);
+    // The transport is among the labels of what is handed on.
+    let kind = handle.spec.transport.kind();
+    let measured = old.filter(|old| old.server.spec.transport.kind() == kind);
     CatalogueEntry {
-        metrics: old.map_or_else(
+        metrics: measured.map_or_else(
             || metrics.tool(Some(&handle.name), Some(&exposed)),
             |old| Arc::clone(&old.metrics),
         ),

@@ -229,6 +229,11 @@ impl Discovery {
         let before = self.catalogue.load();
         let known = Known { tools: &known, offers: &offers };
         let entries = build::entries(&servers, known, build, &self.metrics, &before);
+        let listed = snapshot::listed_bytes(&entries.tools);
+        for handle in servers.values() {
+            let bytes = listed.get(&handle.name).copied().unwrap_or(0);
+            handle.metrics.set_definition_bytes(bytes);
+        }
         if entries.collisions != before.parts().collisions {
             for collision in &entries.collisions {
                 let servers: Vec<&str> = collision.servers.iter().map(ServerName::as_str).collect();

@@ -348,6 +348,17 @@ impl Catalogue {
     }
 }
 
+/// Bytes that a model reads of the tools of each server: names, descriptions and schemas, as listed.
+pub(super) fn listed_bytes(tools: &[Arc<CatalogueEntry>]) -> HashMap<&ServerName, u64> {
+    let mut bytes = HashMap::new();
+    for tool in tools {
+        let description = tool.definition.description.as_deref().map_or(0, str::len);
+        let read = tool.exposed.as_str().len() + description + tool.definition.schema_bytes;
+        *bytes.entry(&tool.server.name).or_insert(0) += read as u64;
+    }
+    bytes
+}
+
 /// Tools that a server offers by status, for the metrics.
 pub(super) fn count(spec: &ServerSpec, known: &[KnownTool]) -> HashMap<ToolStatus, i64> {
     let mut counts = HashMap::new();

@@ -4,7 +4,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use crate::model::{Outcome, Timestamp};
+use crate::model::{CallerClass, Outcome, Timestamp};
 
 /// From one fast commit on a local disk to one that waits out another process' lock.
 const COMMIT_BUCKETS: [f64; 12] =
@@ -15,9 +15,13 @@ const COMMIT_BUCKETS: [f64; 12] =
 pub struct AuditMetrics {
     /// One for each of [`Outcome::ALL`], in its order.
     recorded: [IntCounter; Outcome::ALL.len()],
+    /// One for each class of caller and outcome, likewise.
+    calls: [[IntCounter; Outcome::ALL.len()]; CallerClass::ALL.len()],
     dropped: IntCounter,
     pruned: IntCounter,
     queue_depth: IntGauge,
+    queue_limit: IntGauge,
+    index_lag: Gauge,
     spool: IntGauge,
     commit_duration: Histogram,
     oldest: Gauge,
@@ -43,6 +47,14 @@ impl AuditMetrics {
             &["outcome"],
         )?;
         registry.register(Box::new(recorded.clone()))?;
+        let calls = IntCounterVec::new(
+            Opts::new(
+                "switchyard_calls_total",
+                "Tool calls that ended, also refused ones, by how they ended and class of caller: key (with a key or over the admin socket), client (without, its client gave a name), anonymous. Each has its row in the ledger, or is counted as dropped.",
+            ),
+            &["caller_class", "outcome"],
+        )?;
+        registry.register(Box::new(calls.clone()))?;
         let dropped = IntCounter::new(
             "switchyard_audit_dropped_total",
             "Tool calls that are missing from the ledger because it could not be written in time.",
@@ -58,6 +70,16 @@ impl AuditMetrics {
             "Finished tool calls that wait to be committed to the ledger.",
         )?;
         registry.register(Box::new(queue_depth.clone()))?;
+        let queue_limit = IntGauge::new(
+            "switchyard_audit_queue_limit",
+            "Tool calls that may be under way or wait for the ledger; a call that finds no place is refused.",
+        )?;
+        registry.register(Box::new(queue_limit.clone()))?;
+        let index_lag = Gauge::new(
+            "switchyard_audit_index_lag_seconds",
+            "How long ago, in seconds, the oldest call ended that is not in the ledger's index yet; 0 when all are. Looked up every few seconds.",
+        )?;
+        registry.register(Box::new(index_lag.clone()))?;
         let spool = IntGauge::new(
             "switchyard_audit_spool_bytes",
             "Bytes of rows that wait in the ledger's spool because its database could not be written.",
@@ -78,9 +100,15 @@ impl AuditMetrics {
         registry.register(Box::new(oldest.clone()))?;
         Ok(Self {
             recorded: Outcome::ALL.map(|outcome| recorded.with_label_values(&[outcome.as_str()])),
+            calls: CallerClass::ALL.map(|class| {
+                Outcome::ALL
+                    .map(|outcome| calls.with_label_values(&[class.as_str(), outcome.as_str()]))
+            }),
             dropped,
             pruned,
             queue_depth,
+            queue_limit,
+            index_lag,
             spool,
             commit_duration,
             oldest,
@@ -89,10 +117,27 @@ impl AuditMetrics {
 
     /// A call with this outcome is in the ledger.
     pub(crate) fn recorded(&self, outcome: Outcome) {
-        let place = Outcome::ALL.iter().position(|known| *known == outcome);
-        if let Some(counter) = place.and_then(|place| self.recorded.get(place)) {
+        if let Some(counter) = self.recorded.get(outcome.index()) {
             counter.inc();
         }
+    }
+
+    /// A call ended, and its row is on its way to the ledger.
+    pub(crate) fn ended(&self, class: CallerClass, outcome: Outcome) {
+        let place = self.calls.get(class as usize);
+        if let Some(counter) = place.and_then(|counters| counters.get(outcome.index())) {
+            counter.inc();
+        }
+    }
+
+    /// So many calls may wait to be committed.
+    pub(crate) fn queue_limit(&self, calls: usize) {
+        self.queue_limit.set(i64::try_from(calls).unwrap_or(i64::MAX));
+    }
+
+    /// How far the ledger's index is behind.
+    pub(crate) fn index_lag(&self, lag: std::time::Duration) {
+        self.index_lag.set(lag.as_secs_f64());
     }
 
     /// `calls` will never be in the ledger.
@@ -155,5 +200,28 @@ mod tests {
             assert!(text.contains(&line), "{text}");
         }
         assert!(AuditMetrics::register(&registry).is_err(), "names are taken");
+    }
+
+    #[test]
+    fn every_class_of_caller_has_every_outcome() {
+        let registry = Registry::new();
+        let metrics = AuditMetrics::register(&registry).unwrap();
+        for (n, class) in CallerClass::ALL.into_iter().enumerate() {
+            for (m, outcome) in Outcome::ALL.into_iter().enumerate() {
+                for _ in 0..10 * n + m {
+                    metrics.ended(class, outcome);
+                }
+            }
+        }
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for (n, class) in CallerClass::ALL.into_iter().enumerate() {
+            for (m, outcome) in Outcome::ALL.into_iter().enumerate() {
+                let (class, outcome, count) = (class.as_str(), outcome.as_str(), 10 * n + m);
+                let line = format!(
+                    "switchyard_calls_total{{caller_class=\"{class}\",outcome=\"{outcome}\"}} {count}\n"
+                );
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 mod audit;
 mod breaker;
+mod store;
 mod tool;
 mod view;
 
@@ -24,6 +25,7 @@ use crate::model::{Era, ServerName, ToolStatus};
 
 pub use audit::AuditMetrics;
 pub use breaker::{BreakerMetrics, RetryMetrics};
+pub use store::{FileSample, StoreMetrics};
 pub use tool::{CallLabels, ToolMetrics};
 pub use view::ViewMetrics;
 
@@ -48,12 +50,15 @@ pub struct Metrics {
     registry: Registry,
     /// The ledger's.
     pub audit: AuditMetrics,
+    /// The data folder's.
+    pub store: StoreMetrics,
     breakers: breaker::BreakerFamilies,
     operations: HistogramVec,
     attempts: HistogramVec,
     /// Exposed names to servers: one of the two histograms does not say whose tool it is.
     owners: Mutex<HashMap<String, String>>,
     upstream_up: IntGaugeVec,
+    upstream_unauthorised: IntGaugeVec,
     upstream_last_success: GaugeVec,
     upstream_inflight: IntGaugeVec,
     upstream_queue_depth: IntGaugeVec,
@@ -61,9 +66,12 @@ pub struct Metrics {
     upstream_reconnects: IntCounterVec,
     upstream_tools: IntGaugeVec,
     child_processes: IntGaugeVec,
+    child_roots: IntGaugeVec,
+    child_limit: IntGaugeVec,
     child_resident: IntGaugeVec,
     child_restarts: IntCounterVec,
     definition_changes: IntCounterVec,
+    definition_tokens: IntGaugeVec,
     view_calls: IntCounterVec,
     sessions: IntGaugeVec,
     /// Requests at the front door right now.
@@ -123,6 +131,7 @@ impl Metrics {
         registry.register(Box::new(build_info))?;
         let metrics = Self {
             audit: AuditMetrics::register(&registry)?,
+            store: StoreMetrics::register(&registry)?,
             breakers: breaker::BreakerFamilies::register(&registry)?,
             operations: histogram(
                 &registry,
@@ -141,6 +150,12 @@ impl Metrics {
                 &registry,
                 "switchyard_upstream_up",
                 "Whether the last contact with the server succeeded (1) or not (0).",
+                &["server"],
+            )?,
+            upstream_unauthorised: gauges(
+                &registry,
+                "switchyard_upstream_unauthorised",
+                "Whether the server answered the last contact with HTTP status 401 or 403 (1) or not (0).",
                 &["server"],
             )?,
             upstream_last_success: {
@@ -190,6 +205,18 @@ impl Metrics {
                 "Processes of a server that is a child of the router, with all their descendants.",
                 &["server"],
             )?,
+            child_roots: gauges(
+                &registry,
+                "switchyard_child_root_processes",
+                "Those of these processes that the router itself started, without what they started and without their guards.",
+                &["server"],
+            )?,
+            child_limit: gauges(
+                &registry,
+                "switchyard_child_processes_limit",
+                "Root processes that the configuration allows the server at a time: 1, for an isolated server max_sessions and 1 that is asked for its tools, 0 while it is disabled. Those that are replaced or end may be beyond it for up to a minute.",
+                &["server"],
+            )?,
             child_resident: gauges(
                 &registry,
                 "switchyard_child_resident_bytes",
@@ -207,6 +234,12 @@ impl Metrics {
                 "switchyard_tool_definition_changes_total",
                 "Changes of tool definitions after the server's first discovery.",
                 &["server", "kind"],
+            )?,
+            definition_tokens: gauges(
+                &registry,
+                "switchyard_tool_definition_tokens",
+                "Estimate of the tokens that the server's listed tools take in a model's context: bytes of their names, descriptions and input schemas as listed, divided by 4.",
+                &["server"],
             )?,
             view_calls: counters(
                 &registry,
@@ -277,6 +310,8 @@ impl Metrics {
         let statuses = [ToolStatus::Active, ToolStatus::Stale, ToolStatus::Gone, ToolStatus::Held];
         ServerMetrics {
             up: self.upstream_up.with_label_values(&[server]),
+            unauthorised: self.upstream_unauthorised.with_label_values(&[server]),
+            definition_tokens: self.definition_tokens.with_label_values(&[server]),
             last_success: self.upstream_last_success.with_label_values(&[server]),
             inflight: self.upstream_inflight.with_label_values(&[server]),
             queue_depth: self.upstream_queue_depth.with_label_values(&[server]),
@@ -301,6 +336,8 @@ impl Metrics {
         let server = server.as_str();
         ChildMetrics {
             processes: self.child_processes.with_label_values(&[server]),
+            roots: self.child_roots.with_label_values(&[server]),
+            limit: self.child_limit.with_label_values(&[server]),
             resident_bytes: self.child_resident.with_label_values(&[server]),
             restarts: self.child_restarts.with_label_values(&[server]),
         }
@@ -310,6 +347,8 @@ impl Metrics {
     pub fn forget_children(&self, server: &ServerName) {
         let server = server.as_str();
         let _ = self.child_processes.remove_label_values(&[server]);
+        let _ = self.child_roots.remove_label_values(&[server]);
+        let _ = self.child_limit.remove_label_values(&[server]);
         let _ = self.child_resident.remove_label_values(&[server]);
         let _ = self.child_restarts.remove_label_values(&[server]);
     }
@@ -320,6 +359,8 @@ impl Metrics {
         let server = server.as_str();
         // An error means that there was no such series, which is what is wanted.
         let _ = self.upstream_up.remove_label_values(&[server]);
+        let _ = self.upstream_unauthorised.remove_label_values(&[server]);
+        let _ = self.definition_tokens.remove_label_values(&[server]);
         let _ = self.upstream_last_success.remove_label_values(&[server]);
         let _ = self.upstream_inflight.remove_label_values(&[server]);
         let _ = self.upstream_queue_depth.remove_label_values(&[server]);
@@ -370,6 +411,9 @@ impl Metrics {
 pub struct ServerMetrics {
     /// Last contact succeeded.
     pub up: IntGauge,
+    /// Last contact was answered 401 or 403.
+    pub unauthorised: IntGauge,
+    definition_tokens: IntGauge,
     /// Seconds since the epoch of the last answer.
     pub last_success: Gauge,
     /// Calls in flight.
@@ -390,6 +434,10 @@ pub struct ServerMetrics {
 pub struct ChildMetrics {
     /// Processes, descendants included.
     pub processes: IntGauge,
+    /// Those that the router started.
+    pub roots: IntGauge,
+    /// How many of those there may be.
+    pub limit: IntGauge,
     /// Their memory.
     pub resident_bytes: IntGauge,
     /// Starts after another one.
@@ -409,6 +457,11 @@ impl ServerMetrics {
         for (status, gauge) in &self.tools {
             gauge.set(counts.get(status).copied().unwrap_or(0));
         }
+    }
+
+    /// Sets what the server's listed tools take in a model's context, by the bytes a model reads.
+    pub fn set_definition_bytes(&self, bytes: u64) {
+        self.definition_tokens.set(i64::try_from(bytes.div_ceil(4)).unwrap_or(i64::MAX));
     }
 
     /// Counts a change of a definition; `kind` is one of [`CHANGE_KINDS`].
@@ -454,105 +507,4 @@ fn counters(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::model::{Entrance, ExposedName, Outcome, ProtocolVersion, TransportKind, ViewName};
-
-    fn call(metrics: &Metrics, server: &str, tool: &str, error_type: Option<&'static str>) {
-        let server = ServerName::parse(server).unwrap();
-        let exposed = ExposedName::parse(tool).unwrap();
-        let tool = metrics.tool(Some(&server), Some(&exposed));
-        let version = ProtocolVersion::V2025_06_18;
-        let took = Duration::from_millis(3);
-        for entrance in [Entrance::Rest, Entrance::Mcp(version)] {
-            for over_socket in [false, true] {
-                tool.observe_call(CallLabels { entrance, over_socket, error_type }, took);
-            }
-        }
-        tool.observe_attempt(Some(version), TransportKind::Http, error_type, took);
-        tool.observe_attempt(None, TransportKind::Stdio, error_type, took);
-    }
-
-    fn text(metrics: &Metrics) -> String {
-        String::from_utf8(metrics.render().unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_server_that_is_gone_leaves_nothing() {
-        let metrics = Metrics::new().unwrap();
-        let _other = metrics.server(&ServerName::parse("stays").unwrap());
-        call(&metrics, "stays", "stays__get", None);
-        metrics.observe_operation(
-            "tools/list",
-            ProtocolVersion::V2025_06_18,
-            true,
-            Duration::from_millis(1),
-        );
-        let before = text(&metrics);
-        let gone = ServerName::parse("gone").unwrap();
-        metrics.server(&gone).set_tools(&HashMap::from([(ToolStatus::Active, 2)]));
-        for error_type in [None, Some("timeout")] {
-            call(&metrics, "gone", "gone__get", error_type);
-            call(&metrics, "gone", "other_name", error_type);
-        }
-        let with = text(&metrics);
-        for name in ["gen_ai_tool_name=\"gone__get\"", "gen_ai_tool_name=\"other_name\""] {
-            assert!(with.contains(name), "{with}");
-        }
-        metrics.forget_server(&gone);
-        let series = |text: &str| -> Vec<String> {
-            let own = text.lines().filter(|line| !line.contains("process_"));
-            own.map(str::to_owned).collect()
-        };
-        assert_eq!(series(&text(&metrics)), series(&before));
-    }
-
-    #[test]
-    fn a_view_begins_at_zero_and_leaves_nothing() {
-        let metrics = Metrics::new().unwrap();
-        let before = text(&metrics);
-        let view = ViewName::parse("support").unwrap();
-        let handles = metrics.view(&view);
-        let sample = |outcome: &str, value: u64| {
-            format!(
-                "switchyard_view_calls_total{{outcome=\"{outcome}\",view=\"support\"}} {value}\n"
-            )
-        };
-        for outcome in Outcome::ALL {
-            assert!(text(&metrics).contains(&sample(outcome.as_str(), 0)));
-        }
-        handles.count(Outcome::Refused);
-        assert!(text(&metrics).contains(&sample("refused", 1)));
-        assert!(text(&metrics).contains(&sample("ok", 0)));
-        // The same view again goes on counting.
-        metrics.view(&view).count(Outcome::Refused);
-        assert!(text(&metrics).contains(&sample("refused", 2)));
-        metrics.forget_view(&view);
-        assert!(!text(&metrics).contains("view_calls"));
-        let own = |text: &str| -> Vec<String> {
-            text.lines().filter(|line| !line.contains("process_")).map(str::to_owned).collect()
-        };
-        assert_eq!(own(&text(&metrics)), own(&before));
-    }
-
-    #[test]
-    fn a_name_that_another_server_took_over_stays_its_own() {
-        let metrics = Metrics::new().unwrap();
-        call(&metrics, "first", "get", None);
-        call(&metrics, "second", "get", None);
-        metrics.forget_server(&ServerName::parse("first").unwrap());
-        let text = text(&metrics);
-        assert!(text.contains("gen_ai_tool_name=\"get\""), "{text}");
-        assert!(text.contains("server=\"second\"") && !text.contains("server=\"first\""), "{text}");
-    }
-
-    #[test]
-    fn the_build_says_what_it_was_built_from() {
-        let metrics = Metrics::new().unwrap();
-        let text = text(&metrics);
-        let line = text.lines().find(|line| line.starts_with("switchyard_build_info{")).unwrap();
-        assert!(line.contains("revision=\"") && !line.contains("revision=\"\""), "{line}");
-    }
-}
+mod tests;

@@ -8,7 +8,8 @@ use prometheus::proto::LabelPair;
 use prometheus::{Histogram, HistogramVec};
 
 use super::Metrics;
-use crate::model::{Entrance, ExposedName, ProtocolVersion, ServerName, TransportKind};
+use crate::error::ErrorCode;
+use crate::model::{Entrance, ExposedName, Outcome, ProtocolVersion, ServerName, TransportKind};
 
 /// Labels of `mcp_server_operation_duration_seconds`.
 pub(super) const SERVER_LABELS: [&str; 5] = [
@@ -38,20 +39,60 @@ pub struct CallLabels {
     pub entrance: Entrance,
     /// Whether it came over the admin socket.
     pub over_socket: bool,
-    /// What went wrong, from a closed set; `None` for success.
-    pub error_type: Option<&'static str>,
+    /// What went wrong; `None` for success.
+    pub error: Option<ErrorCode>,
 }
 
-/// Handles of one tool. A successful call finds its histogram by index, without a hash or a lock;
-/// the series appears with the first call.
+impl CallLabels {
+    fn error_type(self) -> &'static str {
+        match self.error {
+            None => "",
+            Some(ErrorCode::Tool) => "tool_error",
+            Some(code) => code.as_str(),
+        }
+    }
+}
+
+/// The series of one tool, each made when something first falls into it and then found by index: a
+/// call hashes no label and takes no lock, whether it succeeded or not.
+#[derive(Debug)]
+struct Series<const ERRORS: usize> {
+    succeeded: OnceLock<Histogram>,
+    /// Made with the first failure: most tools of a large catalogue are never called.
+    failed: OnceLock<Box<[OnceLock<Histogram>; ERRORS]>>,
+}
+
+impl<const ERRORS: usize> Series<ERRORS> {
+    const fn new() -> Self {
+        Self { succeeded: OnceLock::new(), failed: OnceLock::new() }
+    }
+
+    /// The one of success, or of the error with this number.
+    fn of(&self, error: Option<usize>) -> Option<&OnceLock<Histogram>> {
+        match error {
+            None => Some(&self.succeeded),
+            Some(error) => {
+                let failed = || Box::new([const { OnceLock::new() }; ERRORS]);
+                self.failed.get_or_init(failed).get(error)
+            }
+        }
+    }
+}
+
+/// By protocol version, over the network and over the admin socket.
+type Served = [[Series<{ ErrorCode::ALL.len() }>; SLOTS]; 2];
+/// By protocol version.
+type Attempted = [Series<{ Outcome::ALL.len() }>; SLOTS];
+
+/// Handles of one tool.
 #[derive(Debug)]
 pub struct ToolMetrics {
     tool: String,
     server: String,
     operations: HistogramVec,
     attempts: HistogramVec,
-    served: [OnceLock<Histogram>; SLOTS],
-    attempted: [OnceLock<Histogram>; SLOTS],
+    served: OnceLock<Box<Served>>,
+    attempted: OnceLock<Box<Attempted>>,
 }
 
 impl Metrics {
@@ -70,8 +111,8 @@ impl Metrics {
             server: server.map_or("_other", ServerName::as_str).to_owned(),
             operations: self.operations.clone(),
             attempts: self.attempts.clone(),
-            served: [const { OnceLock::new() }; SLOTS],
-            attempted: [const { OnceLock::new() }; SLOTS],
+            served: OnceLock::new(),
+            attempted: OnceLock::new(),
         })
     }
 
@@ -132,7 +173,7 @@ impl ToolMetrics {
             Entrance::Rest => (SLOTS - 1, ""),
         };
         let transport = if labels.over_socket { "unix" } else { "tcp" };
-        let error = labels.error_type.unwrap_or_default();
+        let error = labels.error_type();
         let make = || {
             self.operations.with_label_values(&[
                 "tools/call",
@@ -142,42 +183,47 @@ impl ToolMetrics {
                 transport,
             ])
         };
-        match self.served.get(slot) {
-            Some(slot) if labels.error_type.is_none() && !labels.over_socket => {
-                slot.get_or_init(make).observe(took.as_secs_f64());
-            }
-            _ => make().observe(took.as_secs_f64()),
-        }
+        let served =
+            self.served.get_or_init(|| Box::new([const { [const { Series::new() }; SLOTS] }; 2]));
+        let series = served.get(usize::from(labels.over_socket)).and_then(|by| by.get(slot));
+        let series = series.and_then(|series| series.of(labels.error.map(|code| code as usize)));
+        observe(series, make, took);
     }
 
-    /// Records one attempt at the upstream.
+    /// Records one attempt at the upstream that ended so.
     pub fn observe_attempt(
         &self,
         version: Option<ProtocolVersion>,
         transport: TransportKind,
-        error_type: Option<&'static str>,
+        outcome: Outcome,
         took: Duration,
     ) {
         let network = match transport {
             TransportKind::Stdio => "pipe",
             TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => "tcp",
         };
+        let error = (outcome != Outcome::Ok).then_some(outcome);
         let make = || {
             self.attempts.with_label_values(&[
                 "tools/call",
                 &self.tool,
-                error_type.unwrap_or_default(),
+                error.map_or("", Outcome::as_str),
                 version.map_or("", ProtocolVersion::as_str),
                 network,
                 &self.server,
             ])
         };
+        // A tool's transport is one: its handles are made anew with another.
         let slot = version.map_or(SLOTS - 1, ProtocolVersion::index);
-        match self.attempted.get(slot) {
-            Some(slot) if error_type.is_none() => {
-                slot.get_or_init(make).observe(took.as_secs_f64());
-            }
-            _ => make().observe(took.as_secs_f64()),
-        }
+        let attempted = self.attempted.get_or_init(|| Box::new([const { Series::new() }; SLOTS]));
+        let series = attempted.get(slot).and_then(|series| series.of(error.map(Outcome::index)));
+        observe(series, make, took);
+    }
+}
+
+fn observe(series: Option<&OnceLock<Histogram>>, make: impl FnOnce() -> Histogram, took: Duration) {
+    match series {
+        Some(series) => series.get_or_init(make).observe(took.as_secs_f64()),
+        None => make().observe(took.as_secs_f64()),
     }
 }

@@ -151,6 +151,12 @@ impl Outcome {
         Self::Interrupted,
     ];
 
+    /// Its place in [`Self::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// The name in the database, the API, the metrics and the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -102,6 +102,42 @@ pub enum AuthKind {
     Socket,
 }
 
+/// What kind of caller made a call, as the metrics say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CallerClass {
+    /// It proved who it is: with a key, or by opening the admin socket.
+    Key,
+    /// It did not, and gave the name of its client, at the begin of its session or in the request.
+    Client,
+    /// Nothing is known of it.
+    Anonymous,
+}
+
+impl CallerClass {
+    /// Every class, in the order they are shown.
+    pub const ALL: [Self; 3] = [Self::Key, Self::Client, Self::Anonymous];
+
+    /// The class of a caller who gave the name of its client or not.
+    #[must_use]
+    pub const fn of(auth: AuthKind, names_client: bool) -> Self {
+        match (auth, names_client) {
+            (AuthKind::Key | AuthKind::Socket, _) => Self::Key,
+            (AuthKind::None, true) => Self::Client,
+            (AuthKind::None, false) => Self::Anonymous,
+        }
+    }
+
+    /// The name in the metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Client => "client",
+            Self::Anonymous => "anonymous",
+        }
+    }
+}
+
 /// The one value that says who makes a request and what it may do.
 ///
 /// Rate limits, allow lists of servers and tools, and tokens of other issuers attach here.

@@ -22,7 +22,7 @@ pub use breaker::{BreakerEvent, BreakerRecord, BreakerRow, BreakerState, Transit
 pub use call::{
     Blame, CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget,
 };
-pub use caller::{AuthKind, Caller, Scope, Scopes};
+pub use caller::{AuthKind, Caller, CallerClass, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};
 pub use nearest::{did_you_mean, nearest};
 pub use printable::{escape_block, escape_json, escape_line};

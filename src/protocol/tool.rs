@@ -70,6 +70,8 @@ pub struct ToolDefinition {
     pub title: Option<String>,
     /// `description`.
     pub description: Option<String>,
+    /// Bytes of `inputSchema` as it stands.
+    pub schema_bytes: usize,
     /// `annotations.readOnlyHint`.
     pub read_only: bool,
     /// `annotations.idempotentHint`.
@@ -166,6 +168,7 @@ impl ToolDefinition {
             param_headers,
             title: owned(members.get_str("title").or_else(|| annotations.get_str("title"))),
             description: owned(members.get_str("description")),
+            schema_bytes: members.get("inputSchema").map_or(0, |schema| schema.get().len()),
             read_only: hint("readOnlyHint"),
             idempotent: hint("idempotentHint"),
             raw: Bytes::copy_from_slice(raw),

@@ -180,6 +180,14 @@ impl ServerHandle {
         let pool = usable
             .map(|target| ConnectionPool::new(target, client.clone(), options, tasks.clone()));
         metrics.up.set(0);
+        metrics.unauthorised.set(0);
+        if let Some(metrics) = &child_metrics {
+            metrics.limit.set(match (row.is_enabled(), row.spec.sessions) {
+                (false, _) => 0,
+                (true, SessionMode::Shared) => 1,
+                (true, SessionMode::Isolated) => i64::from(settings.max_sessions) + 1,
+            });
+        }
         Self {
             name: row.name.clone(),
             spec: row.spec.clone(),
@@ -351,6 +359,7 @@ impl ServerHandle {
         let usage = table.map(|table| self.children.usage(table)).unwrap_or_default();
         metrics.processes.set(i64::try_from(usage.processes).unwrap_or(i64::MAX));
         metrics.resident_bytes.set(i64::try_from(usage.resident_bytes).unwrap_or(i64::MAX));
+        metrics.roots.set(i64::try_from(self.children.count()).unwrap_or(i64::MAX));
     }
 
     /// What its child processes took when they were last looked at; nothing for a server that is
@@ -482,6 +491,7 @@ impl ServerHandle {
         status.discovery.error_at = Some(at);
         status.tried = true;
         self.metrics.up.set(0);
+        self.metrics.unauthorised.set(0);
         status.discovery.clone()
     }
 
@@ -492,7 +502,13 @@ impl ServerHandle {
         self.unauthorized.store(true, Ordering::Relaxed);
         self.reachable.store(true, Ordering::Relaxed);
         self.metrics.up.set(1);
+        self.metrics.unauthorised.set(1);
         row
+    }
+
+    /// Notes the HTTP status with which the server failed a request.
+    pub fn answered_status(&self, status: u16) {
+        self.metrics.unauthorised.set(i64::from(matches!(status, 401 | 403)));
     }
 
     /// Whether it was last seen to answer and not to let us in.
@@ -534,6 +550,9 @@ impl ServerHandle {
         if !self.reachable.swap(true, Ordering::Relaxed) || unauthorized {
             self.status.lock().discovery.error = None;
         }
+        if self.metrics.unauthorised.get() != 0 {
+            self.metrics.unauthorised.set(0);
+        }
         // A gauge of seconds needs one write a second, not one a call.
         let second = u64::try_from(at.as_millis() / 1000).unwrap_or(0);
         if self.last_success_second.swap(second, Ordering::Relaxed) != second {
@@ -556,6 +575,7 @@ impl ServerHandle {
             status.discovery.error_at = Some(at);
         }
         self.metrics.up.set(0);
+        self.metrics.unauthorised.set(0);
         self.last_success_second.store(0, Ordering::Relaxed);
     }
 

@@ -214,6 +214,9 @@ fn fail(
     let promised = entry.timeout.min(server.settings.call_deadline_for(entry.timeout));
     let verdict = trial.verdict(server, &error, promised, permits.is_probe());
     let subject = format!("tool `{}` of", entry.tool);
+    if let Some(status) = error.http_status().filter(|_| !error.is_second_hand()) {
+        server.answered_status(status);
+    }
     let failed = UpstreamFailure::new(server, subject, error, trial.limit, replay_safe(entry));
     let now = clock::uptime();
     if verdict == Verdict::Failure {

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallId, Caller, Entrance, Failure, Knowledge, Outcome,
+    ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, Entrance, Failure, Knowledge, Outcome,
     ProtocolVersion, ResultsLevel, Timestamp, ToolCall, Uptime, ViewName,
 };
 use crate::pool::Relay;
@@ -160,11 +160,10 @@ impl CallRecord {
         let took = now.since(began);
         self.upstream += took;
         if let Some(entry) = &self.entry {
-            let error = (end.outcome != Outcome::Ok).then(|| end.outcome.as_str());
             entry.metrics.observe_attempt(
                 self.upstream_version,
                 entry.server.spec.transport.kind(),
-                error,
+                end.outcome,
                 took,
             );
         }
@@ -258,15 +257,15 @@ impl CallRecord {
     }
 
     fn observe(&self, outcome: Outcome, code: Option<ErrorCode>, total: Duration) {
-        let error_type = match outcome {
+        let error = match outcome {
             Outcome::Ok => None,
-            Outcome::ToolError => Some("tool_error"),
-            _ => code.map(ErrorCode::as_str),
+            Outcome::ToolError => Some(ErrorCode::Tool),
+            _ => code,
         };
         let labels = CallLabels {
             entrance: self.call.entrance,
             over_socket: self.call.caller.auth == AuthKind::Socket,
-            error_type,
+            error,
         };
         if let Some(view) = &self.view {
             view.count(outcome);
@@ -281,6 +280,7 @@ impl CallRecord {
             id: call.id,
             started_at: self.started_at,
             caller: Arc::clone(&call.caller.name),
+            class: class_of(call),
             session: call.session.as_ref().map(|session| Arc::clone(&session.hash)),
             client: match &call.session {
                 Some(session) => Some(Arc::clone(&session.client)),
@@ -340,6 +340,12 @@ impl Drop for CallRecord {
     }
 }
 
+fn class_of(call: &ToolCall) -> CallerClass {
+    let client = call.session.as_ref().map(|session| session.client.as_ref());
+    let client = client.or(call.client.as_ref());
+    CallerClass::of(call.caller.auth, client.is_some_and(|client| !client.name.is_empty()))
+}
+
 /// What a ledger row shows of a tool's own error message.
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(300).collect()
@@ -376,6 +382,7 @@ pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&Vi
         id: refusal.id,
         started_at: clock::timestamp(),
         caller: Arc::clone(&refusal.caller.name),
+        class: CallerClass::of(refusal.caller.auth, false),
         session: None,
         client: None,
         entrance: refusal.entrance,

@@ -615,6 +615,15 @@ impl Store {
         forward!(self, index_ledger())
     }
 
+    /// When the oldest call ended that is not in the ledger's index: `Some(None)` when all are in
+    /// it, `None` while there is no index.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn index_behind_since(&self) -> Result<Option<Option<Timestamp>>, StoreError> {
+        forward!(self, index_behind_since())
+    }
+
     /// How far the index is.
     ///
     /// # Errors

@@ -562,6 +562,19 @@ pub struct StoreSize {
     pub state: FileSize,
     /// The ledger.
     pub audit: FileSize,
+    /// What finds rows of the ledger.
+    pub index: FileSize,
+}
+
+impl StoreSize {
+    /// The ledger's file.
+    pub const LEDGER: &str = "audit.db";
+
+    /// Each file by its name in the data folder.
+    #[must_use]
+    pub const fn files(self) -> [(&'static str, FileSize); 3] {
+        [("state.db", self.state), (Self::LEDGER, self.audit), ("audit-index.db", self.index)]
+    }
 }
 
 /// Size of one database.

@@ -137,6 +137,12 @@ impl Children {
         !self.running.started.lock().is_empty()
     }
 
+    /// How many were started here and run, whatever they started.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.running.started.lock().len()
+    }
+
     /// How many there are with all their descendants, guards left out, and what they take.
     #[must_use]
     pub fn usage(&self, table: &ProcessTable) -> Usage {

@@ -1,10 +1,12 @@
 //! `/metrics` as Prometheus reads it.
 
+mod values;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use switchyard::cli::demo_upstream::Options;
 
-use crate::support::{SOON, TestApp, eventually, legacy_body, upstream, yaml};
+use crate::support::{SOON, TestApp, eventually, legacy_body, stdio, upstream, yaml};
 
 /// What one scrape says: help and type by family, and the samples.
 #[derive(Debug, Default)]
@@ -61,6 +63,14 @@ impl Scrape {
         self.samples.iter().map(|(name, ..)| self.family(name).to_owned()).collect()
     }
 
+    /// Names of the labels of a family, those aside that only a histogram's buckets have.
+    fn labels(&self, family: &str) -> BTreeSet<String> {
+        let samples = self.samples.iter().filter(|(name, ..)| self.family(name) == family);
+        let labels = samples.flat_map(|(_, labels, _)| labels.split("\","));
+        let names = labels.filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+        names.filter(|name| name != "le").collect()
+    }
+
     fn series(&self) -> BTreeSet<(String, String)> {
         self.samples.iter().map(|(name, labels, _)| (name.clone(), labels.clone())).collect()
     }
@@ -73,7 +83,9 @@ async fn scrape(app: &TestApp) -> Scrape {
 #[tokio::test]
 async fn every_family_has_help_and_type_and_the_names_are_as_reviewed() {
     let up = upstream(Options::default()).await;
-    let app = TestApp::start(&yaml(&[("up", &up)])).await.ready().await;
+    // With everything that has metrics of its own: a child, a view.
+    let yaml = format!("{}{}views: {{all: {{}}}}\n", yaml(&[("up", &up)]), stdio("child", &[]));
+    let app = TestApp::start(&yaml).await.ready().await;
     let answer = app.http().get("/metrics").await.expect(200);
     assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"));
     app.http().call("up__echo", r#"{"text":"hi"}"#).await.expect(200);
@@ -85,7 +97,8 @@ async fn every_family_has_help_and_type_and_the_names_are_as_reviewed() {
         let kind = scrape.kind.get(&family).unwrap_or_else(|| panic!("{family} has no TYPE"));
         assert!(!help.is_empty(), "{family}");
         assert_eq!(kind == "counter", family.ends_with("_total"), "{family} is a {kind}");
-        listing += &format!("{kind:9} {family}\n");
+        let labels = scrape.labels(&family).into_iter().collect::<Vec<_>>().join(",");
+        listing += &format!("{kind:9} {family}{{{labels}}}\n");
     }
     insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false }, {
         insta::assert_snapshot!("metric_names", listing);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::super::begun::interrupted;
+use super::super::begun::{class_of, interrupted};
 use super::super::checkpoints::Checkpoints;
 use super::super::disk::{Disk, Space};
 use super::{AuditSettings, BATCH, HELD_BYTES, Intent, PLACES, Queued, Shared};
@@ -187,6 +187,10 @@ impl Task {
             &serde_json::json!({ "version": version, "pid": std::process::id() }),
         ));
         self.append(&entries, &calls).await?;
+        for call in &calls {
+            self.shared.metrics.ended(class_of(call), call.outcome);
+            self.shared.metrics.recorded(call.outcome);
+        }
         self.begun = true;
         self.shared.begun.store(true, Ordering::Relaxed);
         if !calls.is_empty() {

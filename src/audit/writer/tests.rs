@@ -9,8 +9,8 @@ use super::super::{AttemptEntry, Attempts, AuditQuery, ToolLabel};
 use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
-    ArgumentsLevel, CallId, Entrance, ExposedName, Failure, Outcome, ResultsLevel, Secret,
-    ServerName, Timestamp, ToolName,
+    ArgumentsLevel, CallId, CallerClass, Entrance, ExposedName, Failure, Outcome, ResultsLevel,
+    Secret, ServerName, Timestamp, ToolName,
 };
 use crate::store::{AuditFilter, EventRow};
 
@@ -76,6 +76,7 @@ fn entry(arguments: &str) -> AuditEntry {
         id: CallId::from_uuid(Uuid::now_v7()),
         started_at: Timestamp::from_millis(1_700_000_000_000),
         caller: "alice".into(),
+        class: CallerClass::Key,
         session: None,
         client: None,
         entrance: Entrance::Rest,

@@ -141,8 +141,11 @@ async fn no_session() -> ApiError {
 }
 
 async fn metrics(State(edge): State<Shared>) -> Result<Response, ApiError> {
-    let text = edge.metrics.render().map_err(|error| {
+    // With thousands of tools it takes milliseconds, and this thread serves calls.
+    let rendered = tokio::task::spawn_blocking(move || edge.metrics.render()).await;
+    let failed = |error: &dyn std::fmt::Display| {
         ApiError::new(ErrorCode::Unexpected, format!("the metrics could not be rendered: {error}"))
-    })?;
+    };
+    let text = rendered.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
     Ok(([(http::header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }

@@ -150,7 +150,11 @@ impl SqliteStore {
     }
 
     pub(super) fn size_bytes(&self) -> StoreSize {
-        StoreSize { state: self.state.size(), audit: self.audit.size() }
+        StoreSize {
+            state: self.state.size(),
+            audit: self.audit.size(),
+            index: size_of(self.index.path()),
+        }
     }
 
     pub(super) async fn check(&self) -> Result<(), StoreError> {

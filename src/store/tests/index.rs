@@ -503,3 +503,21 @@ async fn a_text_that_cannot_be_looked_for_is_the_request_s_fault() {
         assert_eq!(error.code(), ErrorCode::InvalidRequest);
     }
 }
+
+#[tokio::test]
+async fn how_far_the_index_is_behind_is_told_by_the_oldest_call_that_is_not_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    assert_eq!(store.index_behind_since().await.unwrap(), None, "nobody follows yet");
+    store.index_ledger().await.unwrap();
+    assert_eq!(store.index_behind_since().await.unwrap(), Some(None));
+    let ending = |started, seconds| CallRow {
+        started_at: at(started),
+        total: Duration::from_secs(seconds),
+        ..call(seconds)
+    };
+    store.append_calls(&[ending(5_000, 2), ending(4_000, 1)]).await.unwrap();
+    assert_eq!(store.index_behind_since().await.unwrap(), Some(Some(at(7_000))));
+    store.index_ledger().await.unwrap();
+    assert_eq!(store.index_behind_since().await.unwrap(), Some(None));
+}

@@ -31,6 +31,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 
 use super::{BUSY_TIMEOUT, READERS, SqliteStore, begin_writing, create_private, files};
+use crate::model::Timestamp;
 use crate::store::{IndexState, StoreError};
 
 const FILE: &str = "audit-index.db";
@@ -177,6 +178,10 @@ impl Index {
             follower: Mutex::default(),
             suspect: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn readers(&self) -> Option<SqlitePool> {
@@ -356,6 +361,22 @@ impl SqliteStore {
     pub(in crate::store) async fn index_state(&self) -> Result<IndexState, StoreError> {
         let seq = self.index.indexed_seq().await;
         self.index_state_at(seq).await
+    }
+
+    /// When the oldest call ended that is not in the index; `None` while there is no index.
+    pub(in crate::store) async fn index_behind_since(
+        &self,
+    ) -> Result<Option<Option<Timestamp>>, StoreError> {
+        let Some(readers) = self.index.readers() else { return Ok(None) };
+        let seq: i64 =
+            sqlx::query_scalar("select indexed_seq from state").fetch_one(&readers).await?;
+        let ended: Option<i64> = sqlx::query_scalar(
+            "select started_at_ms + total_us / 1000 from calls where seq > ? order by seq limit 1",
+        )
+        .bind(seq)
+        .fetch_optional(&self.audit.readers)
+        .await?;
+        Ok(Some(ended.map(Timestamp::from_millis)))
     }
 
     async fn index_state_at(&self, seq: i64) -> Result<IndexState, StoreError> {
