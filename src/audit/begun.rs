@@ -3,8 +3,6 @@
 //!
 //! Changes when the beginning of a call says more.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -85,38 +83,19 @@ pub(super) fn interrupted(begun: &EntryRow) -> Option<CallRow> {
         Some(version) => Entrance::Mcp(ProtocolVersion::parse(version)?),
         None => Entrance::Rest,
     };
+    let id = CallId::parse(&begun.subject)?;
+    let started_at = Timestamp::from_millis(detail.started_at_ms);
     Some(CallRow {
-        seq: 0,
-        id: CallId::parse(&begun.subject)?,
-        started_at: Timestamp::from_millis(detail.started_at_ms),
         caller: begun.actor.as_str().into(),
         session: detail.session.map(Into::into),
-        client: None,
-        entrance,
         view: detail.view.and_then(|view| ViewName::parse(&view).ok()),
         tool: detail.tool.into(),
         upstream_tool: ToolName::parse(&detail.upstream_tool).ok(),
         server: ServerName::parse(&detail.server).ok(),
-        definition_hash: None,
-        outcome: Outcome::Interrupted,
-        error_code: None,
         error: Some(
             "the router was cut off while the call was under way; the tool may have run".to_owned(),
         ),
-        failure: None,
-        http_status: 0,
-        attempts: 0,
-        attempt_list: Vec::new(),
-        queue: Duration::ZERO,
-        upstream: Duration::ZERO,
-        total: Duration::ZERO,
-        request_bytes: 0,
-        response_bytes: 0,
-        arguments: None,
-        result: None,
-        arguments_digest: None,
-        result_digest: None,
-        hash: None,
+        ..CallRow::new(id, started_at, entrance, Outcome::Interrupted)
     })
 }
 

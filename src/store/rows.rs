@@ -336,6 +336,44 @@ pub struct CallRow {
     pub hash: Option<Hash>,
 }
 
+impl CallRow {
+    /// A call of which nothing more is known.
+    #[must_use]
+    pub fn new(id: CallId, started_at: Timestamp, entrance: Entrance, outcome: Outcome) -> Self {
+        Self {
+            seq: 0,
+            id,
+            started_at,
+            caller: "".into(),
+            session: None,
+            client: None,
+            entrance,
+            view: None,
+            tool: "".into(),
+            upstream_tool: None,
+            server: None,
+            definition_hash: None,
+            outcome,
+            error_code: None,
+            error: None,
+            failure: None,
+            http_status: 0,
+            attempts: 0,
+            attempt_list: Vec::new(),
+            queue: Duration::ZERO,
+            upstream: Duration::ZERO,
+            total: Duration::ZERO,
+            request_bytes: 0,
+            response_bytes: 0,
+            arguments: None,
+            result: None,
+            arguments_digest: None,
+            result_digest: None,
+            hash: None,
+        }
+    }
+}
+
 /// The kind of the entry with which a router begins to write a ledger.
 pub const AUDIT_STARTED: &str = "audit.started";
 /// The kind of the entry with which it ends in order: everything before is on record.

@@ -24,36 +24,15 @@ async fn fill(data_dir: &Path, count: u64) {
     let now = switchyard::clock::timestamp();
     for first in (0..count).step_by(500) {
         let calls: Vec<CallRow> = (first..count.min(first + 500))
-            .map(|number| CallRow {
-                seq: 0,
-                id: CallId::from_uuid(uuid::Uuid::now_v7()),
-                started_at: Timestamp::from_millis(now.as_millis() - 86_400_000),
-                caller: "filler".into(),
-                session: None,
-                client: None,
-                entrance: Entrance::Rest,
-                view: None,
-                tool: "up__echo".into(),
-                upstream_tool: None,
-                server: None,
-                definition_hash: None,
-                outcome: Outcome::Ok,
-                error_code: None,
-                error: None,
-                failure: None,
-                http_status: 200,
-                attempts: 0,
-                attempt_list: Vec::new(),
-                queue: Duration::ZERO,
-                upstream: Duration::ZERO,
-                total: Duration::ZERO,
-                request_bytes: 0,
-                response_bytes: 0,
-                arguments: Some(format!("filled-{number:06}").repeat(40)),
-                result: None,
-                arguments_digest: None,
-                result_digest: None,
-                hash: None,
+            .map(|number| {
+                let id = CallId::from_uuid(uuid::Uuid::now_v7());
+                let at = Timestamp::from_millis(now.as_millis() - 86_400_000);
+                CallRow {
+                    caller: "filler".into(),
+                    tool: "up__echo".into(),
+                    arguments: Some(format!("filled-{number:06}").repeat(40)),
+                    ..CallRow::new(id, at, Entrance::Rest, Outcome::Ok)
+                }
             })
             .collect();
         store.append_calls(&calls).await.unwrap();
