@@ -19,6 +19,9 @@ const BALLAST: &str = "ballast";
 const MIB: u64 = 1024 * 1024;
 /// Its size: enough to prune and to move a write-ahead log.
 const BALLAST_BYTES: u64 = 16 * MIB;
+/// Below this the disk counts as full: the ballast goes before anybody meets the end. In `strict` nobody
+/// would, because no calls are taken then.
+const FULL: u64 = 4 * MIB;
 /// Below this, `strict` takes no calls: what is dispatched must have room to be recorded.
 const SCARCE: u64 = 64 * MIB;
 /// Below this, or below a tenth of the disk, somebody should know.
@@ -56,12 +59,14 @@ impl Space {
 pub(super) struct Disk {
     folder: PathBuf,
     space: Space,
+    /// What was free when it was last looked at.
+    free: u64,
     looked: Option<Uptime>,
 }
 
 impl Disk {
     pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), space: Space::Plenty, looked: None }
+        Self { folder: folder.to_owned(), space: Space::Plenty, free: u64::MAX, looked: None }
     }
 
     /// In what time to look next.
@@ -95,8 +100,13 @@ impl Disk {
                 }
             );
         }
-        self.space = space;
+        (self.space, self.free) = (space, free);
         space
+    }
+
+    /// Whether next to nothing was left when it was last looked at.
+    pub(super) const fn is_full(&self) -> bool {
+        self.free < FULL
     }
 
     /// Removes the ballast; whether there was one. It is made again when there is room.

@@ -17,6 +17,8 @@ use crate::store::{EraseOf, Erased, PruneUntil, Pruned, Store, StoreError};
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often the size is looked at.
 const LOOK: Duration = Duration::from_secs(30);
+/// How soon what could not be removed is tried again: a full disk waits for it.
+const AGAIN: Duration = Duration::from_secs(3);
 /// How often rows that became too old are removed: together, not one by one.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 /// Each time, the size goes this part below its limit, so that there is something to do rarely.
@@ -58,9 +60,12 @@ impl Retention {
                 aged = Some(clock::uptime());
             }
             // Ended between two steps or within one: what is left is in order.
-            tokio::select! {
+            let done = tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.look(by_age) => {}
+                done = self.look(by_age) => done,
+            };
+            if !done {
+                (wait, aged) = (wait.min(AGAIN), None);
             }
         }
     }
@@ -69,12 +74,14 @@ impl Retention {
         (self.keep / 100).clamp(Duration::from_millis(100), LONGEST_WAIT)
     }
 
-    async fn look(&self, by_age: bool) {
+    /// Whether nothing is left that should have been removed.
+    async fn look(&self, by_age: bool) -> bool {
         let cutoff = clock::timestamp().minus(self.keep);
         let age = by_age.then_some(("age", PruneUntil::Before(cutoff)));
         let size = self.store.size_bytes().audit.database_bytes > self.max_size;
         let room = self.max_size - self.max_size / ROOM;
         let size = size.then_some(("size", PruneUntil::Fits(room)));
+        let mut done = true;
         for (reason, until) in age.into_iter().chain(size) {
             match self.prune(until, ACTOR).await {
                 Ok(Pruned { rows: 0, .. }) | Err(StoreError::Closed) => {}
@@ -86,10 +93,12 @@ impl Retention {
                     pruned.rows
                 ),
                 Err(error) => {
+                    done = false;
                     tracing::warn!(%error, "old rows could not be removed from the ledger: {error}");
                 }
             }
         }
+        done
     }
 
     /// Removes what is from before `cutoff`, as `actor` asked for.

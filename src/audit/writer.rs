@@ -112,7 +112,8 @@ struct Shared {
     spools: AtomicBool,
     /// There is next to no space left on the disk.
     scarce: AtomicBool,
-    /// The disk was found full, and what could be done at once was.
+    /// The disk was found full, and what could be done at once was. For the one that removes old rows,
+    /// which may be at it.
     full: Notify,
     closed: AtomicBool,
     redactor: ArcSwap<Redactor>,
@@ -239,8 +240,8 @@ impl AuditWriter {
         self.shared.spools.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the disk was found full and its ballast was removed: there is a little room now
-    /// for whoever can make more.
+    /// Resolves when there is next to no space left on the disk, and again when its ballast was
+    /// removed: there is a little room now for whoever can make more.
     pub async fn disk_full(&self) {
         self.shared.full.notified().await;
     }

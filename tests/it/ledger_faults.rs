@@ -4,6 +4,7 @@
 mod failing;
 mod kills;
 mod reconcile;
+mod recovers;
 mod spool;
 
 use std::collections::{HashMap, HashSet};

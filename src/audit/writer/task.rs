@@ -215,11 +215,16 @@ impl Task {
                 || self.tried.is_none_or(|at| clock::uptime().since(at) >= LONGEST_RETRY))
     }
 
-    /// Looks how much space there is.
+    /// Looks how much space there is. Where there is too little, old rows may be there that can go.
     async fn watch(&mut self) {
         let scarce = self.disk.look().await == Space::Scarce;
-        if self.shared.scarce.swap(scarce, Ordering::Relaxed) && !scarce {
+        let was = self.shared.scarce.swap(scarce, Ordering::Relaxed);
+        if was && !scarce {
             self.shared.freed.notify_waiters();
+        }
+        let relieved = self.disk.is_full() && self.disk.relieve().await;
+        if relieved || (scarce && !was) {
+            self.shared.full.notify_one();
         }
     }
 
@@ -522,7 +527,7 @@ impl Task {
         }
         // Whether the log can be moved or not, there is room to go on with.
         let _moved = self.store.shrink_ledger_log().await;
-        self.shared.full.notify_waiters();
+        self.shared.full.notify_one();
         true
     }
 

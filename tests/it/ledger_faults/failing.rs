@@ -32,7 +32,7 @@ pub(super) async fn becomes_ready(http: &Http, within: Duration) {
     eprintln!("ready after {:?}", began.elapsed());
 }
 
-async fn becomes_unready(http: &Http) {
+pub(super) async fn becomes_unready(http: &Http) {
     eventually(Duration::from_secs(20), "it says that the ledger cannot be written", || async {
         let (status, text) = readiness(http).await;
         (status == 503 && text.contains("ledger")).then_some(())
@@ -174,7 +174,7 @@ impl SmallDisk {
         }
     }
 
-    fn free(&self) -> u64 {
+    pub(super) fn free(&self) -> u64 {
         let disk = rustix::fs::statvfs(&self.0).unwrap();
         disk.f_bavail * disk.f_frsize
     }
