@@ -28,7 +28,7 @@ use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimi
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
-use crate::store::{Store, StoreError};
+use crate::store::{EventRow, Recovered, Store, StoreError};
 
 use redaction::Redaction;
 
@@ -155,7 +155,12 @@ impl App {
         let address =
             listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
         let metrics = Metrics::new()?;
+        let recovered = match config.recover {
+            true => Store::recover(&config.data_dir, clock::timestamp()).await?,
+            false => Vec::new(),
+        };
         let store = Store::open(&config.data_dir).await?;
+        record_recovery(&store, &recovered).await?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
 
         let audit_settings = AuditSettings {
@@ -446,6 +451,26 @@ fn bind_socket(data_dir: &Path) -> Result<(PathBuf, UnixListener), StartError> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&path, mode).map_err(error)?;
     Ok((path, listener))
+}
+
+/// What was given up is on record in what replaces it.
+async fn record_recovery(store: &Store, recovered: &[Recovered]) -> Result<(), StoreError> {
+    for Recovered { file, moved_to, detail } in recovered {
+        tracing::warn!(
+            "`{file}` was damaged ({detail}) and is now `{}`; the router begins without what is in it",
+            moved_to.display()
+        );
+        let moved_to = moved_to.file_name().unwrap_or_default().to_string_lossy();
+        let event = EventRow {
+            at: clock::timestamp(),
+            actor: "router".to_owned(),
+            kind: "store.recovered".to_owned(),
+            subject: (*file).to_owned(),
+            detail: serde_json::json!({ "moved_to": moved_to, "damage": detail }).to_string(),
+        };
+        store.append_event(&event).await?;
+    }
+    Ok(())
 }
 
 /// A large ledger is checked while it is in use: the start does not wait for it.

@@ -20,12 +20,15 @@ const REAP: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "Runs the router: reads the configuration, connects to the servers in it, and answers MCP clients on one address.\n\nWithout --config and without ./switchyard.yaml it starts with defaults; servers can be added while it runs. SIGHUP or `switchyard reload` reads the configuration again; SIGTERM or Ctrl-C ends it after calls in flight (at most shutdown_timeout, 10 s), a second one at once.",
-    after_help = "Examples:\n  switchyard serve\n  switchyard serve --config /etc/switchyard.yaml --data-dir /var/lib/switchyard\n  switchyard serve --listen 127.0.0.1:0         a free port, printed when it listens\n  switchyard serve --log switchyard=debug"
+    after_help = "Examples:\n  switchyard serve\n  switchyard serve --config /etc/switchyard.yaml --data-dir /var/lib/switchyard\n  switchyard serve --listen 127.0.0.1:0         a free port, printed when it listens\n  switchyard serve --log switchyard=debug\n  switchyard serve --recover                    after damage, without a backup"
 )]
 pub(super) struct Args {
     /// Address to listen on, instead of the configuration's
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// Move databases that are damaged away, keep them as NAME.corrupt-TIME, and begin without them
+    #[arg(long)]
+    recover: bool,
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
@@ -60,6 +63,7 @@ async fn serve(context: &Context, args: Args) -> Result<Status, CliError> {
         config.listen = listen;
         must_not_be_open(&config)?;
     }
+    config.recover = args.recover;
     if context.config_path().is_none() {
         tracing::info!(
             "no ./{DEFAULT_CONFIG} here and no --config: starting with defaults; add servers with `switchyard servers add`"

@@ -110,6 +110,8 @@ pub struct Config {
     /// router ends. No key of the file: the program that runs the router knows whether it is one
     /// ([`crate::guard::program`]). Without, children are process groups.
     pub guard: Option<PathBuf>,
+    /// Whether damaged databases are moved away at the start. No key of the file: somebody says so, once.
+    pub recover: bool,
 }
 
 /// The ledger's settings.
@@ -257,6 +259,7 @@ impl Config {
             path: None,
             environment: process_environment(),
             guard: None,
+            recover: false,
         }
     }
 }

@@ -72,7 +72,7 @@ pub enum StoreError {
     },
     /// The file is damaged, or not a database at all.
     #[error(
-        "could not open `{}`: it is damaged ({detail}); nothing was changed; move it away and restore a backup, or start without it and lose its content",
+        "could not open `{}`: it is damaged ({detail}); nothing was changed; restore a backup, or let `switchyard serve --recover` move it away and begin without what is in it",
         path.display()
     )]
     Damaged {

@@ -41,7 +41,7 @@ pub use rows::{
     StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
 pub use spool::Spool;
-pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned};
+pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned, Recovered};
 pub use verified::{Fault, Finding, Verified};
 
 /// An open database. Clones are handles to the same one.
@@ -87,6 +87,16 @@ impl Store {
         let store = sqlite::SqliteStore::open(data_dir).await?;
         let backend = Backend::Sqlite(Arc::new(store));
         Ok(Self { backend, journal: Arc::new(Journal::new()) })
+    }
+
+    /// Moves damaged databases in `data_dir` away, under a name that ends in `.corrupt-` and the time, so
+    /// that [`Self::open`] makes new ones. Reads each of them whole. Nothing is deleted, and a database
+    /// of another program or version is left alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for [`StoreError::Damaged`].
+    pub async fn recover(data_dir: &Path, now: Timestamp) -> Result<Vec<Recovered>, StoreError> {
+        sqlite::recover(data_dir, now).await
     }
 
     /// Verifies the ledger in `data_dir` against its key and against checkpoints; also while a router

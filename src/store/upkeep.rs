@@ -64,6 +64,17 @@ pub struct Backup {
     pub bytes: u64,
 }
 
+/// A damaged database that was moved away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its file.
+    pub file: &'static str,
+    /// Where it is now, with what belongs to it.
+    pub moved_to: PathBuf,
+    /// What was found.
+    pub detail: String,
+}
+
 /// A step shall take about this long; the aim is that no step takes 50 ms.
 const WANTED: Duration = Duration::from_millis(10);
 /// From here on the next step is smaller.

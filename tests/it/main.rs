@@ -23,6 +23,7 @@ mod breakers;
 mod cancel;
 mod children;
 mod cli;
+mod damaged;
 mod dialects;
 mod eras;
 mod errors;

@@ -15,6 +15,7 @@ mod ledger;
 mod ledger_key;
 mod offers;
 mod reading;
+mod recover;
 mod servers;
 mod sessions;
 mod spool;
@@ -23,6 +24,7 @@ mod upkeep;
 mod verify;
 
 pub(super) use backup::{backup, restore};
+pub(super) use recover::recover;
 pub(super) use verify::verify;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -133,8 +135,16 @@ impl SqliteStore {
     pub(super) async fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = prepare_folder(folder)?;
         backup::finish_restore(folder)?;
-        let (state, audit) =
-            tokio::try_join!(Database::open(folder, &STATE), Database::open(folder, &AUDIT))?;
+        // Both before either is written: a refused start leaves the other one alone, too.
+        let (state, audit) = tokio::join!(
+            recover::look(folder, &STATE, STATE.checked_up_to),
+            recover::look(folder, &AUDIT, AUDIT.checked_up_to)
+        );
+        let (state, audit) = (state?, audit?);
+        let (state, audit) = tokio::try_join!(
+            Database::open(folder, &STATE, state),
+            Database::open(folder, &AUDIT, audit)
+        )?;
         let ledger_key = ledger_key::open(&folder.join("ledger.key"), &audit).await?;
         let sealer = Sealer::new(folder.join("seal.key"));
         let upkeep = Mutex::new(());
@@ -172,7 +182,8 @@ impl SqliteStore {
 }
 
 impl Database {
-    async fn open(folder: &Path, schema: &Schema) -> Result<Self, StoreError> {
+    /// `seen` is what [`recover::look`] saw of it.
+    async fn open(folder: &Path, schema: &Schema, seen: Option<bool>) -> Result<Self, StoreError> {
         let path = folder.join(schema.file);
         let found = create_private(&path)?;
         let options = connect_options(&path, schema);
@@ -188,8 +199,8 @@ impl Database {
         match version {
             Version::Empty => create(&mut writer, schema).await.map_err(opening)?,
             Version::Known(version) => {
-                checked = size_of(&path).total() <= schema.checked_up_to;
-                if checked {
+                checked = seen.unwrap_or(size_of(&path).total() <= schema.checked_up_to);
+                if checked && seen.is_none() {
                     quick_check(&mut writer, &path).await?;
                 }
                 begin_writing(&mut writer, version).await.map_err(opening)?;
@@ -610,6 +621,11 @@ mod tests {
         Schema { file: "state.db", migrations, ..AUDIT }
     }
 
+    async fn opened(folder: &Path, schema: &Schema) -> Result<Database, StoreError> {
+        let seen = recover::look(folder, schema, schema.checked_up_to).await?;
+        Database::open(folder, schema, seen).await
+    }
+
     async fn scalar(database: &Database, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&database.readers).await.unwrap()
     }
@@ -624,24 +640,24 @@ mod tests {
             "drop table a; oops;",
         ]);
         let folder = tempfile::tempdir().unwrap();
-        let old = Database::open(folder.path(), &OLD).await.unwrap();
+        let old = opened(folder.path(), &OLD).await.unwrap();
         assert_eq!(scalar(&old, "pragma auto_vacuum").await, 2, "as the new file asked for");
         old.close().await.unwrap();
 
-        let new = Database::open(folder.path(), &NEW).await.unwrap();
+        let new = opened(folder.path(), &NEW).await.unwrap();
         assert_eq!(scalar(&new, "select sum(x + y) from a").await, 13);
         assert_eq!(scalar(&new, "pragma user_version").await, 2);
         new.close().await.unwrap();
         let copy = folder.path().join("state.v1.db");
         fs::create_dir(folder.path().join("copy")).unwrap();
         fs::rename(copy, folder.path().join("copy/state.db")).unwrap();
-        let copy = Database::open(&folder.path().join("copy"), &OLD).await.unwrap();
+        let copy = opened(&folder.path().join("copy"), &OLD).await.unwrap();
         assert_eq!(scalar(&copy, "select sum(x) from a").await, 3);
 
-        assert!(Database::open(folder.path(), &BROKEN).await.is_err());
-        let same = Database::open(folder.path(), &NEW).await.unwrap();
+        assert!(opened(folder.path(), &BROKEN).await.is_err());
+        let same = opened(folder.path(), &NEW).await.unwrap();
         assert_eq!(scalar(&same, "select sum(x + y) from a").await, 13, "all of it or nothing");
-        assert!(Database::open(&folder.path().join("copy"), &NEW).await.is_ok());
+        assert!(opened(&folder.path().join("copy"), &NEW).await.is_ok());
     }
 
     #[tokio::test]
@@ -667,7 +683,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_only_seems_to_open_for_writing_is_told() {
         let folder = tempfile::tempdir().unwrap();
-        Database::open(folder.path(), &AUDIT).await.unwrap().close().await.unwrap();
+        opened(folder.path(), &AUDIT).await.unwrap().close().await.unwrap();
         let path = folder.path().join(AUDIT.file);
         // What SQLite makes of a file that the system does not let it write.
         let mut connection =
@@ -683,7 +699,7 @@ mod tests {
     async fn a_large_ledger_is_checked_beside_the_traffic() {
         const LARGE: Schema = Schema { checked_up_to: 0, ..AUDIT };
         let folder = tempfile::tempdir().unwrap();
-        let fresh = Database::open(folder.path(), &LARGE).await.unwrap();
+        let fresh = opened(folder.path(), &LARGE).await.unwrap();
         assert!(fresh.checked, "there was nothing in it");
         raw_sql(
             "create table filler (x text);
@@ -695,7 +711,7 @@ mod tests {
         .unwrap();
         fresh.close().await.unwrap();
 
-        let good = Database::open(folder.path(), &LARGE).await.unwrap();
+        let good = opened(folder.path(), &LARGE).await.unwrap();
         assert!(!good.checked);
         good.check().await.unwrap();
         good.close().await.unwrap();
@@ -706,7 +722,7 @@ mod tests {
         let middle = bytes.len() / 4096 / 2 * 4096;
         bytes[middle..middle + 4096 * 3].fill(0xff);
         fs::write(&path, bytes).unwrap();
-        let damaged = Database::open(folder.path(), &LARGE).await.unwrap();
+        let damaged = opened(folder.path(), &LARGE).await.unwrap();
         let verdict = damaged.check().await;
         assert!(matches!(verdict, Err(StoreError::Damaged { .. })), "{verdict:?}");
     }

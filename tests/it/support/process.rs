@@ -115,6 +115,11 @@ impl Router {
         Self::spawn(folder, &["--listen", &address.to_string()]).await
     }
 
+    /// The same in a folder that has its configuration, with more arguments.
+    pub async fn start_with(folder: TempDir, arguments: &[&str]) -> Self {
+        Self::spawn(folder, arguments).await
+    }
+
     /// Starts it by a shell that runs `script` first, in the folder, and then becomes the router.
     pub async fn start_after(script: &str, yaml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
