@@ -3,6 +3,7 @@ mod breakers;
 mod chain;
 mod index;
 mod upkeep;
+mod kills;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::store::{AUDIT_STARTED, AUDIT_STOPPED, EntryRow, EraseOf, Fault, PruneUntil, Verified};
 
-const DAY: i64 = 86_400_000;
-const NOW: i64 = 200 * DAY;
+pub(super) const DAY: i64 = 86_400_000;
+pub(super) const NOW: i64 = 200 * DAY;
 
 /// A call on day `day`, with a payload whose bytes are not to be found elsewhere.
 fn on_day(day: i64, number: u64) -> CallRow {
@@ -29,7 +29,7 @@ fn on_day(day: i64, number: u64) -> CallRow {
 }
 
 /// `per_day` calls on each of `days`.
-async fn fill(store: &Store, days: std::ops::Range<i64>, per_day: u64) {
+pub(super) async fn fill(store: &Store, days: std::ops::Range<i64>, per_day: u64) {
     for day in days {
         let first = u64::try_from(day).unwrap() * per_day;
         let calls: Vec<_> = (first..first + per_day).map(|number| on_day(day, number)).collect();
