@@ -62,7 +62,7 @@ enum Action {
     Tail(tail::Args),
     /// Write all calls that match, the oldest first
     #[command(
-        after_help = "Examples:\n  switchyard audit export --since 7d --out calls.jsonl\n  switchyard audit export --format csv --server github --out github.csv\n  switchyard audit export --payloads --outcome tool_error | jq -c '[.tool, .arguments]'\n\nA file appears under its name when it is complete, readable by its owner only. CSV has one line for\neach call, without its attempts; what a spreadsheet would take for a formula has a ' in front."
+        after_help = "Examples:\n  switchyard audit export --since 7d --out calls.jsonl\n  switchyard audit export --format csv --server github --out github.csv\n  switchyard audit export --payloads --outcome tool_error | jq -c '[.tool, .arguments]'\n  switchyard audit export --format chain --out ledger.jsonl && switchyard audit verify --export ledger.jsonl\n\nA file appears under its name when it is complete, readable by its owner only. CSV has one line for\neach call, without its attempts; what a spreadsheet would take for a formula has a ' in front."
     )]
     Export(export::Args),
     /// Make recorded calls of read-only tools again, and compare the answers
@@ -73,8 +73,8 @@ enum Action {
     Replay(replay::Args),
     /// Verify that the ledger is what was written
     #[command(
-        long_about = "Reads the ledger's file and its key in the data folder, also beside a router that runs, and checks each row against the chain, what is kept of payloads, and signed checkpoints.\n\nExit codes: 0 good, 10 a row was changed, added or moved, 11 rows are missing, 12 the end is missing, 5 the file cannot be read.",
-        after_help = "Examples:\n  switchyard audit verify\n  switchyard --data-dir /var/lib/switchyard audit verify --checkpoints /mnt/worm/switchyard --json"
+        long_about = "Reads the ledger's file and its key in the data folder, also beside a router that runs, and checks each row against the chain, what is kept of payloads, and signed checkpoints. With --export it checks a file from `audit export --format chain` instead, for which it needs nothing but the key.\n\nExit codes: 0 good, 10 a row was changed, added or moved, 11 rows are missing, 12 the end is missing, 5 the file cannot be read.",
+        after_help = "Examples:\n  switchyard audit verify\n  switchyard --data-dir /var/lib/switchyard audit verify --checkpoints /mnt/worm/switchyard --json\n  switchyard audit verify --export ledger.jsonl --ledger-key ledger.key"
     )]
     Verify(verify::Args),
     /// Remove the oldest calls for good
@@ -92,7 +92,7 @@ enum Action {
 }
 
 /// Which calls are meant.
-#[derive(Debug, Default, Clone, clap::Args)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, clap::Args)]
 struct Filter {
     /// Only calls to this server
     #[arg(long, value_name = "NAME")]
@@ -148,6 +148,10 @@ fn call_id(text: &str) -> Result<CallId, String> {
 }
 
 impl Filter {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// A request for `path` with this filter. Times are made absolute here: an hour ago stays the
     /// same hour in all requests that are made of it.
     fn ask(&self, path: &[&str]) -> Result<Ask, CliError> {

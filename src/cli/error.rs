@@ -87,6 +87,18 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// Options of an export that do not go together.
+    #[error("{0}")]
+    ExportOptions(&'static str),
+    /// A file cannot be read.
+    #[error("could not read `{}`: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// What stands where a file was asked for is none.
     #[error("`{}` is not a file; leave --out away and redirect standard output", .0.display())]
     NotAFile(PathBuf),
@@ -148,6 +160,8 @@ impl CliError {
             | Self::Unit(_)
             | Self::When(_)
             | Self::NotAFile(_)
+            | Self::ExportOptions(_)
+            | Self::Unreadable { .. }
             | Self::Unconfirmed => 2,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_)

@@ -21,6 +21,45 @@ use super::key_file::KEY_LENGTH;
 /// The hash of a row.
 pub type Hash = [u8; 32];
 
+/// The columns of a call after `seq` and before `hash`, in the order in which they are hashed. A new
+/// one comes last and may be null.
+pub(super) const CALL_COLUMNS: [&str; 27] = [
+    "id",
+    "started_at_ms",
+    "caller",
+    "session",
+    "client_name",
+    "client_version",
+    "entrance",
+    "protocol_version",
+    "tool",
+    "upstream_tool",
+    "server",
+    "definition_hash",
+    "outcome",
+    "error_code",
+    "error",
+    "failure",
+    "http_status",
+    "attempts",
+    "queue_us",
+    "upstream_us",
+    "total_us",
+    "request_bytes",
+    "response_bytes",
+    "view",
+    "arguments_digest",
+    "result_digest",
+    "payload_digest",
+];
+
+/// The same of an entry.
+pub(super) const ENTRY_COLUMNS: [&str; 5] = ["at_ms", "kind", "actor", "subject", "detail"];
+
+/// The same of an attempt, its number first.
+pub(super) const ATTEMPT_COLUMNS: [&str; 8] =
+    ["n", "began_us", "took_us", "outcome", "failure", "error", "http_status", "probe"];
+
 /// One column of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value<'a> {
@@ -83,6 +122,29 @@ impl Canonical {
     fn length(&mut self, length: usize) {
         self.0.extend_from_slice(&u64::try_from(length).unwrap_or(u64::MAX).to_le_bytes());
     }
+}
+
+/// What is hashed of a call.
+pub(super) fn canonical_call<'a>(
+    seq: i64,
+    values: &[Value<'_>],
+    attempts: impl IntoIterator<Item = impl AsRef<[Value<'a>]>>,
+) -> Canonical {
+    let mut form = Canonical::of(Kind::Call);
+    form.list(&[Value::Integer(seq)]);
+    form.list(values);
+    for attempt in attempts {
+        form.list(attempt.as_ref());
+    }
+    form
+}
+
+/// What is hashed of an entry.
+pub(super) fn canonical_entry(seq: i64, values: &[Value<'_>]) -> Canonical {
+    let mut form = Canonical::of(Kind::Entry);
+    form.list(&[Value::Integer(seq)]);
+    form.list(values);
+    form
 }
 
 /// What a row is of.
@@ -156,6 +218,11 @@ impl LedgerKey {
         let length = u64::try_from(spool.len()).unwrap_or(u64::MAX);
         let (length, at) = (length.to_le_bytes(), at.to_le_bytes());
         tag(&self.heads, &[b"spool v1", &length, spool.as_bytes(), &at, row])
+    }
+
+    /// What binds an export of rows, the last of which is `seq`, to what stands in it.
+    pub(super) fn exported(&self, sum: &[u8], rows: u64, seq: i64, hash: &Hash) -> Hash {
+        tag(&self.heads, &[b"export v1", sum, &rows.to_le_bytes(), &seq.to_le_bytes(), hash])
     }
 
     /// What makes digests of payloads as they are received.

@@ -210,6 +210,29 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// What should be an export of the ledger is none, or cannot be read.
+    #[error("could not verify the export: {reason}")]
+    BadExport {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Rows are asked for that the ledger does not have.
+    #[error("could not export rows {from} to {to}: the ledger has rows {first} to {last}")]
+    BadRange {
+        /// The first row asked for.
+        from: i64,
+        /// The last.
+        to: i64,
+        /// The first row there is.
+        first: i64,
+        /// The last.
+        last: i64,
+    },
+    /// Rows were removed that an export had not come to.
+    #[error(
+        "could not go on with the export: the rows that come next were removed meanwhile; begin again"
+    )]
+    Overtaken,
     /// The store was closed.
     #[error("could not use the database: the router is shutting down")]
     Closed,
@@ -274,13 +297,14 @@ impl StoreError {
     #[must_use]
     pub const fn failure(&self) -> StoreFailure {
         match self {
-            Self::Busy { .. } => StoreFailure::Transient,
+            Self::Busy { .. } | Self::Overtaken => StoreFailure::Transient,
             Self::Full { .. } => StoreFailure::Space,
             Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }
             | Self::BadCursor { .. }
             | Self::BadText { .. }
-            | Self::TooManySums { .. } => StoreFailure::Request,
+            | Self::TooManySums { .. }
+            | Self::BadRange { .. } => StoreFailure::Request,
             Self::InUse { .. }
             | Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -298,6 +322,7 @@ impl StoreError {
             | Self::Sealed { .. }
             | Self::BadValue { .. }
             | Self::Spool { .. }
+            | Self::BadExport { .. }
             | Self::Closed
             | Self::ReadOnly { .. }
             | Self::Corrupt { .. }
@@ -309,11 +334,12 @@ impl StoreError {
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::KeyNameTaken { .. } => ErrorCode::Conflict,
+            Self::KeyNameTaken { .. } | Self::Overtaken => ErrorCode::Conflict,
             Self::UnknownServer { .. } => ErrorCode::ServerNotFound,
-            Self::BadCursor { .. } | Self::BadText { .. } | Self::TooManySums { .. } => {
-                ErrorCode::InvalidRequest
-            }
+            Self::BadCursor { .. }
+            | Self::BadText { .. }
+            | Self::TooManySums { .. }
+            | Self::BadRange { .. } => ErrorCode::InvalidRequest,
             Self::InUse { .. }
             | Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -331,6 +357,7 @@ impl StoreError {
             | Self::Sealed { .. }
             | Self::BadValue { .. }
             | Self::Spool { .. }
+            | Self::BadExport { .. }
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }
@@ -350,6 +377,7 @@ impl StoreError {
             | Self::ForeignDatabase { .. }
             | Self::Damaged { .. }
             | Self::BadValue { .. }
+            | Self::BadExport { .. }
             | Self::Corrupt { .. } => 5,
             Self::NotAFolder { .. }
             | Self::Files { .. }
@@ -368,6 +396,8 @@ impl StoreError {
             | Self::BadText { .. }
             | Self::TooManySums { .. }
             | Self::Spool { .. }
+            | Self::BadRange { .. }
+            | Self::Overtaken
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }

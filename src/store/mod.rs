@@ -7,6 +7,7 @@
 mod chain;
 mod checkpoint;
 mod error;
+mod export;
 mod journal;
 mod key_file;
 mod rows;
@@ -41,6 +42,7 @@ pub use rows::{
     StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
 pub use spool::Spool;
+pub use sqlite::LedgerExport;
 pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned, Recovered};
 pub use verified::{Fault, Finding, Verified};
 
@@ -110,6 +112,39 @@ impl Store {
         checkpoints: &[Checkpoint],
     ) -> Result<Verified, StoreError> {
         sqlite::verify(data_dir, &data_dir.join("ledger.key"), checkpoints).await
+    }
+
+    /// Verifies an export that [`Self::export_ledger`] made, with the key of its ledger in a file and against
+    /// checkpoints. Holds one row at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::BadExport`] when it is none or cannot be read, and [`StoreError::LedgerKey`]. What is
+    /// wrong with the rows is no error: it is in [`Verified`].
+    pub fn verify_export(
+        export: &mut dyn io::BufRead,
+        key: &Path,
+        checkpoints: &[Checkpoint],
+    ) -> Result<Verified, StoreError> {
+        sqlite::verify_export(export, key, checkpoints)
+    }
+
+    /// Begins an export of the ledger that can be verified without it: rows `from` to `to`, or from the
+    /// first that is left and to the newest, with what is kept of arguments and results or without.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRange`] and what any statement can give.
+    pub async fn export_ledger(
+        &self,
+        from: Option<i64>,
+        to: Option<i64>,
+        payloads: bool,
+        now: Timestamp,
+    ) -> Result<LedgerExport, StoreError> {
+        match &self.backend {
+            Backend::Sqlite(store) => {
+                LedgerExport::begin(Arc::clone(store), from, to, payloads, now).await
+            }
+        }
     }
 
     /// Copies the databases and keys in `data_dir` into the new folder `target`, also while a router

@@ -73,7 +73,7 @@ struct Row {
 /// One column.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Cell {
+pub(super) enum Cell {
     Blob { hex: String },
     Integer(i64),
     Text(String),
@@ -299,7 +299,7 @@ fn link(row: &str) -> Option<Link<'static>> {
     })
 }
 
-fn cell(value: &Value<'_>) -> Cell {
+pub(super) fn cell(value: &Value<'_>) -> Cell {
     match value {
         Value::Null => Cell::Null(()),
         Value::Integer(number) => Cell::Integer(*number),
@@ -308,7 +308,7 @@ fn cell(value: &Value<'_>) -> Cell {
     }
 }
 
-fn value(cell: Cell) -> Option<Value<'static>> {
+pub(super) fn value(cell: Cell) -> Option<Value<'static>> {
     Some(match cell {
         Cell::Null(()) => Value::Null,
         Cell::Integer(number) => Value::Integer(number),
@@ -317,11 +317,11 @@ fn value(cell: Cell) -> Option<Value<'static>> {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
     rest.is_empty().then_some(())?;

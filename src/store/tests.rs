@@ -1,9 +1,10 @@
 mod attempts;
 mod breakers;
 mod chain;
+mod export;
 mod index;
-mod upkeep;
 mod kills;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fs;

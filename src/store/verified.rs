@@ -106,6 +106,23 @@ impl Verified {
         self.found(seq, Fault::Truncated);
     }
 
+    /// So many rows from `seq` on are missing.
+    pub(super) fn missing(&mut self, seq: i64, count: i64) {
+        let listed = count.min(i64::try_from(LISTED).unwrap_or(i64::MAX));
+        (0..listed).for_each(|row| self.found(seq.saturating_add(row), Fault::Missing));
+        self.faults = self.faults.saturating_add(u64::try_from(count - listed).unwrap_or(0));
+    }
+
+    /// A row stands where it does not belong, and is missing where it does.
+    pub(super) fn moved(&mut self, seq: i64) {
+        let gap = Finding { seq, fault: Fault::Missing };
+        if let Some(at) = self.findings.iter().position(|known| *known == gap) {
+            self.findings.remove(at);
+            self.faults = self.faults.saturating_sub(1);
+        }
+        self.found(seq, Fault::Changed);
+    }
+
     pub(super) fn found(&mut self, seq: i64, fault: Fault) {
         self.faults = self.faults.saturating_add(1);
         let at = self.findings.partition_point(|known| known.seq <= seq);

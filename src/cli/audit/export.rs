@@ -33,6 +33,12 @@ pub(super) struct Args {
     /// With what is kept of arguments and results
     #[arg(long)]
     payloads: bool,
+    /// With --format chain: from this row on (`seq`), instead of the first that is left
+    #[arg(long, value_name = "ROW")]
+    from: Option<i64>,
+    /// With --format chain: up to this row, instead of the newest
+    #[arg(long, value_name = "ROW")]
+    to: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -41,6 +47,8 @@ enum Format {
     Jsonl,
     /// Comma-separated values with a header line
     Csv,
+    /// Everything in the ledger, so that `audit verify --export` can verify it elsewhere
+    Chain,
 }
 
 /// The router looks through a large ledger for some seconds before it finds something.
@@ -53,10 +61,24 @@ pub(super) async fn export(context: &Context, args: Args) -> Result<Status, CliE
     let format = match args.format {
         Format::Jsonl => "jsonl",
         Format::Csv => "csv",
+        Format::Chain => "chain",
     };
+    let is_chain = args.format == Format::Chain;
+    if is_chain && !args.filter.is_empty() {
+        return Err(CliError::ExportOptions(
+            "--format chain takes no filter: rows that are left out would be gaps; use --from and --to",
+        ));
+    }
+    if !is_chain && (args.from.is_some() || args.to.is_some()) {
+        return Err(CliError::ExportOptions(
+            "--from and --to are for --format chain; use --since and --until",
+        ));
+    }
     let ask = args
         .filter
         .ask(&["mcp", "audit", "export"])?
+        .with("from", args.from.map(|row| row.to_string()))
+        .with("to", args.to.map(|row| row.to_string()))
         .with("format", Some(format))
         .with("payloads", args.payloads.then_some("true"));
     let ask = ask.header("accept", "*/*").patient(SILENCE);
@@ -80,7 +102,8 @@ pub(super) async fn export(context: &Context, args: Args) -> Result<Status, CliE
         Target::Output(out) => out.write("")?,
         Target::File(file) => {
             let path = file.complete()?;
-            notice(format!("{} in {}", text::count(progress.calls(), "call"), path.display()));
+            let what = if is_chain { "row" } else { "call" };
+            notice(format!("{} in {}", text::count(progress.calls(), what), path.display()));
         }
     }
     Ok(Status::Done)
@@ -200,7 +223,11 @@ impl Progress {
         Self {
             shown: elsewhere && io::stderr().is_terminal(),
             lines: 0,
-            headers: usize::from(format == Format::Csv),
+            headers: match format {
+                Format::Jsonl => 0,
+                Format::Csv => 1,
+                Format::Chain => 2,
+            },
             bytes: 0,
             last: clock::uptime(),
             written: false,

@@ -3,7 +3,8 @@
 //! Changes when a verification shows something else. Reads the files in the data folder itself: whoever
 //! verifies a router does not take its word for it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use super::super::{CliError, Context, Status, notice};
@@ -16,9 +17,18 @@ pub(super) struct Args {
     /// compared
     #[arg(long, value_name = "FOLDER")]
     checkpoints: Vec<PathBuf>,
+    /// Verify this file, made by `audit export --format chain`, instead of the ledger; - for standard input
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
+    /// With --export: the key of its ledger, instead of the one in the data folder
+    #[arg(long, value_name = "FILE", requires = "export")]
+    ledger_key: Option<PathBuf>,
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
+    if let Some(export) = &args.export {
+        return verify_export(context, export, &args);
+    }
     let data_dir = context.data_dir()?;
     let mut folders = args.checkpoints;
     match context.load_config() {
@@ -32,10 +42,35 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
     let mut checkpoints = read(&folders)?;
     checkpoints.extend(read(std::slice::from_ref(&data_dir)).unwrap_or_default());
     let verified = Store::verify_ledger(&data_dir, &checkpoints).await?;
-    if context.globals.json {
-        context.out.json(&serde_json::to_string(&verified).unwrap_or_default())?;
+    say(context, &format!("ledger in {}", data_dir.display()), &verified)
+}
+
+/// Where an export is verified there may be no data folder; where there is one, its checkpoints count.
+fn verify_export(context: &Context, export: &Path, args: &Args) -> Result<Status, CliError> {
+    let mut checkpoints = read(&args.checkpoints)?;
+    let key = match &args.ledger_key {
+        Some(key) => key.clone(),
+        None => {
+            let data_dir = context.data_dir()?;
+            checkpoints.extend(read(std::slice::from_ref(&data_dir)).unwrap_or_default());
+            data_dir.join("ledger.key")
+        }
+    };
+    let verified = if export == Path::new("-") {
+        Store::verify_export(&mut io::stdin().lock(), &key, &checkpoints)?
     } else {
-        context.out.write(&text(&data_dir, &verified))?;
+        let unreadable = |source| CliError::Unreadable { path: export.to_owned(), source };
+        let file = File::open(export).map_err(unreadable)?;
+        Store::verify_export(&mut BufReader::new(file), &key, &checkpoints)?
+    };
+    say(context, &format!("export {}", export.display()), &verified)
+}
+
+fn say(context: &Context, of: &str, verified: &Verified) -> Result<Status, CliError> {
+    if context.globals.json {
+        context.out.json(&serde_json::to_string(verified).unwrap_or_default())?;
+    } else {
+        context.out.write(&text(of, verified))?;
     }
     Ok(match verified.exit_code() {
         0 => Status::Done,
@@ -58,7 +93,7 @@ fn read(folders: &[PathBuf]) -> Result<Vec<Checkpoint>, CliError> {
     Ok(found)
 }
 
-fn text(folder: &Path, verified: &Verified) -> String {
+fn text(of: &str, verified: &Verified) -> String {
     use std::fmt::Write as _;
     let Verified { chain, base, head, rows, unchained, erased, checkpoints, .. } = verified;
     let mut text = String::new();
@@ -66,7 +101,7 @@ fn text(folder: &Path, verified: &Verified) -> String {
     let mut line = |arguments: std::fmt::Arguments<'_>| {
         let _ = writeln!(text, "{arguments}");
     };
-    line(format_args!("ledger in {}, chain {chain}", folder.display()));
+    line(format_args!("{of}, chain {chain}"));
     line(format_args!("rows {} to {head}: {rows} verified", base.saturating_add(1)));
     if *unchained > 0 {
         line(format_args!(

@@ -1,5 +1,6 @@
 //! The ledger over HTTP.
 
+mod chain;
 mod export;
 mod tail;
 

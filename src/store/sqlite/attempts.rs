@@ -6,19 +6,13 @@ use sqlx::{Row, SqlitePool};
 use super::audit::{duration, parse_failure};
 use super::ledger::micros;
 use crate::model::{Failure, Outcome};
-use crate::store::chain::Value;
+use crate::store::chain::{ATTEMPT_COLUMNS, Value};
 use crate::store::{AttemptRow, StoreError};
 
 const TABLE: &str = "attempts";
 
-/// Writing them.
-pub(super) const INSERT: &str = "insert into attempts
-    (seq, n, began_us, took_us, outcome, failure, error, http_status, probe)";
-/// Columns of that.
-pub(super) const COLUMNS: usize = 9;
-
 /// The columns of an attempt after `seq`, in their order.
-pub(super) fn attempt_values(n: i64, row: &AttemptRow) -> [Value<'_>; COLUMNS - 1] {
+pub(super) fn attempt_values(n: i64, row: &AttemptRow) -> [Value<'_>; ATTEMPT_COLUMNS.len()] {
     [
         Value::Integer(n),
         Value::Integer(micros(row.began)),

@@ -10,12 +10,15 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
-use super::attempts::{self, attempt_values};
+use super::attempts::attempt_values;
 use super::verify::hex;
 use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
 use crate::model::{Entrance, Failure, Timestamp, ViewName};
-use crate::store::chain::{Canonical, Hash, Kind, LedgerKey, Value};
+use crate::store::chain::{
+    ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, Kind, LedgerKey, Value,
+    canonical_call, canonical_entry,
+};
 use crate::store::spool::Link;
 use crate::store::{
     AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, Checkpoint, EntryRow, StoreError,
@@ -23,41 +26,6 @@ use crate::store::{
 };
 
 const TABLE: &str = "ledger";
-
-/// The columns of a call after `seq` and before `hash`, in the order in which they are hashed. A new
-/// one comes last and may be null.
-pub(super) const CALL_COLUMNS: [&str; 27] = [
-    "id",
-    "started_at_ms",
-    "caller",
-    "session",
-    "client_name",
-    "client_version",
-    "entrance",
-    "protocol_version",
-    "tool",
-    "upstream_tool",
-    "server",
-    "definition_hash",
-    "outcome",
-    "error_code",
-    "error",
-    "failure",
-    "http_status",
-    "attempts",
-    "queue_us",
-    "upstream_us",
-    "total_us",
-    "request_bytes",
-    "response_bytes",
-    "view",
-    "arguments_digest",
-    "result_digest",
-    "payload_digest",
-];
-
-/// The same of an entry.
-pub(super) const ENTRY_COLUMNS: [&str; 5] = ["at_ms", "kind", "actor", "subject", "detail"];
 
 const PAYLOADS: &str = "insert into payloads (seq, arguments, result)";
 const PAYLOAD_COLUMNS: usize = 3;
@@ -67,7 +35,8 @@ static INSERT_CALLS: LazyLock<[&str; 2]> = LazyLock::new(|| {
     [CHUNK, 1].map(|rows| multi_row(&head, CALL_COLUMNS.len() + 2, rows, ""))
 });
 static INSERT_ATTEMPTS: LazyLock<[&str; 2]> = LazyLock::new(|| {
-    [CHUNK, 1].map(|rows| multi_row(attempts::INSERT, attempts::COLUMNS, rows, ""))
+    let head = format!("insert into attempts (seq, {})", ATTEMPT_COLUMNS.join(", "));
+    [CHUNK, 1].map(|rows| multi_row(&head, ATTEMPT_COLUMNS.len() + 1, rows, ""))
 });
 static INSERT_PAYLOADS: LazyLock<[&str; 2]> =
     LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(PAYLOADS, PAYLOAD_COLUMNS, rows, "")));
@@ -323,29 +292,6 @@ pub(super) async fn append_links(
     insert(transaction, &INSERT_PAYLOADS, &payloads).await?;
     head.write(transaction, key).await?;
     Ok(head.seq)
-}
-
-/// What is hashed of a call.
-pub(super) fn canonical_call<'a>(
-    seq: i64,
-    values: &[Value<'_>],
-    attempts: impl IntoIterator<Item = impl AsRef<[Value<'a>]>>,
-) -> Canonical {
-    let mut form = Canonical::of(Kind::Call);
-    form.list(&[Value::Integer(seq)]);
-    form.list(values);
-    for attempt in attempts {
-        form.list(attempt.as_ref());
-    }
-    form
-}
-
-/// What is hashed of an entry.
-pub(super) fn canonical_entry(seq: i64, values: &[Value<'_>]) -> Canonical {
-    let mut form = Canonical::of(Kind::Entry);
-    form.list(&[Value::Integer(seq)]);
-    form.list(values);
-    form
 }
 
 fn numbered<'a>(seq: i64, values: impl IntoIterator<Item = Value<'a>>) -> Vec<Value<'a>> {

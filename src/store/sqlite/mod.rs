@@ -9,6 +9,7 @@ mod audit;
 mod backup;
 mod breakers;
 mod events;
+mod export;
 mod index;
 mod keys;
 mod ledger;
@@ -24,8 +25,9 @@ mod upkeep;
 mod verify;
 
 pub(super) use backup::{backup, restore};
+pub use export::LedgerExport;
 pub(super) use recover::recover;
-pub(super) use verify::verify;
+pub(super) use verify::{verify, verify_export};
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};

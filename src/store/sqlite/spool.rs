@@ -10,11 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sqlx::{Sqlite, Transaction};
 
-use super::attempts;
-use super::ledger::{CALL_COLUMNS, ENTRY_COLUMNS, append_links, links};
+use super::ledger::{append_links, links};
 use super::{SqliteStore, begin};
 use crate::model::Timestamp;
-use crate::store::chain::{Kind, Value};
+use crate::store::chain::{ATTEMPT_COLUMNS, CALL_COLUMNS, ENTRY_COLUMNS, Kind, Value};
 use crate::store::spool::{Link, Spool};
 use crate::store::{AUDIT_SPOOLED, CallRow, EntryRow, StoreError};
 
@@ -158,7 +157,7 @@ fn complete(link: &mut Link<'_>) -> bool {
         Kind::Entry => ENTRY_COLUMNS.len(),
     };
     let fits = link.values.len() <= columns + 1
-        && link.attempts.iter().all(|attempt| attempt.len() == attempts::COLUMNS - 1);
+        && link.attempts.iter().all(|attempt| attempt.len() == ATTEMPT_COLUMNS.len());
     link.values.resize(columns + 1, Value::Null);
     fits
 }

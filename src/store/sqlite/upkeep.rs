@@ -16,10 +16,11 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row, SqliteConne
 
 use super::backup::REPLACED;
 use super::ledger::{Head, append};
-use super::verify::{ERASED, PRUNED, hash_at, hex};
+use super::verify::{ERASED, hash_at, hex};
 use super::{AUDIT, Database, SqliteStore, Version, begin, connect_options, identify};
 use crate::clock;
 use crate::model::Timestamp;
+use crate::store::export::PRUNED;
 use crate::store::upkeep::{Pace, ranges};
 use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, StoreError};
 

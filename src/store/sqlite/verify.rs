@@ -6,6 +6,7 @@
 //! are checked side by side.
 
 use std::collections::BTreeMap;
+use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,15 +14,15 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
 
-use super::attempts;
 use super::backup::must_be_whole;
-use super::ledger::{CALL_COLUMNS, ENTRY_COLUMNS, canonical_call, canonical_entry};
 use super::{AUDIT, Version, connect_options, hash_of, identify, ledger_key};
-use crate::store::chain::{Hash, LedgerKey, Value};
+use crate::store::chain::{
+    ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, LedgerKey, Value,
+    canonical_call, canonical_entry,
+};
+use crate::store::export::{self, PRUNED};
 use crate::store::{Checkpoint, Fault, StoreError, Verified};
 
-/// The kind of the entry that says up to which row rows were removed, and that row's hash.
-pub(super) const PRUNED: &str = "audit.pruned";
 /// The kind of entries that say whose payloads were removed.
 pub(super) const ERASED: &str = "audit.erased";
 
@@ -30,17 +31,17 @@ const WINDOW: i64 = 1_024;
 /// Windows that are read at once.
 const READERS: usize = 2;
 /// Column of a call's `seq` in what is selected; the others follow.
-const FIRST: usize = 1;
+pub(super) const FIRST: usize = 1;
 
 /// The one row of table `ledger`.
-struct State {
-    chain: Vec<u8>,
-    base: i64,
-    base_hash: Hash,
-    head: i64,
-    head_hash: Hash,
-    mac: Hash,
-    key_id: Vec<u8>,
+pub(super) struct State {
+    pub(super) chain: Vec<u8>,
+    pub(super) base: i64,
+    pub(super) base_hash: Hash,
+    pub(super) head: i64,
+    pub(super) head_hash: Hash,
+    pub(super) mac: Hash,
+    pub(super) key_id: Vec<u8>,
 }
 
 /// What verification needs beside the rows.
@@ -138,6 +139,19 @@ pub(in crate::store) async fn verify(
     Ok(verified)
 }
 
+/// Verifies an export with the key in a file.
+pub(in crate::store) fn verify_export(
+    export: &mut dyn BufRead,
+    key_path: &Path,
+    checkpoints: &[Checkpoint],
+) -> Result<Verified, StoreError> {
+    let key = ledger_key::read(key_path)?.ok_or_else(|| StoreError::LedgerKey {
+        path: key_path.to_owned(),
+        reason: "it is missing",
+    })?;
+    export::verify(export, &key, checkpoints)
+}
+
 async fn open(path: &Path) -> Result<SqliteConnection, StoreError> {
     // A window's rows find room: the thread that reads them waits for nobody.
     let room = usize::try_from(WINDOW).unwrap_or_default();
@@ -146,7 +160,7 @@ async fn open(path: &Path) -> Result<SqliteConnection, StoreError> {
 }
 
 impl State {
-    async fn read(reader: &mut SqliteConnection) -> Result<Option<Self>, StoreError> {
+    pub(super) async fn read(reader: &mut SqliteConnection) -> Result<Option<Self>, StoreError> {
         let row = sqlx::query("select * from ledger where id = 1").fetch_optional(reader).await?;
         let Some(row) = row else { return Ok(None) };
         let hash = |column: &'static str| hash_of("ledger", column, row.try_get(column)?);
@@ -169,14 +183,17 @@ impl State {
 
 /// What the ledger says of what was removed. Whoever forges that breaks the chain.
 #[derive(Default)]
-struct Records {
+pub(super) struct Records {
     pruned: Vec<(i64, String)>,
     erased: Vec<(i64, i64)>,
 }
 
 impl Records {
     /// Of what is in the chain: anybody can add a row outside it.
-    async fn read(reader: &mut SqliteConnection, state: &State) -> Result<Self, StoreError> {
+    pub(super) async fn read(
+        reader: &mut SqliteConnection,
+        state: &State,
+    ) -> Result<Self, StoreError> {
         let sql = "select kind, detail from entries
             where seq > ? and seq <= ? and kind in (?, ?)";
         let rows = sqlx::query(sql)
@@ -216,7 +233,7 @@ impl Records {
             })
     }
 
-    fn is_erased(&self, seq: i64) -> bool {
+    pub(super) fn is_erased(&self, seq: i64) -> bool {
         let after = self.erased.partition_point(|(first, _)| *first <= seq);
         // Ranges can overlap; there are few of them.
         self.erased.get(..after).unwrap_or_default().iter().any(|(_, last)| *last >= seq)
@@ -297,7 +314,7 @@ impl Means {
             while let Some(row) =
                 attempts.next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of == seq))
             {
-                tried.push(values(row, FIRST, attempts::COLUMNS - 1));
+                tried.push(values(row, FIRST, ATTEMPT_COLUMNS.len()));
             }
             links.insert(seq, self.call(row, seq, tried, part, bare));
         }
@@ -335,7 +352,7 @@ impl Means {
         tried: Vec<Option<Vec<Value<'_>>>>,
         part: &mut Verified,
         bare: &mut Vec<i64>,
-    ) -> (Option<Hash>, Option<crate::store::chain::Canonical>) {
+    ) -> (Option<Hash>, Option<Canonical>) {
         let hash_column = FIRST + CALL_COLUMNS.len();
         let form = values(row, FIRST, CALL_COLUMNS.len()).and_then(|values| {
             let tried: Option<Vec<_>> = tried.into_iter().collect();
@@ -360,7 +377,7 @@ impl Means {
     }
 }
 
-async fn read_rows(
+pub(super) async fn read_rows(
     reader: &mut SqliteConnection,
     after: i64,
     last: i64,
@@ -375,10 +392,12 @@ async fn read_rows(
         "select seq, {}, hash from entries where seq > ? and seq <= ? order by seq",
         ENTRY_COLUMNS.join(", ")
     );
-    let attempts = "select seq, n, began_us, took_us, outcome, failure, error, http_status, probe
-        from attempts where seq > ? and seq <= ? order by seq, n";
+    let attempts = format!(
+        "select seq, {} from attempts where seq > ? and seq <= ? order by seq, n",
+        ATTEMPT_COLUMNS.join(", ")
+    );
     let mut found = Vec::with_capacity(3);
-    for sql in [calls, attempts.to_owned(), entries] {
+    for sql in [calls, attempts, entries] {
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(after).bind(last);
         found.push(rows.fetch_all(&mut *reader).await?);
     }
@@ -388,7 +407,7 @@ async fn read_rows(
 }
 
 /// Columns as they stand in the file; `None` when one cannot be read as what it says it is.
-fn values(row: &SqliteRow, first: usize, count: usize) -> Option<Vec<Value<'_>>> {
+pub(super) fn values(row: &SqliteRow, first: usize, count: usize) -> Option<Vec<Value<'_>>> {
     (first..first + count)
         .map(|column| {
             let raw = row.try_get_raw(column).ok()?;
@@ -408,7 +427,7 @@ fn values(row: &SqliteRow, first: usize, count: usize) -> Option<Vec<Value<'_>>>
         .collect()
 }
 
-fn stored_hash(row: &SqliteRow, column: usize) -> Option<Hash> {
+pub(super) fn stored_hash(row: &SqliteRow, column: usize) -> Option<Hash> {
     row.try_get::<Option<&[u8]>, _>(column).ok().flatten()?.try_into().ok()
 }
 
@@ -426,7 +445,7 @@ pub(super) async fn hash_at(
 }
 
 /// The last row that is not in the chain, and its hash.
-async fn base(reader: &mut SqliteConnection) -> Result<Option<(i64, Hash)>, StoreError> {
+pub(super) async fn base(reader: &mut SqliteConnection) -> Result<Option<(i64, Hash)>, StoreError> {
     let row = sqlx::query("select base_seq, base_hash from ledger where id = 1")
         .fetch_optional(reader)
         .await?;

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::store::{Checkpoint, EntryRow, Fault, Finding, Verified};
 
-fn entry(number: i64) -> EntryRow {
+pub(super) fn entry(number: i64) -> EntryRow {
     EntryRow {
         seq: 0,
         at: at(number),
@@ -18,7 +18,7 @@ fn entry(number: i64) -> EntryRow {
     }
 }
 
-fn tried(number: u64) -> CallRow {
+pub(super) fn tried(number: u64) -> CallRow {
     let attempt = |n: u64| AttemptRow {
         began: Duration::from_micros(n),
         took: Duration::from_micros(10),
@@ -32,7 +32,7 @@ fn tried(number: u64) -> CallRow {
 }
 
 /// Rows 1 to 60: entries 1, 21 and 41, the rest calls.
-async fn written() -> TempDir {
+pub(super) async fn written() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).await.unwrap();
     for part in 0..3_u64 {
@@ -48,7 +48,7 @@ async fn verified(folder: &TempDir) -> Verified {
     Store::verify_ledger(folder.path(), &[]).await.unwrap()
 }
 
-async fn tamper(folder: &TempDir, sql: &str) {
+pub(super) async fn tamper(folder: &TempDir, sql: &str) {
     let path = folder.path().join("audit.db");
     let mut file = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
     raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut file).await.unwrap();

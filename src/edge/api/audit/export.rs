@@ -17,6 +17,7 @@ use http::Uri;
 use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderValue};
 use url::form_urlencoded;
 
+use super::chain::{self, CHAIN};
 use super::{AuditParameters, unpaged};
 use crate::audit::{CallRecordDetail, Encoder, ExportFormat, Payloads};
 use crate::edge::api::Shared;
@@ -59,7 +60,8 @@ fn wanted(query: &str) -> Result<Wanted, ApiError> {
     let format = match format.as_deref() {
         None => ExportFormat::Jsonl,
         Some(text) => ExportFormat::parse(text).ok_or_else(|| {
-            let names = ExportFormat::ALL.map(ExportFormat::as_str);
+            let [jsonl, csv] = ExportFormat::ALL.map(ExportFormat::as_str);
+            let names = [jsonl, csv, CHAIN];
             let text: String = text.chars().take(64).collect();
             let hint = match nearest(&text, names.iter().copied(), 1).first() {
                 Some(name) => format!("did you mean `{name}`?"),
@@ -86,6 +88,9 @@ pub(in crate::edge::api) async fn export(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let query = query.unwrap_or_default();
+    if chain::is_wanted(&query) {
+        return chain::export(edge, &context, &query).await;
+    }
     let Wanted { format, payloads, filter } = wanted(&query)?;
     // Whoever exports after a call has come back expects to find it.
     edge.audit.flush().await;
@@ -93,10 +98,7 @@ pub(in crate::edge::api) async fn export(
     let through = edge.ledger.newest().await?;
     // What can be refused is refused before the answer begins.
     let first = edge.ledger.between(&filter, 0, through, STRETCH, payloads).await?;
-    note(&edge, &context, format, &query).await;
-    let at: String = crate::clock::timestamp().to_string().chars().take(19).collect();
-    let at = at.replace(['-', ':'], "");
-    let name = format!("attachment; filename=\"switchyard-audit-{at}Z.{}\"", format.as_str());
+    note(&edge, &context, format.as_str(), &query).await;
     let encoder = Encoder::new(format, payloads);
     let export = Export {
         edge,
@@ -120,19 +122,27 @@ pub(in crate::edge::api) async fn export(
             }
         }
     });
-    let mut response = Body::from_stream(body).into_response();
+    Ok(answer(Body::from_stream(body), format.content_type(), format.as_str()))
+}
+
+/// The answer with an export that ends in `end` when it is saved.
+pub(super) fn answer(body: Body, content_type: &'static str, end: &str) -> Response {
+    let at: String = crate::clock::timestamp().to_string().chars().take(19).collect();
+    let at = at.replace(['-', ':'], "");
+    let name = format!("attachment; filename=\"switchyard-audit-{at}Z.{end}\"");
+    let mut response = body.into_response();
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(name) = HeaderValue::try_from(name) {
         headers.insert(CONTENT_DISPOSITION, name);
     }
     response.extensions_mut().insert(MayBeCut);
-    Ok(response)
+    response
 }
 
 /// An export takes much out of the router at once: who had one stays known.
-async fn note(edge: &Shared, context: &RequestContext, format: ExportFormat, query: &str) {
+pub(super) async fn note(edge: &Shared, context: &RequestContext, format: &str, query: &str) {
     let over_socket = context.caller.auth == AuthKind::Socket;
     let detail =
         serde_json::json!({ "query": edge.audit.redacted(query), "over_socket": over_socket });
@@ -140,7 +150,7 @@ async fn note(edge: &Shared, context: &RequestContext, format: ExportFormat, que
         at: crate::clock::timestamp(),
         actor: context.caller.name.as_ref().to_owned(),
         kind: "audit.exported".to_owned(),
-        subject: format.as_str().to_owned(),
+        subject: format.to_owned(),
         detail: detail.to_string(),
     };
     if let Err(error) = edge.store.append_event(&event).await {
@@ -150,7 +160,7 @@ async fn note(edge: &Shared, context: &RequestContext, format: ExportFormat, que
 
 /// Why an export ends before its end.
 #[derive(Debug)]
-enum Broken {
+pub(super) enum Broken {
     Stopping,
     Store(StoreError),
 }
@@ -229,7 +239,7 @@ mod tests {
     #[test]
     fn what_it_does_not_understand_it_refuses() {
         for (query, reason) in [
-            ("format=xml", "formats are jsonl, csv"),
+            ("format=xml", "formats are jsonl, csv, chain"),
             ("format=json", "did you mean `jsonl`?"),
             ("format=csv&format=csv", "twice"),
             ("payloads=1", "`true` or `false`"),
