@@ -63,6 +63,10 @@ struct Options {
     /// Another binary of the router
     #[arg(long, default_value = env!("CARGO_BIN_EXE_switchyard"))]
     router: String,
+    /// A router more, with other settings of its ledger, as NAME=YAML: strict='{durability: strict}';
+    /// repeatable
+    #[arg(long, value_name = "NAME=YAML")]
+    audit: Vec<String>,
     /// Another router that runs already, in front of --upstream-port, as NAME=URL; repeatable
     #[arg(long, value_name = "NAME=URL")]
     target: Vec<String>,
@@ -120,11 +124,15 @@ async fn run(options: &Options) -> Result<Report> {
     let mut starts = None;
     if !options.no_router {
         starts = Some(sandbox.measure_starts(upstream, options.starts).await?);
-        targets.push(sandbox.router(upstream).await?);
+        targets.push(sandbox.router("router", upstream, "{}").await?);
+    }
+    for text in &options.audit {
+        let (name, audit) = text.split_once('=').context("--audit is NAME=YAML")?;
+        targets.push(sandbox.router(name, upstream, audit).await?);
     }
     targets.extend(others(options).await?);
 
-    let mut report = Report::new(options.rounds, options.seconds, starts);
+    let mut report = Report::new(options.rounds, options.seconds, starts, sandbox.sync_ms()?);
     for target in &targets {
         report.idle(&target.name, target.memory());
     }

@@ -60,13 +60,14 @@ pub(crate) struct Report {
     rounds: usize,
     seconds: f64,
     starts: Option<Starts>,
+    sync_ms: f64,
     rows: Vec<Row>,
     memory: Vec<MemoryRow>,
 }
 
 impl Report {
-    pub(crate) fn new(rounds: usize, seconds: f64, starts: Option<Starts>) -> Self {
-        Self { rounds, seconds, starts, rows: Vec::new(), memory: Vec::new() }
+    pub(crate) fn new(rounds: usize, seconds: f64, starts: Option<Starts>, sync_ms: f64) -> Self {
+        Self { rounds, seconds, starts, sync_ms, rows: Vec::new(), memory: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, row: Row) {
@@ -147,9 +148,10 @@ impl Report {
                 mib(row.loaded.map(|memory| memory.peak_kib)),
             ));
         }
+        line(format_args!("\nthe disk syncs a small write in {:.2} ms (median)\n", self.sync_ms));
         if let Some(starts) = self.starts {
             line(format_args!(
-                "\nfrom exec to the first routed call: {:.1} ms on a new data folder, {:.1} ms on an existing one\n",
+                "from exec to the first routed call: {:.1} ms on a new data folder, {:.1} ms on an existing one\n",
                 starts.fresh_ms, starts.existing_ms
             ));
         }
@@ -197,6 +199,7 @@ impl Report {
             "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             "rounds": self.rounds,
             "seconds": self.seconds,
+            "disk_sync_ms": self.sync_ms,
             "calls": rows,
             "memory": memory,
             "exec_to_first_call_ms": self.starts.map(|starts| {

@@ -1,7 +1,7 @@
 //! What is measured: the bundled upstream, nginx, the router, and others that run already.
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -96,6 +96,20 @@ impl Sandbox {
         Ok(Self { folder, router: PathBuf::from(router) })
     }
 
+    /// How long the disk under the data folders takes to sync a small write, in milliseconds: the
+    /// median of fifty.
+    pub(crate) fn sync_ms(&self) -> Result<f64> {
+        let mut file = std::fs::File::create(self.folder.path().join("sync"))?;
+        let mut times = Vec::new();
+        for _ in 0..50 {
+            let started = Instant::now();
+            file.write_all(&[7; 4096])?;
+            file.sync_data()?;
+            times.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(median(&mut times))
+    }
+
     pub(crate) async fn upstream(&self, port: u16) -> Result<Target> {
         let mut process = Process::start(
             Command::new(&self.router)
@@ -130,20 +144,31 @@ impl Sandbox {
         Target::started("nginx", Endpoint::new(address, "echo"), process).ready().await
     }
 
-    pub(crate) async fn router(&self, upstream: SocketAddr) -> Result<Target> {
-        let (endpoint, process) = self.start_router(upstream, "data")?;
-        Target::started("router", endpoint, process).ready().await
+    /// The router with a new data folder; `audit` is the value of that key in its configuration.
+    pub(crate) async fn router(
+        &self,
+        name: &str,
+        upstream: SocketAddr,
+        audit: &str,
+    ) -> Result<Target> {
+        let (endpoint, process) = self.start_router(upstream, &format!("data-{name}"), audit)?;
+        Target::started(name, endpoint, process).ready().await
     }
 
-    fn start_router(&self, upstream: SocketAddr, data: &str) -> Result<(Endpoint, Process)> {
+    fn start_router(
+        &self,
+        upstream: SocketAddr,
+        data: &str,
+        audit: &str,
+    ) -> Result<(Endpoint, Process)> {
         let address = free_address()?;
         let folder = self.folder.path();
-        let config = folder.join("switchyard.yaml");
+        let config = folder.join(format!("{data}.yaml"));
         let data = folder.join(data);
         std::fs::write(
             &config,
             format!(
-                "listen: {address}\ndata_dir: {}\nmcp_servers:\n  up:\n    transport: http\n    url: http://{upstream}/mcp\n",
+                "listen: {address}\ndata_dir: {}\naudit: {audit}\nmcp_servers:\n  up:\n    transport: http\n    url: http://{upstream}/mcp\n",
                 data.display()
             ),
         )?;
@@ -175,7 +200,7 @@ impl Sandbox {
 
     async fn measure_start(&self, upstream: SocketAddr, data: &str) -> Result<f64> {
         let started = Instant::now();
-        let (endpoint, mut process) = self.start_router(upstream, data)?;
+        let (endpoint, mut process) = self.start_router(upstream, data, "{}")?;
         loop {
             let Err(problem) = endpoint.call_once().await else { break };
             if process.ended().is_some() || started.elapsed() > START_LIMIT {
