@@ -5,6 +5,7 @@
 
 mod gauges;
 mod probe;
+mod recording;
 mod redaction;
 mod reload;
 
@@ -20,15 +21,15 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Retention, Secrets};
-use crate::catalogue::{Discovery, DiscoverySettings};
+use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Retention};
+use crate::catalogue::{Discovery, DiscoverySettings, RecordingSettings};
 use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimits, Sessions};
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
-use crate::store::{EventRow, Recovered, Store, StoreError};
+use crate::store::{self, EventRow, Recovered, Store, StoreError};
 
 use redaction::Redaction;
 
@@ -90,6 +91,14 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The ledger's spool cannot be used.
+    #[error("could not use `audit.spool` {}: {source}; mount its disk, or take the key out if nothing waits in it", path.display())]
+    Spool {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The threads that serve connections cannot be started.
     #[error("could not start the threads that serve connections: {source}")]
     Threads {
@@ -132,6 +141,7 @@ impl StartError {
             Self::Config(_)
             | Self::Bind { .. }
             | Self::Socket { .. }
+            | Self::Spool { .. }
             | Self::Threads { .. }
             | Self::Registry(_)
             | Self::Metrics(_) => 2,
@@ -154,6 +164,12 @@ impl App {
         };
         let address =
             listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
+        if let Some(path) = &config.audit.spool {
+            store::spool_is_usable(path)
+                .map_err(|source| StartError::Spool { path: path.clone(), source })?;
+        }
+        // Before anything is opened that could say what it was given.
+        let redaction = Redaction::new(&config);
         let metrics = Metrics::new()?;
         let recovered = match config.recover {
             true => Store::recover(&config.data_dir, clock::timestamp()).await?,
@@ -171,14 +187,13 @@ impl App {
                 .collect(),
             data_dir: config.data_dir.clone(),
             spool: config.audit.spool.clone(),
-            redact: config.audit.redact.clone(),
-            secrets: Arc::new(Secrets::new(config.secrets.clone())),
+            redaction: config.redaction.clone(),
+            recording: recording::of(&config),
         };
         let audit =
             AuditWriter::start(store.clone(), &audit_settings, metrics.audit.clone(), &tasks);
         let (ending, closing) = (audit.clone(), store.clone());
         let starting = async {
-            let redaction = Redaction::new(audit.clone(), &config);
             let keeper = Arc::clone(&redaction);
             let registry = Registry::open(
                 store.clone(),
@@ -273,6 +288,7 @@ impl App {
                 discovery,
                 edge: Arc::clone(&edge),
                 redaction,
+                recording: recording::of(&config),
                 hangup: reload::hangup(),
                 metrics,
             };
@@ -381,8 +397,12 @@ fn discovery_settings(config: &Config) -> DiscoverySettings {
     DiscoverySettings {
         views: config.views.clone(),
         naming: config.naming,
-        arguments: config.audit.arguments,
-        results: config.audit.results,
+        recording: RecordingSettings {
+            arguments: config.audit.arguments,
+            results: config.audit.results,
+            rules: config.audit.levels.clone(),
+            pointers: config.audit.pointers.clone(),
+        },
         tools_per_server: config.limits.tools_per_server,
         list_page: config.limits.list_page,
         health_check_interval: config.health_check_interval,

@@ -8,6 +8,7 @@
 //! - [`error`], [`model`]: the vocabulary; open to all
 //! - [`clock`]: the two clocks; open to all but the pure modules
 //! - [`protocol`], [`policy`]: pure: JSON-RPC and MCP messages; what a failure means
+//! - [`redact`]: what must never be kept or shown, and taking it out
 //! - [`config`]: from a file to values that were checked
 //! - [`metrics`]: every metric's name, labels and buckets
 //! - [`store`]: the one seam to a database
@@ -37,6 +38,7 @@ pub mod model;
 pub mod policy;
 pub mod pool;
 pub mod protocol;
+pub mod redact;
 pub mod registry;
 pub mod router;
 pub mod store;

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::model::{ServerName, ServerSettings, ServerSpec, ToolName};
 use crate::pool::{Children, ConnectionPool, HttpClient, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ToolDefinition, ToolList};
+use crate::redact::{Redactor, Secrets};
 use crate::registry::{connect_options, target};
 
 /// What one server said.
@@ -65,7 +66,12 @@ pub async fn probe(config: &Config) -> Vec<ServerProbe> {
     let found = join_all(probes).await;
     tasks.close();
     tasks.wait().await;
-    name_tools(config, found)
+    // What went wrong may quote what a server was given, or says.
+    let redactor = Redactor::new(&config.audit.redact, &Secrets::new(config.secrets.clone()));
+    let found = found.into_iter().map(|(name, transport, elapsed, result)| {
+        (name, transport, elapsed, result.map_err(|error| redactor.text(&error, usize::MAX)))
+    });
+    name_tools(config, found.collect())
 }
 
 type Found = (ServerName, &'static str, Duration, Result<(ProbeOk, Vec<ToolDefinition>), String>);

@@ -1,17 +1,17 @@
-//! [`Redaction`]: what the ledger must never keep, from the file and from every server.
+//! [`Redaction`]: what must never be kept or shown, from the file and from every server.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::audit::{AuditWriter, Secrets};
 use crate::config::Config;
 use crate::model::Secret;
+use crate::redact::{InForce, Redactor, Secrets};
 
-/// Tells the ledger's writer about secrets, wherever they come from.
+/// Tells all who look through the redactor in force about secrets, wherever they come from.
 #[derive(Debug)]
 pub(super) struct Redaction {
-    audit: AuditWriter,
+    in_force: InForce,
     known: Mutex<Known>,
 }
 
@@ -23,13 +23,16 @@ struct Known {
 }
 
 impl Redaction {
-    pub(super) fn new(audit: AuditWriter, config: &Config) -> Arc<Self> {
+    pub(super) fn new(config: &Config) -> Arc<Self> {
         let known = Known {
             key_names: config.audit.redact.clone(),
             of_file: config.secrets.clone(),
             of_servers: Vec::new(),
         };
-        Arc::new(Self { audit, known: Mutex::new(known) })
+        let redaction = Self { in_force: config.redaction.clone(), known: Mutex::default() };
+        redaction.tell(&known);
+        *redaction.known.lock() = known;
+        Arc::new(redaction)
     }
 
     /// Takes over what the registry's servers hold.
@@ -49,6 +52,6 @@ impl Redaction {
 
     fn tell(&self, known: &Known) {
         let all = known.of_file.iter().chain(&known.of_servers).cloned();
-        self.audit.set_redaction(&known.key_names, &Secrets::from_iter(all));
+        self.in_force.set(Redactor::new(&known.key_names, &Secrets::from_iter(all)));
     }
 }

@@ -9,18 +9,25 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::recording;
 use super::redaction::Redaction;
 use super::{discovery_settings, edge_settings, seconds};
 use crate::catalogue::Discovery;
 use crate::clock;
-use crate::config::{self, Config, Durability, Environment};
+use crate::config::{self, Config, Durability, Environment, IntentMode};
 use crate::edge::{Edge, ReloadReport, ReloadRequest};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::store::EventRow;
 
 /// How often the file is looked at. A look is one `stat`, which also sees renames and links that
 /// are switched, on every file system.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Who changes what nobody asked us to change.
+const ROUTER: &str = "router";
+/// What is kept of calls is another from here on.
+const RECORDING_CHANGED: &str = "audit.recording_changed";
 
 /// Takes a changed configuration over while the router runs.
 pub(super) struct Reloader {
@@ -31,6 +38,8 @@ pub(super) struct Reloader {
     pub(super) discovery: Arc<Discovery>,
     pub(super) edge: Arc<Edge>,
     pub(super) redaction: Arc<Redaction>,
+    /// What the ledger is told to keep.
+    pub(super) recording: serde_json::Value,
     pub(super) metrics: Arc<Metrics>,
     pub(super) hangup: Option<Signal>,
 }
@@ -66,10 +75,12 @@ impl Reloader {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(()) = hung_up => { let _ = self.reload("SIGHUP", &mut known).await; }
+                Some(()) = hung_up => {
+                    let _ = self.reload("SIGHUP", ROUTER, &mut known).await;
+                }
                 request = requests.recv() => match request {
-                    Some(answer) => {
-                        let report = self.reload("request", &mut known).await;
+                    Some(ReloadRequest { actor, answer }) => {
+                        let report = self.reload("request", &actor, &mut known).await;
                         // Whoever asked may have left; the reload stands all the same.
                         let _ = answer.send(report);
                     }
@@ -81,7 +92,7 @@ impl Reloader {
                         continue;
                     }
                     seen = now;
-                    let _ = self.reload("file change", &mut known).await;
+                    let _ = self.reload("file change", ROUTER, &mut known).await;
                 }
             }
             seen = self.look().or(seen);
@@ -99,8 +110,13 @@ impl Reloader {
         config::load(self.path.as_ref()?, &self.environment).ok().map(|config| Fixed::of(&config))
     }
 
-    async fn reload(&self, why: &str, known: &mut Option<Fixed>) -> Result<ReloadReport, String> {
-        match self.take_over(known).await {
+    async fn reload(
+        &mut self,
+        why: &str,
+        actor: &str,
+        known: &mut Option<Fixed>,
+    ) -> Result<ReloadReport, String> {
+        match self.take_over(why, actor, known).await {
             Ok(report) => {
                 self.metrics.reload_succeeded(seconds(clock::timestamp()));
                 tracing::info!(
@@ -125,7 +141,12 @@ impl Reloader {
         }
     }
 
-    async fn take_over(&self, known: &mut Option<Fixed>) -> Result<ReloadReport, String> {
+    async fn take_over(
+        &mut self,
+        why: &str,
+        actor: &str,
+        known: &mut Option<Fixed>,
+    ) -> Result<ReloadReport, String> {
         let Some(path) = &self.path else {
             return Err("this router was started without a configuration file".to_owned());
         };
@@ -140,11 +161,31 @@ impl Reloader {
             );
         }
         *known = Some(fixed);
+        // Before it holds: no call is kept by a rule that is not on record.
+        self.note_recording(&config, why, actor).await;
         self.redaction.reload(&config);
         self.registry.apply(&config).await.map_err(|error| error.to_string())?;
         self.discovery.configure(discovery_settings(&config));
         self.edge.settings.store(Arc::new(edge_settings(&config, self.address)));
         Ok(ReloadReport { servers: self.registry.servers().len(), notes })
+    }
+
+    /// Puts on record what changes of what is kept of calls.
+    async fn note_recording(&mut self, config: &Config, why: &str, actor: &str) {
+        let after = recording::of(config);
+        let before = std::mem::replace(&mut self.recording, after);
+        let Some(changed) = recording::changed(&before, &self.recording) else { return };
+        let event = EventRow {
+            at: clock::timestamp(),
+            actor: actor.to_owned(),
+            kind: RECORDING_CHANGED.to_owned(),
+            subject: "audit".to_owned(),
+            detail: serde_json::json!({ "why": why, "changed": changed }).to_string(),
+        };
+        if let Err(error) = self.edge.store.append_event(&event).await {
+            tracing::error!(%error, "a change of what the ledger keeps could not be recorded: {error}");
+        }
+        tracing::warn!(actor, why, "what the ledger keeps of calls changed ({why}): {changed}");
     }
 }
 
@@ -154,8 +195,11 @@ struct Fixed {
     listen: SocketAddr,
     data_dir: PathBuf,
     durability: Durability,
+    intent: IntentMode,
     retention: Duration,
     max_size: u64,
+    checkpoints: Option<PathBuf>,
+    spool: Option<PathBuf>,
     sessions: u32,
     session_idle: Duration,
 }
@@ -166,6 +210,9 @@ impl Fixed {
             listen: config.listen,
             data_dir: config.data_dir.clone(),
             durability: config.audit.durability,
+            intent: config.audit.intent,
+            checkpoints: config.audit.checkpoints.clone(),
+            spool: config.audit.spool.clone(),
             retention: config.audit.retention,
             max_size: config.audit.max_size,
             sessions: config.limits.sessions,
@@ -178,6 +225,9 @@ impl Fixed {
             ("listen", self.listen != before.listen),
             ("data_dir", self.data_dir != before.data_dir),
             ("audit.durability", self.durability != before.durability),
+            ("audit.intent", self.intent != before.intent),
+            ("audit.checkpoints", self.checkpoints != before.checkpoints),
+            ("audit.spool", self.spool != before.spool),
             ("audit.retention", self.retention != before.retention),
             ("audit.max_size", self.max_size != before.max_size),
             ("limits.sessions", self.sessions != before.sessions),

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::redact::{Redactor, Strictness};
 use super::summary;
 use crate::error::ErrorCode;
 use crate::model::{
-    ArgumentsLevel, CallId, CallerClass, ClientInfo, Entrance, ExposedName, Failure, Outcome,
-    ResultsLevel, ServerName, Timestamp, ToolName, ViewName,
+    ArgumentsLevel, CallId, CallerClass, ClientInfo, Entrance, ExposedName, Failure, Kept, Outcome,
+    ResultsLevel, ServerName, Timestamp, ToolName, ViewName, cut_after,
 };
+use crate::redact::{Payload, Pointers, Redactor, Strictness};
 use crate::store::{AttemptRow, CallRow, Digester};
 
 /// Characters kept of a tool's name that nobody knows.
@@ -40,8 +40,7 @@ impl ToolLabel {
     /// A name that is not in the catalogue, cut to 128 characters.
     #[must_use]
     pub fn asked(name: &str) -> Self {
-        let end = name.char_indices().nth(ASKED_NAME).map_or(name.len(), |(at, _)| at);
-        Self::Asked(name.get(..end).unwrap_or(name).into())
+        Self::Asked(cut_after(name, ASKED_NAME).into())
     }
 
     /// The name.
@@ -181,7 +180,9 @@ pub struct AuditEntry {
     /// The `result` as received, whatever the level.
     pub result: Option<Bytes>,
     /// What is kept of arguments and result.
-    pub levels: (ArgumentsLevel, ResultsLevel),
+    pub levels: Kept,
+    /// Places in them that are never kept.
+    pub pointers: Option<Arc<Pointers>>,
 }
 
 impl AuditEntry {
@@ -212,23 +213,36 @@ impl AuditEntry {
         };
         let arguments_digest = digest(&self.arguments, self.arguments_bytes);
         let result_digest = digest(&self.result, self.response_bytes);
+        let pointers = self.pointers.as_deref();
+        let kept = |start: &Bytes, whole, pointers, strictness| {
+            redactor.payload(Payload { start, whole, pointers }, strictness)
+        };
+        let (whole, named) = (self.arguments_bytes, pointers.map(Pointers::arguments));
         let arguments = self.arguments.and_then(|arguments| match arguments_level {
             ArgumentsLevel::None => None,
-            ArgumentsLevel::Redacted => Some(redactor.payload(&arguments, Strictness::Everything)),
-            ArgumentsLevel::Full => Some(redactor.payload(&arguments, Strictness::KnownSecrets)),
+            ArgumentsLevel::Redacted => {
+                Some(kept(&arguments, whole, named, Strictness::Everything))
+            }
+            ArgumentsLevel::Full => Some(kept(&arguments, whole, named, Strictness::KnownSecrets)),
         });
+        let error = self.error.map(|error| redactor.text(&error, ERROR_TEXT));
         let result = match results_level {
             ResultsLevel::None => None,
             // A call that was refused has no result to summarise.
             ResultsLevel::Summary => {
                 (self.result.is_some() || self.response_bytes > 0).then(|| {
                     summary::summarize(self.result.as_deref(), self.response_bytes, |line| {
-                        redactor.text(line, ERROR_TEXT)
+                        match (pointers, &error) {
+                            // What is named in the text was taken out of it there, and not here.
+                            (Some(_), error) => error.clone().unwrap_or_default(),
+                            (None, _) => redactor.text(line, ERROR_TEXT),
+                        }
                     })
                 })
             }
             ResultsLevel::Full => {
-                self.result.map(|result| redactor.payload(&result, Strictness::KnownSecrets))
+                let (whole, named) = (self.response_bytes, pointers.map(Pointers::results));
+                self.result.map(|result| kept(&result, whole, named, Strictness::KnownSecrets))
             }
         };
         let tool = match self.tool {
@@ -251,7 +265,7 @@ impl AuditEntry {
             definition_hash: self.definition_hash,
             outcome: self.outcome,
             error_code: self.error_code,
-            error: self.error.map(|error| redactor.text(&error, ERROR_TEXT)),
+            error,
             failure: self.failure,
             http_status: self.http_status,
             attempts: self.attempts,

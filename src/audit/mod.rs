@@ -1,7 +1,7 @@
 //! The ledger: every call becomes a row, through one bounded queue and one writer.
 //!
 //! Changes when the product's promise about the ledger changes. The call path gives an
-//! [`AuditEntry`] away and goes on; what is kept of it, redaction and encoding are the writer's.
+//! [`AuditEntry`] away and goes on; what is kept of it, and encoding, are the writer's.
 
 mod begun;
 mod checkpoints;
@@ -9,7 +9,6 @@ mod disk;
 mod entry;
 mod export;
 mod query;
-mod redact;
 mod retention;
 mod summary;
 mod writer;
@@ -22,6 +21,6 @@ pub use query::{
     AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, CallStats,
     CallStatsRow, Payloads,
 };
-pub use redact::{Redactor, Secrets, Strictness};
+pub use crate::redact::{Redactor, Secrets, Strictness};
 pub use retention::Retention;
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

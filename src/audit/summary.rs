@@ -2,9 +2,12 @@
 //!
 //! Changes when results have another kind of content worth counting. Knows nothing of the ledger.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::borrow::Cow;
+
+use crate::model::cut_after;
 
 /// Larger results are counted by bytes only: reading them would cost more than the call.
 pub(super) const LARGEST_READ: usize = 256 * 1024;
@@ -58,8 +61,7 @@ pub(super) fn summarize(
         && let Some(line) = read.content.iter().find_map(|item| first_line(item.get()))
         && let Some(object) = summary.as_object_mut()
     {
-        let line: String = redact(&line).chars().take(ERROR_LINE).collect();
-        object.insert("error".to_owned(), line.into());
+        object.insert("error".to_owned(), cut_after(&redact(&line), ERROR_LINE).into());
     }
     summary.to_string()
 }
@@ -111,7 +113,7 @@ mod tests {
         let summary: serde_json::Value = serde_json::from_str(&summary(&result)).unwrap();
         let line = summary["error"].as_str().unwrap();
         assert!(line.starts_with("no access with *** xxx"), "{line}");
-        assert_eq!(line.len(), ERROR_LINE);
+        assert_eq!(line.chars().count(), ERROR_LINE + 1);
     }
 
     #[test]

@@ -17,17 +17,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 use self::task::Task;
-use super::redact::{Redactor, Secrets};
 use super::{AuditEntry, CallBegun};
 use crate::clock;
 use crate::config::{Durability, IntentMode};
 use crate::metrics::AuditMetrics;
+use crate::redact::{InForce, Payload, PointerSet, Strictness};
 use crate::store::{EntryRow, Store};
 
 /// Calls admitted and not yet committed.
@@ -48,10 +47,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct AuditSettings {
     /// When a call's answer may go out.
     pub durability: Durability,
-    /// Key names whose values are never kept.
-    pub redact: Vec<String>,
-    /// Values that are never kept.
-    pub secrets: Arc<Secrets>,
+    /// What is never kept.
+    pub redaction: InForce,
+    /// What is kept of which calls, for the entry that says that the ledger is taken up.
+    pub recording: serde_json::Value,
     /// Which calls must be on record before they are sent.
     pub intent: IntentMode,
     /// Folders in which signed checkpoints are kept.
@@ -109,6 +108,8 @@ struct Shared {
     begun: AtomicBool,
     /// There is a spool, and it takes rows in place of the database.
     has_spool: AtomicBool,
+    /// There should be one, and it could not be opened.
+    lacks_spool: AtomicBool,
     spools: AtomicBool,
     /// There is next to no space left on the disk.
     scarce: AtomicBool,
@@ -116,7 +117,7 @@ struct Shared {
     /// which may be at it.
     full: Notify,
     closed: AtomicBool,
-    redactor: ArcSwap<Redactor>,
+    redaction: InForce,
     metrics: AuditMetrics,
 }
 
@@ -182,7 +183,6 @@ impl AuditWriter {
         tracker: &TaskTracker,
         patience: Duration,
     ) -> Self {
-        let redactor = Redactor::new(&settings.redact, &settings.secrets);
         metrics.queue_limit(PLACES);
         let shared = Arc::new(Shared {
             durability: settings.durability,
@@ -196,11 +196,12 @@ impl AuditWriter {
             failing: AtomicBool::new(false),
             begun: AtomicBool::new(false),
             has_spool: AtomicBool::new(false),
+            lacks_spool: AtomicBool::new(false),
             spools: AtomicBool::new(false),
             scarce: AtomicBool::new(false),
             full: Notify::new(),
             closed: AtomicBool::new(false),
-            redactor: ArcSwap::from_pointee(redactor),
+            redaction: settings.redaction.clone(),
             metrics,
         });
         let task = Task::new(store, Arc::clone(&shared), settings);
@@ -240,6 +241,12 @@ impl AuditWriter {
         self.shared.spools.load(Ordering::Relaxed)
     }
 
+    /// Whether a spool is configured that could not be opened.
+    #[must_use]
+    pub fn lacks_spool(&self) -> bool {
+        self.shared.lacks_spool.load(Ordering::Relaxed)
+    }
+
     /// Resolves when there is next to no space left on the disk, and again when its ballast was
     /// removed: there is a little room now for whoever can make more.
     pub async fn disk_full(&self) {
@@ -250,11 +257,6 @@ impl AuditWriter {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.places.available_permits() == 0 || self.shared.is_over_bytes()
-    }
-
-    /// Replaces what is redacted, for rows encoded from now on.
-    pub fn set_redaction(&self, key_names: &[String], secrets: &Secrets) {
-        self.shared.redactor.store(Arc::new(Redactor::new(key_names, secrets)));
     }
 
     /// As [`AuditSlot::redacted`].
@@ -345,7 +347,7 @@ impl AuditWriter {
 
 impl Shared {
     fn redacted(&self, text: &str) -> String {
-        self.redactor.load().text(text, TEXT)
+        self.redaction.text_within(text, TEXT)
     }
 
     fn is_over_bytes(&self) -> bool {
@@ -426,6 +428,13 @@ impl AuditSlot {
     #[must_use]
     pub fn redacted(&self, text: &str) -> String {
         self.shared.redacted(text)
+    }
+
+    /// JSON without what the ledger would not keep of it, and without the places that are named.
+    #[must_use]
+    pub fn redacted_json(&self, json: &[u8], pointers: &PointerSet) -> String {
+        let payload = Payload { pointers: Some(pointers), ..Payload::whole(json) };
+        self.shared.redaction.get().payload(payload, Strictness::Everything)
     }
 
     /// Hands a finished call over. Neither waits nor fails, so it may be done while a cancelled

@@ -12,22 +12,19 @@ use super::lists::ServerOffers;
 use super::naming::{self, Collision};
 use super::offers::{PromptEntry, ResourceEntry, ResourceServer, TemplateEntry};
 use super::page::OfferedList;
+use super::recording::{Recorder, Recording, RecordingSettings};
 use super::snapshot::{Catalogue, CatalogueEntry, Entries, ListedTool};
 use super::uri::{self, Template};
 use crate::metrics::Metrics;
-use crate::model::{
-    ArgumentsLevel, AuditLevels, ExposedName, NamingMode, ResultsLevel, ServerName, ToolName,
-    ToolOverride, ToolStatus,
-};
+use crate::model::{ExposedName, NamingMode, ServerName, ToolName, ToolOverride, ToolStatus};
 use crate::protocol::{Listed, with_member};
 use crate::registry::{ServerHandle, Servers};
 
 /// What building a catalogue needs beside what servers listed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BuildSettings {
+pub(super) struct BuildSettings<'a> {
     pub(super) naming: NamingMode,
-    pub(super) arguments: ArgumentsLevel,
-    pub(super) results: ResultsLevel,
+    pub(super) recording: &'a RecordingSettings,
 }
 
 /// What enabled servers listed last.
@@ -42,7 +39,7 @@ pub(super) struct Known<'a> {
 pub(super) fn entries(
     servers: &Servers,
     known: Known<'_>,
-    settings: BuildSettings,
+    settings: BuildSettings<'_>,
     metrics: &Metrics,
     before: &Catalogue,
 ) -> Entries {
@@ -70,7 +67,7 @@ fn tools(
     entries: &mut Entries,
     servers: &Servers,
     known: &HashMap<ServerName, Vec<KnownTool>>,
-    settings: BuildSettings,
+    settings: BuildSettings<'_>,
     metrics: &Metrics,
     before: &Catalogue,
 ) {
@@ -97,9 +94,12 @@ fn tools(
     let naming::Names { names, collisions } =
         naming::expose(&pairs, &entries.servers, settings.naming);
     entries.collisions.extend(collisions);
+    let mut recorder = Recorder::new(settings.recording);
     for ((handle, tool), exposed) in offered.into_iter().zip(names) {
         let Some(exposed) = exposed else { continue };
-        entries.tools.push(Arc::new(tool_entry(handle, tool, exposed, settings, metrics, before)));
+        let names = [exposed.as_str(), tool.row.tool.as_str()];
+        let recording = recorder.of((&handle.name, &handle.spec), names);
+        entries.tools.push(Arc::new(tool_entry(handle, tool, exposed, recording, metrics, before)));
     }
 }
 
@@ -107,12 +107,11 @@ fn tool_entry(
     handle: &Arc<ServerHandle>,
     tool: &KnownTool,
     exposed: ExposedName,
-    settings: BuildSettings,
+    recording: Recording,
     metrics: &Metrics,
     before: &Catalogue,
 ) -> CatalogueEntry {
     let said: Option<&ToolOverride> = handle.spec.tool_overrides.get(tool.row.tool.as_str());
-    let levels = said.map_or_else(AuditLevels::default, |said| said.audit);
     let old = before.exposed(&exposed).filter(|old| old.server.name == handle.name);
     let same = old.filter(|old| old.definition.raw == tool.definition.raw);
     // The transport is among the labels of what is handed on.
@@ -134,10 +133,7 @@ fn tool_entry(
         replay: said.and_then(|said| said.replay),
         breaker: handle.tool_breaker(&tool.row.tool),
         timeout: said.and_then(|said| said.timeout).unwrap_or(handle.settings.timeout),
-        levels: (
-            levels.arguments.or(handle.spec.audit.arguments).unwrap_or(settings.arguments),
-            levels.results.or(handle.spec.audit.results).unwrap_or(settings.results),
-        ),
+        recording,
         definition: tool.definition.clone(),
     }
 }

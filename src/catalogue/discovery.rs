@@ -23,12 +23,11 @@ use super::build::{self, BuildSettings, Known};
 use super::definitions::KnownTool;
 use super::lists::{OFFERS, ServerOffers};
 use super::page::OfferedList;
+use super::recording::{Recording, RecordingSettings};
 use super::schedule::Wanted;
 use super::snapshot::{self, Catalogue, CatalogueHandle};
 use crate::metrics::Metrics;
-use crate::model::{
-    ArgumentsLevel, NamingMode, ResultsLevel, ServerName, ToolStatus, ViewName, ViewSpec,
-};
+use crate::model::{NamingMode, ServerName, ToolStatus, ToolTarget, ViewName, ViewSpec};
 use crate::pool::ListKind;
 use crate::protocol::{Listed, ToolDefinition};
 use crate::registry::{Registry, ServerHandle};
@@ -41,10 +40,8 @@ pub struct DiscoverySettings {
     pub views: BTreeMap<ViewName, ViewSpec>,
     /// How exposed names are made.
     pub naming: NamingMode,
-    /// The file's payload level for arguments.
-    pub arguments: ArgumentsLevel,
-    /// The file's payload level for results.
-    pub results: ResultsLevel,
+    /// What the ledger keeps of calls.
+    pub recording: RecordingSettings,
     /// Tools one server may have.
     /// The same for prompts, resources and templates.
     pub tools_per_server: u32,
@@ -135,6 +132,22 @@ impl Discovery {
         self.registry.nearest(name)
     }
 
+    /// What the ledger keeps of a call whose tool is not in the catalogue: what it would keep if its
+    /// server had the tool.
+    #[must_use]
+    pub fn recording_of(&self, target: &ToolTarget) -> Recording {
+        let (prefix, rest) = match target.tool.split_once("__") {
+            Some((prefix, rest)) => (Some(prefix), Some(rest)),
+            None => (None, None),
+        };
+        let named = target.server.as_ref().map(ServerName::as_str);
+        let server = named.or(prefix).and_then(|name| self.registry.server(name));
+        let of_server = server.as_ref().map(|handle| (&handle.name, &handle.spec));
+        let names: Vec<&str> =
+            std::iter::once(target.tool.as_str()).chain(rest).collect();
+        self.settings.load().recording.of(of_server, &names)
+    }
+
     /// Elements on one page of a list.
     #[must_use]
     pub fn page_size(&self) -> usize {
@@ -221,11 +234,7 @@ impl Discovery {
             let tools = if handle.enabled { tools } else { &[] };
             handle.metrics.set_tools(&snapshot::count(&handle.spec, tools));
         }
-        let build = BuildSettings {
-            naming: settings.naming,
-            arguments: settings.arguments,
-            results: settings.results,
-        };
+        let build = BuildSettings { naming: settings.naming, recording: &settings.recording };
         let before = self.catalogue.load();
         let known = Known { tools: &known, offers: &offers };
         let entries = build::entries(&servers, known, build, &self.metrics, &before);

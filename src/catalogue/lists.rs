@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::error::DiscoveryError;
 use super::page::OfferedList;
-use crate::model::Era;
+use crate::model::{Era, cut_after};
 use crate::pool::Lease;
 use crate::protocol::{
     AnswerKind, Listed, ListedPage, OutgoingRequest, RawObject, ToolDefinition, ToolList,
@@ -173,7 +173,7 @@ async fn walk<T>(
             if list != OfferedList::Tools && cursor.is_none() && is_unknown_method(&answer.value) {
                 return Ok(Walked::empty());
             }
-            let error = String::from_utf8_lossy(&answer.value).chars().take(300).collect();
+            let error = cut_after(&String::from_utf8_lossy(&answer.value), 300);
             return Err(DiscoveryError::Refused { method, error });
         }
         let page = read(&answer.value).map_err(bad)?;

@@ -12,6 +12,7 @@ mod lists;
 mod naming;
 mod offers;
 mod page;
+mod recording;
 mod schedule;
 mod snapshot;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use error::DiscoveryError;
 pub use naming::{Collision, Names, expose};
 pub use offers::{PromptEntry, ResourceEntry, ResourceRoute, ResourceServer, TemplateEntry};
 pub use page::{CursorError, OfferedList, Page};
+pub use recording::{Recording, RecordingSettings};
 pub use snapshot::{
     Catalogue, CatalogueEntry, CatalogueHandle, Entries, ListedTool, Lookup, NotFound,
 };

@@ -14,11 +14,12 @@ use super::definitions::KnownTool;
 use super::naming::Collision;
 use super::offers::{OfferIndex, PromptEntry, ResourceEntry, ResourceServer, TemplateEntry};
 use super::page::{CursorError, Listing, OfferedList, Page};
+use super::recording::Recording;
 use super::view::ViewCatalogue;
 use crate::metrics::{Metrics, ToolMetrics};
 use crate::model::{
-    ArgumentsLevel, Era, ExposedName, NamingMode, Replay, ResultsLevel, ServerName, ServerSpec,
-    Timestamp, ToolName, ToolStatus, ToolTarget, ViewName, ViewSpec, nearest,
+    Era, ExposedName, NamingMode, Replay, ServerName, ServerSpec, Timestamp, ToolName, ToolStatus,
+    ToolTarget, ViewName, ViewSpec, nearest,
 };
 use crate::protocol::ToolDefinition;
 use crate::registry::{ServerBreaker, ServerHandle};
@@ -47,11 +48,25 @@ pub struct CatalogueEntry {
     /// One attempt's time limit.
     pub timeout: Duration,
     /// What the ledger keeps of its calls.
-    pub levels: (ArgumentsLevel, ResultsLevel),
+    pub recording: Recording,
     /// Its metrics.
     pub metrics: Arc<ToolMetrics>,
     /// Its definition as clients see it.
     pub listed: ListedTool,
+}
+
+impl CatalogueEntry {
+    /// Whether it is declared to change nothing, and that may be believed: the operator does not say
+    /// otherwise, and believes the server's annotations or says that a call may be repeated.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        let trusted = match self.replay {
+            Some(Replay::Unsafe) => false,
+            Some(Replay::Safe) => true,
+            None => self.server.spec.trust_annotations,
+        };
+        self.definition.read_only && trusted
+    }
 }
 
 /// A tool's definition under its exposed name, ready to send. The two share their bytes when they

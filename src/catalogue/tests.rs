@@ -30,8 +30,12 @@ fn settings(naming: NamingMode, interval: Duration) -> DiscoverySettings {
     DiscoverySettings {
         views: std::collections::BTreeMap::new(),
         naming,
-        arguments: ArgumentsLevel::Full,
-        results: ResultsLevel::Full,
+        recording: RecordingSettings {
+            arguments: ArgumentsLevel::Full,
+            results: ResultsLevel::Full,
+            rules: Vec::new(),
+            pointers: Vec::new(),
+        },
         tools_per_server: 5000,
         list_page: 1000,
         health_check_interval: interval,

@@ -8,9 +8,10 @@ use serde_json::json;
 
 use super::table::{Cell, Style, Table};
 use super::{CliError, Context, DEFAULT_CONFIG, Status, guard_children, servers, text, when};
-use crate::app::{self, ServerProbe};
+use crate::app::{self, ServerProbe, StartError};
 use crate::config::{self, Config};
 use crate::model::{ServerName, ViewSpec};
+use crate::store;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         .ok_or_else(|| CliError::NoConfig(DEFAULT_CONFIG.into()))?;
     let mut config = config::load(&path, &config::process_environment())?;
     guard_children(&mut config);
+    if let Some(spool) = &config.audit.spool {
+        store::spool_is_usable(spool)
+            .map_err(|source| StartError::Spool { path: spool.clone(), source })?;
+    }
     let probes = if args.connect { Some(Box::pin(app::probe(&config)).await) } else { None };
     let failed = probes.iter().flatten().filter(|probe| probe.result.is_err()).count();
     if context.out.is_json() {

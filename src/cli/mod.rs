@@ -36,6 +36,7 @@ pub use output::notice;
 
 use crate::config::{self, Config};
 use crate::guard;
+use crate::redact;
 use crate::model::Secret;
 use client::Client;
 use output::{Color, Format, Output};
@@ -257,6 +258,8 @@ impl Context {
 /// Prepares this process for child processes: each has a guard, they get none of our descriptors,
 /// and what a killed guard leaves becomes ours to end.
 fn guard_children(config: &mut Config) {
+    // And what this process says looks through what the router knows.
+    config.redaction = redact::of_log().clone();
     guard::keep_descriptors();
     config.guard = guard::program();
     if config.guard.is_some()

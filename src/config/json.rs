@@ -155,7 +155,7 @@ pub fn server_to_json_full(spec: &ServerSpec) -> Value {
         put("on_change", json!(spec.on_change));
     }
     if spec.audit != AuditLevels::default() {
-        put("audit", levels(spec.audit));
+        put("audit", levels(&spec.audit));
     }
     for (key, value) in knobs::shown(&spec.knobs) {
         put(key, value);
@@ -171,13 +171,16 @@ fn map(values: &BTreeMap<String, String>) -> Value {
         .into()
 }
 
-fn levels(levels: AuditLevels) -> Value {
+fn levels(levels: &AuditLevels) -> Value {
     let mut out = Map::new();
     if let Some(arguments) = levels.arguments {
         out.insert("arguments".to_owned(), json!(arguments));
     }
     if let Some(results) = levels.results {
         out.insert("results".to_owned(), json!(results));
+    }
+    if !levels.redact.is_empty() {
+        out.insert("redact".to_owned(), json!(levels.redact));
     }
     out.into()
 }
@@ -194,7 +197,7 @@ fn tool_override(said: &ToolOverride) -> Value {
         out.insert("hidden".to_owned(), true.into());
     }
     if said.audit != AuditLevels::default() {
-        out.insert("audit".to_owned(), levels(said.audit));
+        out.insert("audit".to_owned(), levels(&said.audit));
     }
     out.into()
 }

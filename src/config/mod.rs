@@ -26,9 +26,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    ArgumentsLevel, Knobs, NamingMode, ResultsLevel, Secret, ServerName, ServerSpec, ViewName,
-    ViewSpec,
+    ArgumentsLevel, Knobs, LevelRule, NamingMode, ResultsLevel, Secret, ServerName, ServerSpec,
+    ViewName, ViewSpec,
 };
+use crate::redact::InForce;
 use expand::Variables;
 
 pub use error::{ConfigError, Problem};
@@ -112,6 +113,9 @@ pub struct Config {
     pub guard: Option<PathBuf>,
     /// Whether damaged databases are moved away at the start. No key of the file: somebody says so, once.
     pub recover: bool,
+    /// What must not be shown or stored, for all parts of the router, which keeps it up to date. No key
+    /// of the file: a program whose log looks through it gives its own.
+    pub redaction: InForce,
 }
 
 /// The ledger's settings.
@@ -125,8 +129,12 @@ pub struct AuditConfig {
     pub arguments: ArgumentsLevel,
     /// What is kept of results.
     pub results: ResultsLevel,
+    /// Of which calls something else is kept; the first rule that is about a call decides.
+    pub levels: Vec<LevelRule>,
     /// Parts of key names whose values are never kept.
     pub redact: Vec<String>,
+    /// JSON pointers to places in arguments and results that are never kept.
+    pub pointers: Vec<String>,
     /// How long calls are kept.
     pub retention: Duration,
     /// How large the ledger may become, in bytes.
@@ -260,6 +268,7 @@ impl Config {
             environment: process_environment(),
             guard: None,
             recover: false,
+            redaction: InForce::default(),
         }
     }
 }

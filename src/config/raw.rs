@@ -137,6 +137,27 @@ pub(super) struct RawLevels {
     pub(super) arguments: Option<Field<ArgumentsLevel>>,
     /// `none`, `summary` or `full`.
     pub(super) results: Option<Field<ResultsLevel>>,
+    /// JSON pointers to places in arguments and results that are never kept, beside those of the file
+    /// and the server; `*` is any member or element.
+    pub(super) redact: Option<Vec<Field<String>>>,
+}
+
+/// What is kept of some calls. Patterns have `*` and `?`; what is left out is any.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLevelRule {
+    /// The name of the caller's key, or `anonymous`, `admin-socket`.
+    pub(super) caller: Option<Field<String>>,
+    /// The name that the client gives itself; it is free to choose.
+    pub(super) client: Option<Field<String>>,
+    /// The server.
+    pub(super) server: Option<Field<String>>,
+    /// The tool, as exposed or as its server names it.
+    pub(super) tool: Option<Field<String>>,
+    /// `none`, `redacted` or `full`.
+    pub(super) arguments: Option<Field<ArgumentsLevel>>,
+    /// `none`, `summary` or `full`.
+    pub(super) results: Option<Field<ResultsLevel>>,
 }
 
 /// The ledger.
@@ -153,7 +174,13 @@ pub(super) struct RawAudit {
     pub(super) arguments: Option<Field<ArgumentsLevel>>,
     /// What is kept of results. Default: summary.
     pub(super) results: Option<Field<ResultsLevel>>,
-    /// Keys whose values are never kept; part of a key is enough. Replaces the default list.
+    /// Of which calls something else is kept, by caller, client, server and tool; the first rule that is
+    /// about a call decides, before what tools and servers say.
+    #[schemars(with = "Option<Vec<RawLevelRule>>")]
+    pub(super) levels: Option<Vec<Spanned<RawLevelRule>>>,
+    /// Keys whose values are never kept; part of a key is enough, and those named here replace the
+    /// default list. What begins with `/` is a JSON pointer to a place in arguments and results that is
+    /// never kept.
     pub(super) redact: Option<Vec<Field<String>>>,
     /// How long calls are kept. Default: 90d.
     #[schemars(extend("exclusiveMinimum" = 0))]

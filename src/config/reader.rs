@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_yaml::Location;
+use serde_yaml::{Location, Spanned};
 
 use super::error::{Problem, position};
 use super::expand::{self, Variables};
 use super::knobs::RawServer;
-use super::raw::{RawLevels, RawOverride};
+use super::raw::{RawLevelRule, RawLevels, RawOverride};
 use super::refuse;
 use super::scalar::{Field, FromScalar, Node, from_yaml};
 use super::secrecy::{self, Place};
 use crate::model::{
-    AuditLevels, Secret, ServerSpec, ToolFilter, ToolOverride, TransportKind, TransportSpec,
+    AuditLevels, LevelRule, Secret, ServerSpec, ToolFilter, ToolOverride, TransportKind,
+    TransportSpec,
 };
 
 /// Reads fields and collects what is wrong with them.
@@ -194,7 +195,24 @@ impl<'a> Reader<'a> {
         raw.map_or_else(AuditLevels::default, |raw| AuditLevels {
             arguments: self.get(raw.arguments.as_ref()),
             results: self.get(raw.results.as_ref()),
+            redact: self.texts_unless(raw.redact.as_ref(), refuse::pointer),
         })
+    }
+
+    pub(super) fn level_rule(&mut self, raw: &Spanned<RawLevelRule>) -> LevelRule {
+        let (raw, at) = (&raw.value, &raw.referenced);
+        let rule = LevelRule {
+            caller: self.get(raw.caller.as_ref()),
+            client: self.get(raw.client.as_ref()),
+            server: self.get(raw.server.as_ref()),
+            tool: self.get(raw.tool.as_ref()),
+            arguments: self.get(raw.arguments.as_ref()),
+            results: self.get(raw.results.as_ref()),
+        };
+        if raw.arguments.is_none() && raw.results.is_none() {
+            self.problem(at, "a rule of `levels` needs `arguments` or `results`: what is kept");
+        }
+        rule
     }
 
     fn tool_override(&mut self, raw: &RawOverride) -> ToolOverride {

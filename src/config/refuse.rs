@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::redact::Pointer;
+
 /// Why a header cannot have this value.
 pub(super) fn header_value(header: &str, value: &str) -> Option<String> {
     value.chars().any(|c| c.is_control() && c != '\t').then(|| {
@@ -18,6 +20,11 @@ pub(super) fn env_name(name: &str) -> Option<String> {
 /// Why a program cannot be given this text.
 pub(super) fn program_text(text: &str) -> Option<String> {
     text.contains('\0').then(|| "a program cannot be given a NUL character; remove it".to_owned())
+}
+
+/// Why a text names no place in a document.
+pub(super) fn pointer(text: &str) -> Option<String> {
+    Pointer::parse(text).err().map(|error| format!("`{text}`: {error}"))
 }
 
 /// Why no browser ever sends this origin.

@@ -3,6 +3,9 @@
 //! Changes when something else may hold a credential. Guessing wrong one way hides a harmless word
 //! in the ledger, and the other way stores a password: in doubt a value is a secret.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::Environment;
 use super::expand::{self, Variables};
 use crate::model::{Secret, ServerSpec, TransportSpec};
@@ -92,6 +95,12 @@ pub(super) fn of_text(
         if let Ok(Some(password)) = password(value) {
             add(&password);
         }
+        let url = url::Url::parse(value);
+        for (name, value) in url.iter().flat_map(url::Url::query_pairs) {
+            if sounds_secret(&name) && !is_plain_word(&value) {
+                add(&value);
+            }
+        }
         return;
     }
     let only_public = expand::has_reference(written)
@@ -100,7 +109,18 @@ pub(super) fn of_text(
     let credential = without_scheme(value);
     if !only_public && may_be_secret(credential, place) {
         add(credential);
+        if let Some(password) = basic_password(value) {
+            add(&password);
+        }
     }
+}
+
+/// The password in the credential of the scheme `Basic`.
+fn basic_password(value: &str) -> Option<String> {
+    let (scheme, credential) = expand::split_scheme(value);
+    let basic = scheme.trim().eq_ignore_ascii_case("basic");
+    let decoded = STANDARD.decode(credential.trim()).ok().filter(|_| basic)?;
+    String::from_utf8(decoded).ok()?.split_once(':').map(|(_, password)| password.to_owned())
 }
 
 /// Everything in one server that must not be shown or stored; what does not expand is left out.

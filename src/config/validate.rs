@@ -20,7 +20,19 @@ use crate::model::{
 };
 
 /// Key names whose values the ledger never keeps, unless the file has a list of its own.
-const REDACT: [&str; 5] = ["password", "token", "secret", "api_key", "authorization"];
+const REDACT: [&str; 11] = [
+    "password",
+    "token",
+    "secret",
+    "api_key",
+    "authorization",
+    "cookie",
+    "passwd",
+    "passphrase",
+    "credential",
+    "private_key",
+    "access_key",
+];
 
 /// Reads a whole file. The result only counts when the reader has no problems.
 pub(super) fn config(reader: &mut Reader<'_>, raw: &RawConfig, path: Option<&Path>) -> Config {
@@ -97,12 +109,15 @@ fn ledger(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     let Some(raw) = &raw.audit else { return };
     let usual = AuditConfig::default();
     let durability = reader.get(raw.durability.as_ref()).unwrap_or(usual.durability);
+    let (redact, pointers) = redacted(reader, raw.redact.as_ref(), usual.redact);
     config.audit = AuditConfig {
         durability,
         intent: reader.get(raw.intent.as_ref()).unwrap_or_else(|| IntentMode::usual(durability)),
         arguments: reader.get(raw.arguments.as_ref()).unwrap_or(usual.arguments),
         results: reader.get(raw.results.as_ref()).unwrap_or(usual.results),
-        redact: reader.texts(raw.redact.as_ref()).unwrap_or(usual.redact),
+        levels: raw.levels.iter().flatten().map(|rule| reader.level_rule(rule)).collect(),
+        redact,
+        pointers,
         retention: reader.span("retention", raw.retention.as_ref()).unwrap_or(usual.retention),
         max_size: reader
             .check("max_size", raw.max_size.as_ref(), "at least 16MiB", |size| size.0 >= 16 << 20)
@@ -112,6 +127,21 @@ fn ledger(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     };
 }
 
+/// Names of keys, and pointers. Pointers alone leave the usual names in force.
+fn redacted(
+    reader: &mut Reader<'_>,
+    list: Option<&Vec<Field<String>>>,
+    usual: Vec<String>,
+) -> (Vec<String>, Vec<String>) {
+    let Some(listed) = list else { return (usual, Vec::new()) };
+    let is_pointer = |text: &str| text.starts_with('/');
+    let refused = |text: &str| if is_pointer(text) { refuse::pointer(text) } else { None };
+    let texts = reader.texts_unless(list, refused);
+    let (pointers, names): (Vec<_>, Vec<_>) = texts.into_iter().partition(|text| is_pointer(text));
+    let names = if names.is_empty() && !listed.is_empty() { usual } else { names };
+    (names, pointers)
+}
+
 impl Default for AuditConfig {
     fn default() -> Self {
         Self {
@@ -119,7 +149,9 @@ impl Default for AuditConfig {
             intent: IntentMode::Off,
             arguments: crate::model::ArgumentsLevel::Redacted,
             results: crate::model::ResultsLevel::Summary,
+            levels: Vec::new(),
             redact: REDACT.map(str::to_owned).to_vec(),
+            pointers: Vec::new(),
             retention: Duration::from_secs(90 * 86_400),
             max_size: 10 << 30,
             checkpoints: None,
@@ -216,6 +248,16 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
 /// Says which settings are read and checked and have no effect beside the others.
 fn note_what_waits(reader: &mut Reader<'_>, config: &Config) {
     let mut note = |text: String| reader.notes.push(text);
+    for rule in &config.audit.levels {
+        if let Some(server) = &rule.server
+            && !server.contains(['*', '?'])
+            && !config.servers.contains_key(server.as_str())
+        {
+            note(format!(
+                "`audit.levels`: there is no server `{server}` in this file; the rule is for one that is added otherwise"
+            ));
+        }
+    }
     for (name, spec) in &config.servers {
         let own = &spec.knobs;
         let all = own.or(&config.defaults);

@@ -61,8 +61,14 @@ pub struct EdgeSettings {
     pub config_path: Option<PathBuf>,
 }
 
-/// A request to read the configuration again; the answer is what came of it.
-pub type ReloadRequest = oneshot::Sender<Result<ReloadReport, String>>;
+/// A request to read the configuration again.
+#[derive(Debug)]
+pub struct ReloadRequest {
+    /// Who asks.
+    pub actor: Arc<str>,
+    /// For what came of it.
+    pub answer: oneshot::Sender<Result<ReloadReport, String>>,
+}
 
 /// What a reload did.
 #[derive(Debug, Clone, serde::Serialize)]

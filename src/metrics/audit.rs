@@ -23,6 +23,8 @@ pub struct AuditMetrics {
     queue_limit: IntGauge,
     index_lag: Gauge,
     spool: IntGauge,
+    spool_open: IntGauge,
+    rejected: IntCounter,
     commit_duration: Histogram,
     oldest: Gauge,
 }
@@ -85,6 +87,16 @@ impl AuditMetrics {
             "Bytes of rows that wait in the ledger's spool because its database could not be written.",
         )?;
         registry.register(Box::new(spool.clone()))?;
+        let spool_open = IntGauge::new(
+            "switchyard_audit_spool_open",
+            "1 when the ledger has a spool to put rows in, 0 when none is configured or it could not be opened.",
+        )?;
+        registry.register(Box::new(spool_open.clone()))?;
+        let rejected = IntCounter::new(
+            "switchyard_audit_rejected_total",
+            "Rows of the ledger's spool that the database did not take; they are in a file beside it.",
+        )?;
+        registry.register(Box::new(rejected.clone()))?;
         let commit_duration = Histogram::with_opts(
             HistogramOpts::new(
                 "switchyard_audit_commit_duration_seconds",
@@ -110,6 +122,8 @@ impl AuditMetrics {
             queue_limit,
             index_lag,
             spool,
+            spool_open,
+            rejected,
             commit_duration,
             oldest,
         })
@@ -167,6 +181,16 @@ impl AuditMetrics {
     /// So many bytes wait in the spool.
     pub(crate) fn spooled(&self, bytes: u64) {
         self.spool.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// There is a spool to put rows in.
+    pub(crate) fn spool_is_open(&self) {
+        self.spool_open.set(1);
+    }
+
+    /// So many rows of the spool were set aside.
+    pub(crate) fn rejected(&self, rows: u64) {
+        self.rejected.inc_by(rows);
     }
 
     /// A batch was committed.

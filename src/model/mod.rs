@@ -9,6 +9,7 @@ mod caller;
 mod name;
 mod nearest;
 mod printable;
+mod recording;
 mod secret;
 mod server;
 mod session;
@@ -25,7 +26,8 @@ pub use call::{
 pub use caller::{AuthKind, Caller, CallerClass, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};
 pub use nearest::{did_you_mean, nearest};
-pub use printable::{escape_block, escape_json, escape_line};
+pub use printable::{CUT, cut_after, escape_block, escape_json, escape_line};
+pub use recording::{Kept, LevelRule, Levels};
 pub use secret::Secret;
 pub use server::{
     ArgumentsLevel, AuditLevels, NamingMode, OnChange, Replay, ResultsLevel, ServerSource,

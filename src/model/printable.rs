@@ -76,9 +76,32 @@ pub fn escape_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// Ends a text that is not whole: whoever looks for secrets in it knows that the last one may not be.
+pub const CUT: char = '…';
+
+/// At most `limit` characters of `text`, and [`CUT`] when there were more.
+#[must_use]
+pub fn cut_after(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        None => text.to_owned(),
+        Some((end, _)) => {
+            let mut cut = text.get(..end).unwrap_or_default().to_owned();
+            cut.push(CUT);
+            cut
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_was_cut_says_so() {
+        assert_eq!(cut_after("éàü", 3), "éàü");
+        assert_eq!(cut_after("éàüx", 3), "éàü…");
+        assert_eq!(cut_after("", 0), "");
+    }
 
     #[test]
     fn nothing_a_terminal_acts_upon_gets_through() {

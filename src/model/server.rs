@@ -210,38 +210,29 @@ impl ToolFilter {
     }
 }
 
-/// `*` is any run of characters, `?` one character, everything else itself.
-fn glob_matches(pattern: &str, text: &str) -> bool {
-    // The classic two-pointer walk: on a mismatch go back to the last star and let it eat one more.
-    let pattern: Vec<char> = pattern.chars().collect();
-    let text: Vec<char> = text.chars().collect();
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
+/// `*` is any run of characters, `?` one character, everything else itself. Allocates nothing.
+pub(super) fn glob_matches(pattern: &str, text: &str) -> bool {
+    // The classic walk: on a mismatch go back to the last star and let it eat one more.
+    let (mut pattern, mut text) = (pattern.chars(), text.chars());
+    let mut star = None;
+    loop {
+        let (mut wanted, mut found) = (pattern.clone(), text.clone());
+        match (wanted.next(), found.next()) {
+            (Some('*'), _) => {
+                star = Some((wanted.clone(), text.clone()));
+                pattern = wanted;
             }
-            Some('?') => {
-                p += 1;
-                t += 1;
+            (None, None) => return true,
+            (Some('?'), Some(_)) => (pattern, text) = (wanted, found),
+            (Some(one), Some(other)) if one == other => (pattern, text) = (wanted, found),
+            (_, None) => return false,
+            (_, Some(_)) => {
+                let Some((after, eaten)) = &mut star else { return false };
+                eaten.next();
+                (pattern, text) = (after.clone(), eaten.clone());
             }
-            Some(c) if Some(c) == text.get(t) => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((star_p, star_t)) => {
-                    p = star_p + 1;
-                    t = star_t + 1;
-                    star = Some((star_p, t));
-                }
-                None => return false,
-            },
         }
     }
-    pattern.iter().skip(p).all(|c| *c == '*')
 }
 
 /// What an operator says about one tool.
@@ -327,14 +318,18 @@ pub enum ResultsLevel {
     Full,
 }
 
-/// Payload levels, each optional: the tool's, else the server's, else the file's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+/// Payload levels, each optional: the tool's, else the server's, else the file's. And what is never kept,
+/// whatever the level: the tool's, the server's and the file's together.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuditLevels {
     /// What is kept of arguments.
     pub arguments: Option<ArgumentsLevel>,
     /// What is kept of results.
     pub results: Option<ResultsLevel>,
+    /// Places in arguments and results that are never kept, as JSON pointers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub redact: Vec<String>,
 }
 
 /// Where a registry entry came from.

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::model::{Blame, Dialect, Failure, Timestamp, TransportKind, Uptime, format_duration};
 pub use crate::transport::{
-    CUT, Children, ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink,
+    Children, ConnectOptions, Connection, Hearing, HttpClient, ListKind, Notice, NoticeSink,
     Offers, PeerInfo, Relay, RelayWishes, ServerMessage, ServerRequest, Target, TransportError,
 };
 

@@ -9,7 +9,7 @@ use super::client::LogLevel;
 use super::names;
 use super::object::RawObject;
 use super::outgoing::push_string;
-use crate::model::ClientInfo;
+use crate::model::{ClientInfo, cut_after};
 
 /// JSON-RPC error codes of the specification that we use ourselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,7 +328,7 @@ impl ClientInfo {
 fn client_info(json: &str) -> Option<ClientInfo> {
     let info = RawObject::parse(json).ok()?;
     let text = |key: &str, limit: usize| {
-        info.get_str(key).map(|value| value.chars().take(limit).collect::<String>())
+        info.get_str(key).map(|value| cut_after(&value, limit))
     };
     Some(ClientInfo { name: text("name", 128)?, version: text("version", 64).unwrap_or_default() })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
+use crate::model::cut_after;
 use super::object::RawObject;
 use super::outgoing::push_string;
 
@@ -159,7 +160,7 @@ impl Listed {
             return Err(ListedError::Key { member, key });
         }
         if raw.len() > DEFINITION_LIMIT {
-            let name = name.chars().take(128).collect();
+            let name = cut_after(&name, 128);
             return Err(ListedError::TooLarge { name, size: raw.len() });
         }
         if is_deeper(raw, DEPTH_LIMIT) {

@@ -30,6 +30,7 @@ use crate::pool::{
     Urgency,
 };
 use crate::protocol::{LogLevel, OutgoingRequest, RawObject};
+use crate::redact::{InForce, Payload, Strictness};
 use crate::store::{DiscoveryRow, ServerRow};
 
 /// One server: its specification, connections, limits and state. Made anew when the
@@ -68,6 +69,7 @@ pub struct ServerHandle {
     subscriptions: Arc<Subscriptions>,
     sealed_problem: Option<String>,
     secrets: Vec<Secret>,
+    redaction: InForce,
     status: Mutex<ServerStatus>,
     latency: LatencyWindow,
     last_success_second: AtomicU64,
@@ -127,6 +129,7 @@ pub(super) struct Means<'a> {
     pub(super) notices: &'a Notices,
     pub(super) breakers: &'a Arc<Breakers>,
     pub(super) guard: Option<&'a Path>,
+    pub(super) redaction: &'a InForce,
 }
 
 impl ServerHandle {
@@ -208,6 +211,7 @@ impl ServerHandle {
             subscriptions,
             sealed_problem: row.sealed_problem.clone(),
             secrets: secrets_of(&row.spec, means.environment),
+            redaction: means.redaction.clone(),
             status: Mutex::new(status),
             latency: LatencyWindow::new(),
             last_success_second: AtomicU64::new(0),
@@ -430,11 +434,18 @@ impl ServerHandle {
         &self.secrets
     }
 
-    /// `text` without the server's secrets. What a server prints or answers may repeat what it was
-    /// given.
+    /// `text` without the server's secrets, and without what must not be shown of others or looks like
+    /// a credential. What a server prints or answers may repeat what it was given.
     #[must_use]
     pub fn scrub(&self, text: &str) -> String {
-        scrubbed(text, &self.secrets)
+        self.redaction.text(&scrubbed(text, &self.secrets))
+    }
+
+    /// The same of a text that is JSON, and stays it.
+    #[must_use]
+    pub fn scrub_json(&self, json: &str) -> String {
+        let redactor = self.redaction.get();
+        redactor.payload(Payload::whole(json.as_bytes()), Strictness::Everything)
     }
 
     /// What is known of its condition.

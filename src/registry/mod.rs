@@ -35,6 +35,7 @@ use crate::model::{
 pub use crate::policy::Command as BreakerCommand;
 use crate::pool::HttpClient;
 use crate::protocol::LogLevel;
+use crate::redact::InForce;
 use crate::store::{ServerRow, ServerUpsert, Store};
 
 pub use breaker::{BreakerView, Order, Permit, ServerBreaker, Turn};
@@ -66,6 +67,7 @@ pub struct Registry {
     notices: Notices,
     breakers: Arc<Breakers>,
     guard: Option<PathBuf>,
+    redaction: InForce,
     defaults: ArcSwap<Knobs>,
     /// The file whose servers cannot be changed over the API.
     config_path: ArcSwap<String>,
@@ -107,6 +109,7 @@ impl Registry {
             environment,
             notices: Notices::default(),
             guard: config.guard.clone(),
+            redaction: config.redaction.clone(),
             defaults: ArcSwap::from_pointee(config.defaults.clone()),
             config_path: ArcSwap::from_pointee(String::new()),
             servers: ArcSwap::from_pointee(Servers::new()),
@@ -448,6 +451,7 @@ impl Registry {
             notices: &self.notices,
             breakers: &self.breakers,
             guard: self.guard.as_deref(),
+            redaction: &self.redaction,
         };
         let child_metrics = match row.spec.transport.kind() {
             TransportKind::Stdio => Some(self.metrics.children(&row.name)),

@@ -2,8 +2,7 @@
 //!
 //! Changes when another shape of a secret in a text must be recognised.
 
-use crate::model::Secret;
-use crate::pool::CUT;
+use crate::model::{CUT, Secret};
 
 /// A secret that was cut is recognised by so many bytes of its beginning.
 const TELLING: usize = 4;

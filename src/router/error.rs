@@ -6,7 +6,8 @@ use crate::audit::AuditUnavailable;
 use crate::catalogue::NotFound;
 use crate::error::ErrorCode;
 use crate::model::{
-    Blame, Failure, Knowledge, Outcome, ServerName, ToolName, did_you_mean, format_duration,
+    Blame, Failure, Knowledge, Outcome, ServerName, ToolName, cut_after, did_you_mean,
+    format_duration,
 };
 use crate::policy::{self, Rejection};
 use crate::pool::{PoolError, TransportError};
@@ -365,7 +366,7 @@ impl RouteError {
     }
 
     pub(super) fn not_found(tool: &str, why: NotFound) -> Self {
-        let tool = tool.chars().take(128).collect();
+        let tool = cut_after(tool, 128);
         match why {
             NotFound::Unknown { nearest } => Self::ToolNotFound { tool, nearest },
             NotFound::Ambiguous { candidates } => Self::ToolAmbiguous { tool, candidates },

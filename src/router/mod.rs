@@ -81,7 +81,14 @@ impl Router {
     }
 
     async fn run(&self, record: &mut record::CallRecord) -> Result<UpstreamAnswer, RouteError> {
-        let entry = self.resolve(&record.call).await?;
+        let call = &record.call;
+        let entry = match self.lookup(&call.target, call.view.as_ref()) {
+            Ok(entry) => entry,
+            Err(not_found) => {
+                record.kept_unrouted(self.discovery.recording_of(&record.call.target));
+                self.resolve(&record.call, not_found).await?
+            }
+        };
         record.routed(&entry);
         let server = Arc::clone(&entry.server);
         let total = record.call.deadline;

@@ -1,5 +1,6 @@
 //! [`CallRecord`]: one call's ledger entry and observations, written whatever happens to it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +9,22 @@ use super::{CallAnswer, RouteError, UpstreamAnswer};
 use crate::audit::{
     AttemptEntry, Attempts, AuditEntry, AuditSlot, CallBegun, Durability, NotRecorded, ToolLabel,
 };
-use crate::catalogue::CatalogueEntry;
+use crate::catalogue::{CatalogueEntry, Recording};
 use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
     ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, Entrance, Failure, Knowledge, Outcome,
-    ProtocolVersion, ResultsLevel, Timestamp, ToolCall, Uptime, ViewName,
+    ProtocolVersion, ResultsLevel, Timestamp, ToolCall, Uptime, ViewName, cut_after,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
+use crate::redact::Pointers;
+
+/// Characters that the ledger has of a JSON-RPC error.
+const RPC_ERROR: usize = 1024;
+/// Characters that it has of a tool's own error message.
+const ERROR_LINE: usize = 300;
 
 #[derive(Debug)]
 struct OpenAttempt {
@@ -54,6 +61,8 @@ pub(super) struct CallRecord {
     /// Whether its beginning is on record.
     intended: bool,
     entry: Option<Arc<CatalogueEntry>>,
+    /// What is kept of a call that no tool was found for at once.
+    unrouted: Option<Recording>,
     other: Arc<ToolMetrics>,
     view: Option<Arc<ViewMetrics>>,
     queued: Duration,
@@ -81,6 +90,7 @@ impl CallRecord {
             slot: Some(slot),
             intended: false,
             entry: None,
+            unrouted: None,
             other,
             view,
             queued: Duration::ZERO,
@@ -93,6 +103,11 @@ impl CallRecord {
 
     pub(super) fn routed(&mut self, entry: &Arc<CatalogueEntry>) {
         self.entry = Some(Arc::clone(entry));
+    }
+
+    /// What is kept of the call as long as there is no tool for it.
+    pub(super) fn kept_unrouted(&mut self, recording: Recording) {
+        self.unrouted = Some(recording);
     }
 
     pub(super) fn queued_until(&mut self, now: Uptime) {
@@ -196,14 +211,15 @@ impl CallRecord {
                 match answer.kind {
                     AnswerKind::Result => {
                         if answer.outcome == Outcome::ToolError {
-                            entry.error = first_text(&answer.value).map(|text| first_line(&text));
+                            let clean = self.without_places(&answer.value, entry.pointers.as_ref());
+                            entry.error = first_text(&clean).map(|text| first_line(&text));
                         }
                         entry.result = Some(answer.value.clone());
                     }
                     AnswerKind::Error => {
-                        let text: String =
-                            String::from_utf8_lossy(&answer.value).chars().take(1024).collect();
-                        entry.error = Some(text);
+                        let clean = self.without_places(&answer.value, entry.pointers.as_ref());
+                        let text = String::from_utf8_lossy(&clean);
+                        entry.error = Some(cut_after(&text, RPC_ERROR));
                     }
                 }
             }
@@ -256,6 +272,20 @@ impl CallRecord {
         answer
     }
 
+    /// An answer without the places in it that the ledger never keeps, of which its error may be one.
+    fn without_places<'a>(
+        &self,
+        answer: &'a [u8],
+        pointers: Option<&Arc<Pointers>>,
+    ) -> Cow<'a, [u8]> {
+        match (pointers, &self.slot) {
+            (Some(pointers), Some(slot)) => {
+                slot.redacted_json(answer, pointers.results()).into_bytes().into()
+            }
+            _ => answer.into(),
+        }
+    }
+
     fn observe(&self, outcome: Outcome, code: Option<ErrorCode>, total: Duration) {
         let error = match outcome {
             Outcome::Ok => None,
@@ -276,16 +306,22 @@ impl CallRecord {
     fn entry_base(&mut self, total: Duration) -> AuditEntry {
         let call = &mut self.call;
         let routed = self.entry.as_ref();
+        let client = match &call.session {
+            Some(session) => Some(Arc::clone(&session.client)),
+            None => call.client.take().map(Arc::new),
+        };
+        let recording = routed.map(|entry| &entry.recording).or(self.unrouted.as_ref());
+        let named = client.as_ref().map(|client| client.name.as_str());
+        let levels = recording.map_or((ArgumentsLevel::None, ResultsLevel::None), |recording| {
+            recording.levels.of_call(&call.caller.name, named)
+        });
         AuditEntry {
             id: call.id,
             started_at: self.started_at,
             caller: Arc::clone(&call.caller.name),
             class: class_of(call),
             session: call.session.as_ref().map(|session| Arc::clone(&session.hash)),
-            client: match &call.session {
-                Some(session) => Some(Arc::clone(&session.client)),
-                None => call.client.take().map(Arc::new),
-            },
+            client,
             entrance: call.entrance,
             view: call.view.clone(),
             tool: routed.map_or_else(
@@ -312,8 +348,8 @@ impl CallRecord {
             arguments: call.arguments.take(),
             arguments_bytes: 0,
             result: None,
-            levels: routed
-                .map_or((ArgumentsLevel::Redacted, ResultsLevel::Summary), |entry| entry.levels),
+            levels,
+            pointers: recording.and_then(|recording| recording.pointers.clone()),
         }
     }
 }
@@ -348,7 +384,7 @@ fn class_of(call: &ToolCall) -> CallerClass {
 
 /// What a ledger row shows of a tool's own error message.
 fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().take(300).collect()
+    cut_after(text.lines().next().unwrap_or_default(), ERROR_LINE)
 }
 
 /// A refusal before there was a call to route.
@@ -407,5 +443,6 @@ pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&Vi
         arguments_bytes: 0,
         result: None,
         levels: (ArgumentsLevel::None, ResultsLevel::None),
+        pointers: None,
     });
 }

@@ -7,14 +7,15 @@ use crate::catalogue::{CatalogueEntry, Lookup, NotFound};
 use crate::model::{ServerName, ToolCall, ToolTarget, ViewName};
 
 impl Router {
-    /// Finds the tool. A name that is unknown while servers are still being asked for the first
-    /// time waits a moment for them. In a view nothing outside it is found, waited for or told.
-    pub(super) async fn resolve(&self, call: &ToolCall) -> Result<Arc<CatalogueEntry>, RouteError> {
+    /// Finds a tool that was not found at once. A name that is unknown while servers are still being
+    /// asked for the first time waits a moment for them. In a view nothing outside it is found, waited
+    /// for or told.
+    pub(super) async fn resolve(
+        &self,
+        call: &ToolCall,
+        not_found: NotFound,
+    ) -> Result<Arc<CatalogueEntry>, RouteError> {
         let (target, view) = (&call.target, call.view.as_ref());
-        let not_found = match self.lookup(target, view) {
-            Ok(entry) => return Ok(entry),
-            Err(not_found) => not_found,
-        };
         if self.start_up_done(view) || !matches!(not_found, NotFound::Unknown { .. }) {
             return Err(self.explain(target, view, not_found));
         }

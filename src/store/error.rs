@@ -406,6 +406,16 @@ impl StoreError {
         }
     }
 
+    /// Whether the database is fine and does not take one of the rows: it breaks a rule of a table, or is
+    /// too large.
+    pub(super) fn is_of_a_row(&self) -> bool {
+        let Self::Statement { source } = self else { return false };
+        matches!(
+            primary_code(source),
+            Some(result_code::CONSTRAINT | result_code::MISMATCH | result_code::TOOBIG)
+        )
+    }
+
     pub(super) fn bad_value(table: &'static str, column: &'static str, value: &str) -> Self {
         Self::BadValue { table, column, value: value.chars().take(64).collect() }
     }
@@ -421,6 +431,9 @@ mod result_code {
     pub(super) const CORRUPT: i32 = 11;
     pub(super) const FULL: i32 = 13;
     pub(super) const CANTOPEN: i32 = 14;
+    pub(super) const TOOBIG: i32 = 18;
+    pub(super) const CONSTRAINT: i32 = 19;
+    pub(super) const MISMATCH: i32 = 20;
     pub(super) const NOTADB: i32 = 26;
     /// Extended: the index of the write-ahead log could not grow, for want of space.
     pub(super) const IOERR_SHMSIZE: i32 = 4874;

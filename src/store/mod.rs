@@ -41,7 +41,7 @@ pub use rows::{
     KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats, StatsBy,
     StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
-pub use spool::Spool;
+pub use spool::{Spool, spool_is_usable};
 pub use sqlite::LedgerExport;
 pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned, Recovered};
 pub use verified::{Fault, Finding, Verified};
@@ -579,7 +579,8 @@ impl Store {
     }
 
     /// Commits some of what waits there, up to byte `limit` of the file; gives what still waits before that. Each
-    /// row is committed once, however often this is cut off. Empties a file that was read.
+    /// row is committed once, however often this is cut off. Empties a file that was read. A row that the
+    /// database does not take is set aside ([`Spool::take_rejected`]), and holds up no other.
     ///
     /// # Errors
     /// What any statement can give.

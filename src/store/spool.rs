@@ -9,6 +9,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Wri
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -43,6 +44,14 @@ pub struct Spool {
     pub(super) read: Option<u64>,
     /// Some of it could not be read back.
     pub(super) damaged: bool,
+    /// Rows that were set aside since that was last asked for.
+    pub(super) rejected: u64,
+}
+
+/// A row that the database does not take, and what it says.
+pub(super) struct Rejected {
+    pub(super) at: usize,
+    pub(super) why: String,
 }
 
 /// The first line.
@@ -134,6 +143,7 @@ impl Spool {
             end: 0,
             read: None,
             damaged: false,
+            rejected: 0,
         }
     }
 
@@ -229,6 +239,30 @@ impl Spool {
         Ok(chunk)
     }
 
+    /// How many rows were set aside since this was last asked for.
+    pub fn take_rejected(&mut self) -> u64 {
+        std::mem::take(&mut self.rejected)
+    }
+
+    /// Puts rows that the database does not take into a file beside the spool, synced. Killed before
+    /// they are passed over, they are there once more.
+    pub(super) fn set_aside(&self, links: &[Link<'_>], rejected: &[Rejected]) -> io::Result<PathBuf> {
+        let mut lines = Vec::new();
+        for Rejected { at, why } in rejected {
+            let Some(link) = links.get(*at) else { continue };
+            let line = serde_json::json!({ "why": why, "row": row(link) });
+            writeln!(lines, "{line}")?;
+        }
+        let mut path = self.path.as_os_str().to_owned();
+        path.push(".rejected");
+        let path = PathBuf::from(path);
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        file.write_all(&lines)?;
+        file.sync_all()?;
+        sync_folder(&path)?;
+        Ok(path)
+    }
+
     /// Removes everything: the database has it. Lines that were damaged are kept beside it.
     pub(super) fn clear(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.damaged) {
@@ -240,6 +274,23 @@ impl Spool {
         }
         (self.head, self.start, self.end, self.read) = (Head::default(), 0, 0, None);
         Ok(())
+    }
+}
+
+/// Whether there can be a spool at `path`, a file or a folder. Makes none.
+///
+/// # Errors
+/// Why not.
+pub fn spool_is_usable(path: &Path) -> io::Result<()> {
+    let path = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
+    match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let wanted = Access::WRITE_OK | Access::EXEC_OK;
+            Ok(access(folder.unwrap_or(Path::new(".")), wanted)?)
+        }
+        Err(error) => Err(error),
     }
 }
 

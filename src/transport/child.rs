@@ -17,13 +17,13 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
-use super::error::{CUT, TransportError};
+use super::error::TransportError;
 use super::pace::Pace;
 use crate::clock;
 use crate::guard::{
     self, NotStartable, Start, end_orphans, find_program, kill_descendants, start_guard,
 };
-use crate::model::Secret;
+use crate::model::{CUT, Secret};
 
 /// After its input is closed, a child may finish what it does.
 const AFTER_CLOSE: Duration = Duration::from_millis(1500);
@@ -333,9 +333,17 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The end of what a child wrote on standard error.
+/// The end of what a child wrote on standard error: whole lines, and the beginning of the one that is
+/// being written. What has lost its beginning is not kept: nobody could tell a secret in it.
 #[derive(Default)]
-pub(super) struct StderrTail(Mutex<VecDeque<u8>>);
+pub(super) struct StderrTail(Mutex<Tail>);
+
+#[derive(Default)]
+struct Tail {
+    kept: VecDeque<u8>,
+    /// In a line that lost its beginning: nothing is kept until it ends.
+    headless: bool,
+}
 
 impl StderrTail {
     /// Reads until the end: a pipe that nobody reads fills up and stops the child.
@@ -349,15 +357,31 @@ impl StderrTail {
     }
 
     fn push(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock();
-        kept.extend(bytes);
-        let surplus = kept.len().saturating_sub(STDERR_KEPT);
-        kept.drain(..surplus);
+        let mut tail = self.0.lock();
+        let mut bytes = bytes;
+        if tail.headless {
+            let Some(end) = memchr::memchr(b'\n', bytes) else { return };
+            tail.headless = false;
+            bytes = bytes.get(end + 1..).unwrap_or_default();
+        }
+        tail.kept.extend(bytes);
+        let surplus = tail.kept.len().saturating_sub(STDERR_KEPT);
+        if surplus == 0 {
+            return;
+        }
+        // Up to the beginning of a line.
+        match tail.kept.iter().skip(surplus - 1).position(|byte| *byte == b'\n') {
+            Some(more) => drop(tail.kept.drain(..surplus + more)),
+            None => {
+                tail.kept.clear();
+                tail.headless = true;
+            }
+        }
     }
 
     /// The last lines, oldest first.
     pub(super) fn lines(&self) -> Vec<String> {
-        let bytes: Vec<u8> = self.0.lock().iter().copied().collect();
+        let bytes: Vec<u8> = self.0.lock().kept.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let mut lines: Vec<String> = text
             .lines()
@@ -386,10 +410,32 @@ mod tests {
         for number in 0..20_000 {
             tail.push(format!("line {number}\n").as_bytes());
         }
-        assert!(tail.0.lock().len() <= STDERR_KEPT);
+        assert!(tail.0.lock().kept.len() <= STDERR_KEPT);
         let lines = tail.lines();
         assert_eq!(lines.len(), STDERR_LINES);
         assert_eq!(lines.last().unwrap(), "line 19999");
+    }
+
+    #[test]
+    fn a_line_that_lost_its_beginning_is_not_kept() {
+        let secret = "S3cr3t-value-of-a-child";
+        for more in 0..secret.len() + 3 {
+            let tail = StderrTail::default();
+            // The last byte that goes is one of each of the secret's in turn.
+            let rest = STDERR_KEPT - more;
+            tail.push(format!("{secret}{}\nwhole\n", "x".repeat(rest)).as_bytes());
+            assert_eq!(tail.lines(), ["whole"], "{more}");
+        }
+        let tail = StderrTail::default();
+        for _ in 0..3 {
+            tail.push("y".repeat(STDERR_KEPT).as_bytes());
+        }
+        tail.push(b"yy\nnext\n");
+        assert_eq!(tail.lines(), ["next"]);
+        // A line of which all is there stays, however much was before it.
+        let tail = StderrTail::default();
+        tail.push(format!("{}\n{}\n", "x".repeat(10), "z".repeat(STDERR_KEPT - 1)).as_bytes());
+        assert!(tail.lines()[0].starts_with("zzz"));
     }
 
     #[test]

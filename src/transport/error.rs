@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::ErrorCode;
-use crate::model::{Blame, Failure, format_duration};
+use crate::model::{Blame, CUT, Failure, format_duration};
 use crate::protocol::{AnswerError, SseError};
 
 /// An error of a library below us.
@@ -474,8 +474,6 @@ fn innermost<'a>(
 
 /// Bytes of a sample.
 pub(super) const SAMPLE: usize = 200;
-/// Ends a text that is not whole.
-pub const CUT: char = '…';
 
 /// The first bytes of what was sent, fit for one line of an error; [`CUT`] at the end says that
 /// there was more.

@@ -39,7 +39,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 pub use children::Children;
-pub use error::{BoxError, CUT, Sent, TransportError};
+pub use error::{BoxError, Sent, TransportError};
 pub use http::HttpConnection;
 pub use jsonrpc::JsonrpcConnection;
 pub use notice::{ListKind, Notice, NoticeSink};

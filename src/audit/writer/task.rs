@@ -17,6 +17,7 @@ use super::{AuditSettings, BATCH, HELD_BYTES, Intent, PLACES, Queued, Shared};
 use crate::clock;
 use crate::config::Durability;
 use crate::model::{Timestamp, Uptime};
+use crate::redact::{Payload, Strictness};
 use crate::store::{
     AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, EntryRow, Spool, Store, StoreError,
     StoreFailure,
@@ -61,6 +62,8 @@ pub(super) struct Task {
     gap: Option<Gap>,
     checkpoints: Checkpoints,
     disk: Disk,
+    /// What is kept of which calls when the ledger is taken up.
+    recording: serde_json::Value,
     /// Where rows go while the database cannot be written.
     spool: Option<Spool>,
     /// Whether some wait there: others must not overtake them.
@@ -107,6 +110,7 @@ impl Task {
             gap: None,
             checkpoints: Checkpoints::new(&settings.checkpoints),
             disk: Disk::new(&settings.data_dir),
+            recording: settings.recording.clone(),
             spool: None,
             spooling: false,
             inherited: 0,
@@ -184,7 +188,11 @@ impl Task {
         let version = env!("CARGO_PKG_VERSION");
         entries.push(entry(
             AUDIT_STARTED,
-            &serde_json::json!({ "version": version, "pid": std::process::id() }),
+            &serde_json::json!({
+                "version": version,
+                "pid": std::process::id(),
+                "recording": self.recording,
+            }),
         ));
         self.append(&entries, &calls).await?;
         for call in &calls {
@@ -231,8 +239,17 @@ impl Task {
     /// Takes what others have to put on record.
     fn hear(&mut self) {
         while let Ok(entry) = self.journal.try_recv() {
-            self.notes.push(entry);
+            self.note(entry);
         }
+    }
+
+    /// Keeps an entry for the next commit. Known secrets have no place in it, whoever made it.
+    fn note(&mut self, mut entry: EntryRow) {
+        let redactor = self.shared.redaction.get();
+        let detail = Payload::whole(entry.detail.as_bytes());
+        entry.detail = redactor.payload(detail, Strictness::KnownSecrets);
+        entry.subject = redactor.text(&entry.subject, usize::MAX);
+        self.notes.push(entry);
     }
 
     /// Waits for something to do. While the database fails, that is to try it again.
@@ -263,7 +280,7 @@ impl Task {
                     self.collect().await;
                 }
             }
-            Some(entry) = self.journal.recv() => self.notes.push(entry),
+            Some(entry) = self.journal.recv() => self.note(entry),
             () = tokio::time::sleep(self.checkpoints.due().min(self.disk.every())) => {}
         }
     }
@@ -324,7 +341,7 @@ impl Task {
     }
 
     async fn write(&mut self, batch: &mut VecDeque<Queued>) {
-        let redactor = self.shared.redactor.load_full();
+        let redactor = self.shared.redaction.get();
         let digester = self.store.digester();
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len());

@@ -5,7 +5,9 @@ use prometheus::Registry;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use uuid::Uuid;
 
-use super::super::{AttemptEntry, Attempts, AuditQuery, ToolLabel};
+use super::super::{
+    AttemptEntry, Attempts, AuditQuery, Redactor, Secrets, ToolLabel,
+};
 use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
@@ -23,6 +25,12 @@ struct Ledger {
     writer: AuditWriter,
     tracker: TaskTracker,
     registry: Registry,
+    redaction: InForce,
+}
+
+fn redact(redaction: &InForce, key: &str, secret: &str) {
+    let secrets = Secrets::new(vec![Secret::new(secret)]);
+    redaction.set(Redactor::new(&[key.to_owned()], &secrets));
 }
 
 impl Ledger {
@@ -50,12 +58,13 @@ impl Ledger {
             checkpoints: vec![folder.path().to_owned()],
             data_dir: folder.path().to_owned(),
             spool: None,
-            redact: vec!["password".to_owned()],
-            secrets: Arc::new(Secrets::new(vec![Secret::new("known-secret-value")])),
+            redaction: InForce::default(),
+            recording: serde_json::Value::Null,
         };
+        redact(&settings.redaction, "password", "known-secret-value");
         let metrics = AuditMetrics::register(&registry).unwrap();
         let writer = AuditWriter::start_with(store.clone(), &settings, metrics, &tracker, patience);
-        Self { folder, store, writer, tracker, registry }
+        Self { folder, store, writer, tracker, registry, redaction: settings.redaction }
     }
 
     fn metric(&self, line: &str) -> bool {
@@ -101,6 +110,7 @@ fn entry(arguments: &str) -> AuditEntry {
         arguments_bytes: 0,
         result: Some(Bytes::from_static(br#"{"content":[{"type":"text","text":"hi"}]}"#)),
         levels: (ArgumentsLevel::Redacted, ResultsLevel::Summary),
+        pointers: None,
     }
 }
 
@@ -270,7 +280,7 @@ async fn a_refused_call_keeps_its_reason_without_secrets() {
     let page = AuditQuery::new(ledger.store.clone()).page(&filter, None, 10).await.unwrap();
     let call = &page.calls[0];
     assert_eq!(call.error.as_deref(), Some("no tool `***`"));
-    assert_eq!(call.tool, format!("***{}", "é".repeat(110)));
+    assert_eq!(call.tool, format!("***{}…", "é".repeat(110)));
     assert!(page.next_cursor.is_none());
     ledger.end().await;
 }
@@ -278,8 +288,7 @@ async fn a_refused_call_keeps_its_reason_without_secrets() {
 #[tokio::test]
 async fn redaction_follows_a_reload() {
     let ledger = Ledger::start(Durability::Batched).await;
-    let secrets = Secrets::new(vec![Secret::new("a-new-secret")]);
-    ledger.writer.set_redaction(&["pin".to_owned()], &secrets);
+    redact(&ledger.redaction, "pin", "a-new-secret");
     let entry = entry(r#"{"pin":1,"password":"p","q":"a-new-secret"}"#);
     let id = entry.id;
     ledger.writer.admit().await.unwrap().record(entry);

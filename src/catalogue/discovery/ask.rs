@@ -109,7 +109,7 @@ impl Discovery {
         };
         match taken {
             Ok((count, ttl)) => {
-                self.note_success(server, discovery_row(lease)).await;
+                self.note_success(server, discovery_row(server, lease)).await;
                 (Ok(Some(count)), ttl)
             }
             Err(error) => (Err(self.note_failure(server, error).await), None),
@@ -166,7 +166,7 @@ impl Discovery {
             };
             // An error is an answer, and an answer proves life.
             match lease.request(&OutgoingRequest::new(method), CHECK, None).await {
-                Ok(_) => Ok(discovery_row(&lease)),
+                Ok(_) => Ok(discovery_row(server, &lease)),
                 Err(error) => {
                     if !lease.is_alive() {
                         server.invalidate(&lease);
@@ -196,14 +196,14 @@ impl Discovery {
     }
 }
 
-/// What a server said of itself, and that it did so now.
-fn discovery_row(lease: &Lease) -> DiscoveryRow {
+/// What a server said of itself, and that it did so now. It is kept and shown.
+fn discovery_row(server: &ServerHandle, lease: &Lease) -> DiscoveryRow {
     let peer = lease.peer();
     DiscoveryRow {
         protocol_version: Some(peer.version.as_str().to_owned()),
         dialect: Some(lease.dialect().as_str().to_owned()),
-        server_info: peer.server_info.clone(),
-        instructions: peer.instructions.clone(),
+        server_info: peer.server_info.as_deref().map(|info| server.scrub_json(info)),
+        instructions: peer.instructions.as_deref().map(|text| server.scrub(text)),
         ok_at: Some(clock::timestamp()),
         error: None,
         error_at: None,

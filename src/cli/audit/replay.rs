@@ -2,8 +2,8 @@
 //! compare.
 //!
 //! Changes when a comparison shows something else. Which calls may be made again at all is decided here:
-//! those of tools that are declared read-only now, by the router the calls are made at and by the one
-//! whose ledger is read, and whose arguments were kept whole. Nothing else is ever sent.
+//! those of tools that are declared read-only now by servers that are believed, at the router the calls are
+//! made at and at the one whose ledger is read, and whose arguments were kept whole. Nothing else is ever sent.
 
 mod compare;
 
@@ -98,8 +98,9 @@ struct Tool {
     #[serde(default)]
     name: Option<String>,
     server_name: String,
+    /// Whether it is declared to change nothing by a server that is believed.
     #[serde(default)]
-    annotations: Option<Value>,
+    read_only: bool,
 }
 
 #[derive(Deserialize)]
@@ -214,14 +215,10 @@ fn judge(call: &Recorded, result: Option<&Value>, answer: Answered) -> Replayed 
     }
 }
 
-/// The tools that are declared read-only, by exposed name and server.
+/// The tools that are declared read-only by servers that are believed, by exposed name and server.
 async fn read_only(client: &Client) -> Result<BTreeSet<(String, String)>, CliError> {
     let tools: Tools = client.request(Ask::get(&["mcp", "tools"])).await?.parse()?;
-    let declared = |tool: &Tool| {
-        let hints = tool.annotations.as_ref();
-        hints.and_then(|hints| hints.get("readOnlyHint")).and_then(Value::as_bool) == Some(true)
-    };
-    let tools = tools.tools.into_iter().filter(declared);
+    let tools = tools.tools.into_iter().filter(|tool| tool.read_only);
     Ok(tools.filter_map(|tool| Some((tool.name?, tool.server_name))).collect())
 }
 
@@ -231,7 +228,7 @@ async fn plan(args: &Args, source: &Client, target: &Client) -> Result<Plan, Cli
     for call in recorded(args, source).await? {
         let tool = (call.tool.clone(), call.server.clone().unwrap_or_default());
         let why = if !there.contains(&tool) || !here.contains(&tool) {
-            Some("the tool is not declared read-only, or is not there")
+            Some("the tool is not declared read-only, its server is not trusted, or it is not there")
         } else if matches!(call.outcome.as_str(), "refused" | "cancelled" | "interrupted") {
             Some("it was not answered then")
         } else {

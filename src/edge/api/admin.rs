@@ -1,5 +1,7 @@
 //! Keys and reload.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
@@ -9,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::{Shared, body};
+use crate::edge::ReloadRequest;
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
@@ -17,10 +20,14 @@ use crate::store::EventRow;
 
 const KEY_NAME_LIMIT: usize = 64;
 
-pub(super) async fn reload(State(edge): State<Shared>) -> Result<impl IntoResponse, ApiError> {
+pub(super) async fn reload(
+    State(edge): State<Shared>,
+    Extension(context): Extension<RequestContext>,
+) -> Result<impl IntoResponse, ApiError> {
     let (answer, answered) = oneshot::channel();
     let gone = || ApiError::new(ErrorCode::Unexpected, "the router is shutting down");
-    edge.reload.send(answer).await.ok().ok_or_else(gone)?;
+    let request = ReloadRequest { actor: Arc::clone(&context.caller.name), answer };
+    edge.reload.send(request).await.ok().ok_or_else(gone)?;
     let report = answered.await.ok().ok_or_else(gone)?;
     let report = report.map_err(|problem| ApiError::new(ErrorCode::InvalidRequest, problem))?;
     Ok(Json(serde_json::json!({

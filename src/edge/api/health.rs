@@ -66,7 +66,7 @@ async fn check(handle: Arc<ServerHandle>) -> ServerHealth {
     let took = clock::uptime().since(began).as_secs_f64() * 1000.0;
     let error = match asked {
         Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error),
+        Ok(Err(error)) => Some(handle.scrub(&error)),
         Err(_) => Some(format!("no answer within {} s", CHECK.as_secs())),
     };
     let healthy = error.is_none();
@@ -122,6 +122,9 @@ pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
     match edge.store.events(1).await {
         Ok(_) if edge.audit.spools() => {
             (StatusCode::OK, "ready; the ledger cannot be written and waits in its spool\n")
+        }
+        Ok(_) if edge.audit.lacks_spool() => {
+            (StatusCode::OK, "ready; the ledger's spool could not be opened, see the router's log\n")
         }
         Ok(_) => (StatusCode::OK, "ready\n"),
         Err(error) => {

@@ -38,6 +38,8 @@ struct ToolView {
     input_schema: Option<Box<RawValue>>,
     output_schema: Option<Box<RawValue>>,
     annotations: Option<Box<RawValue>>,
+    /// Whether it is declared to change nothing, and that may be believed.
+    read_only: bool,
     status: ToolStatus,
     definition_hash: String,
     first_seen_at: String,
@@ -58,6 +60,7 @@ fn view(
     name: Option<&str>,
     server: &ServerName,
     definition: &ToolDefinition,
+    read_only: bool,
     status: ToolStatus,
     seen: (Timestamp, Timestamp),
 ) -> ToolView {
@@ -73,6 +76,7 @@ fn view(
         input_schema: member("inputSchema"),
         output_schema: member("outputSchema"),
         annotations: member("annotations"),
+        read_only,
         status,
         definition_hash: hex(&definition.hash),
         first_seen_at: seen.0.to_string(),
@@ -82,7 +86,8 @@ fn view(
 
 fn inactive(tool: &KnownTool) -> ToolView {
     let row = &tool.row;
-    view(None, &row.server, &tool.definition, row.status, (row.first_seen_at, row.last_seen_at))
+    let seen = (row.first_seen_at, row.last_seen_at);
+    view(None, &row.server, &tool.definition, false, row.status, seen)
 }
 
 fn collect(
@@ -114,6 +119,7 @@ fn collect(
                 Some(entry.exposed.as_str()),
                 &entry.server.name,
                 &entry.definition,
+                entry.is_read_only(),
                 entry.status,
                 seen,
             )

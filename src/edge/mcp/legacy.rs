@@ -338,6 +338,11 @@ async fn initialize(
     let client = members
         .get("clientInfo")
         .and_then(|raw| ClientInfo::from_json(raw.get()))
+        .map(|client| ClientInfo {
+            // It is stored with the session.
+            name: edge.audit.redacted(&client.name),
+            version: edge.audit.redacted(&client.version),
+        })
         .unwrap_or_default();
     let capabilities = members.get("capabilities").map(RawValue::get);
     let session = match edge.sessions.create(context, version, client, capabilities).await {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
+use crate::model::cut_after;
 use crate::protocol::{Answer, AnswerKind, InputRequired};
 use crate::router::{Relay, RouteError, ServerRequest, UpstreamAnswer};
 
@@ -91,7 +92,7 @@ async fn ask(asked: &InputRequired, relay: Option<&Arc<Relay>>) -> Result<Vec<By
         .map(|reply| match reply {
             Ok(Answer { kind: AnswerKind::Result, value }) => Ok(value),
             Ok(Answer { kind: AnswerKind::Error, value }) => {
-                let shown: String = String::from_utf8_lossy(&value).chars().take(300).collect();
+                let shown = cut_after(&String::from_utf8_lossy(&value), 300);
                 Err(format!("the client answered the server's question with the error {shown}"))
             }
             Err(_gone) => Err("the client did not answer the server's question".to_owned()),

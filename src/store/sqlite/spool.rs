@@ -4,6 +4,7 @@
 //! together with the rows: so each is there once, whenever this is cut off.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::ledger::{append_links, links};
 use super::{SqliteStore, begin};
 use crate::model::Timestamp;
 use crate::store::chain::{ATTEMPT_COLUMNS, CALL_COLUMNS, ENTRY_COLUMNS, Kind, Value};
-use crate::store::spool::{Link, Spool};
+use crate::store::spool::{Chunk, Link, Rejected, Spool};
 use crate::store::{AUDIT_SPOOLED, CallRow, EntryRow, StoreError};
 
 /// How far a spool was read, as it stands in the ledger.
@@ -26,6 +27,9 @@ struct Mark {
     rows: usize,
     /// Lines that could not be read back.
     damaged: usize,
+    /// Rows that the database did not take.
+    #[serde(default)]
+    rejected: usize,
 }
 
 impl SqliteStore {
@@ -80,43 +84,131 @@ impl SqliteStore {
         spool.read = Some(from);
         let limit = limit.min(spool.end());
         if from < limit {
-            let mut chunk = spool.read(&self.ledger_key, from, limit).map_err(failed)?;
-            chunk.links.retain_mut(|link| {
-                let fits = complete(link);
-                chunk.damaged += usize::from(!fits);
-                fits
-            });
-            let mark = Mark {
-                spool: spool.head().spool.clone(),
-                from,
-                to: chunk.to,
-                rows: chunk.links.len(),
-                damaged: chunk.damaged,
-            };
-            if mark.damaged > 0 {
-                spool.damaged = true;
-                tracing::error!(
-                    lines = mark.damaged,
-                    "{} lines of `{}` are not what was written; they are missing from the ledger",
-                    mark.damaged,
-                    spool.path().display()
-                );
+            match self.put_back(spool, from..limit, &[], now).await {
+                Err(error) if error.is_of_a_row() => {
+                    let rejected = self.rejected_rows(spool, from..limit, now).await?;
+                    if rejected.is_empty() {
+                        return Err(error);
+                    }
+                    self.put_back(spool, from..limit, &rejected, now).await?;
+                }
+                done => done?,
             }
-            let mut writer = self.audit.writer().await?;
-            let mut transaction = begin(&mut writer).await?;
-            if from == spool.start() {
-                leave_out_known(&mut transaction, spool.head().after, &mut chunk.links).await?;
-            }
-            chunk.links.insert(0, mark_entry(&mark, now));
-            append_links(&mut transaction, &self.ledger_key, chunk.links).await?;
-            transaction.commit().await?;
-            spool.read = Some(chunk.to);
         }
         if spool.waiting() == 0 {
             spool.clear().map_err(failed)?;
             return Ok(0);
         }
         Ok(limit.saturating_sub(spool.read.unwrap_or(from)))
+    }
+
+    /// The rows of a part of the spool, and how many of its lines are none.
+    fn part(&self, spool: &Spool, part: &Range<u64>) -> Result<Chunk, StoreError> {
+        let chunk = spool.read(&self.ledger_key, part.start, part.end);
+        let mut chunk = chunk.map_err(|source| StoreError::Spool { source })?;
+        chunk.links.retain_mut(|link| {
+            let fits = complete(link);
+            chunk.damaged += usize::from(!fits);
+            fits
+        });
+        Ok(chunk)
+    }
+
+    /// Commits a part of the spool without the rows that the database does not take, which are put
+    /// beside it.
+    async fn put_back(
+        &self,
+        spool: &mut Spool,
+        part: Range<u64>,
+        rejected: &[Rejected],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut chunk = self.part(spool, &part)?;
+        if let Some(first) = rejected.first() {
+            let aside = spool.set_aside(&chunk.links, rejected);
+            let aside = aside.map_err(|source| StoreError::Spool { source })?;
+            tracing::error!(
+                rows = rejected.len(),
+                "the ledger does not take {} rows of its spool ({}); they were put into `{}`",
+                rejected.len(),
+                first.why,
+                aside.display()
+            );
+            let mut at = 0..;
+            chunk.links.retain(|_| {
+                let at = at.next();
+                !rejected.iter().any(|rejected| Some(rejected.at) == at)
+            });
+        }
+        let mark = Mark {
+            spool: spool.head().spool.clone(),
+            from: part.start,
+            to: chunk.to,
+            rows: chunk.links.len(),
+            damaged: chunk.damaged,
+            rejected: rejected.len(),
+        };
+        if mark.damaged > 0 {
+            spool.damaged = true;
+            tracing::error!(
+                lines = mark.damaged,
+                "{} lines of `{}` are not what was written; they are missing from the ledger",
+                mark.damaged,
+                spool.path().display()
+            );
+        }
+        let mut writer = self.audit.writer().await?;
+        let mut transaction = begin(&mut writer).await?;
+        if part.start == spool.start() {
+            leave_out_known(&mut transaction, spool.head().after, &mut chunk.links).await?;
+        }
+        chunk.links.insert(0, mark_entry(&mark, now));
+        append_links(&mut transaction, &self.ledger_key, chunk.links).await?;
+        transaction.commit().await?;
+        spool.read = Some(chunk.to);
+        spool.rejected = spool.rejected.saturating_add(rejected.len() as u64);
+        Ok(())
+    }
+
+    /// Tries each row of a part of the spool for itself, and commits none.
+    async fn rejected_rows(
+        &self,
+        spool: &Spool,
+        part: Range<u64>,
+        now: Timestamp,
+    ) -> Result<Vec<Rejected>, StoreError> {
+        let chunk = self.part(spool, &part)?;
+        let mut writer = self.audit.writer().await?;
+        let mut transaction = begin(&mut writer).await?;
+        let mark = Mark {
+            spool: spool.head().spool.clone(),
+            from: part.start,
+            to: chunk.to,
+            rows: 0,
+            damaged: 0,
+            rejected: 0,
+        };
+        // What is ours to write must be taken: else it is not for the rows.
+        append_links(&mut transaction, &self.ledger_key, vec![mark_entry(&mark, now)]).await?;
+        let mut rejected = Vec::new();
+        for (at, link) in chunk.links.into_iter().enumerate() {
+            let mut one = vec![link];
+            if part.start == spool.start() {
+                leave_out_known(&mut transaction, spool.head().after, &mut one).await?;
+            }
+            sqlx::raw_sql("savepoint one_row").execute(&mut *transaction).await?;
+            match append_links(&mut transaction, &self.ledger_key, one).await {
+                Ok(_) => {}
+                Err(error) if error.is_of_a_row() => {
+                    sqlx::raw_sql("rollback to one_row").execute(&mut *transaction).await?;
+                    rejected.push(Rejected { at, why: error.to_string() });
+                }
+                Err(error) => return Err(error),
+            }
+            sqlx::raw_sql("release one_row").execute(&mut *transaction).await?;
+        }
+        transaction.rollback().await?;
+        Ok(rejected)
     }
 
     async fn spool_mark(&self, spool: &Spool) -> Result<Option<Mark>, StoreError> {

@@ -24,6 +24,7 @@ impl Task {
             Ok(spool) => spool,
             Err(error) => {
                 tracing::error!(%error, "the ledger has no spool: `{}`: {error}", path.display());
+                self.shared.lacks_spool.store(true, Ordering::Relaxed);
                 return;
             }
         };
@@ -34,6 +35,7 @@ impl Task {
         self.inherited = spool.end();
         self.spooling = spool.waiting() > 0;
         self.shared.metrics.spooled(spool.waiting());
+        self.shared.metrics.spool_is_open();
         self.spool = Some(spool);
         self.shared.has_spool.store(true, Ordering::Relaxed);
         self.wait_for_locks(BEFORE_SPOOL).await;
@@ -50,7 +52,12 @@ impl Task {
     pub(super) async fn read_back(&mut self, limit: u64) -> Result<bool, StoreError> {
         let Some(spool) = &mut self.spool else { return Ok(true) };
         let began = clock::uptime();
-        while self.store.drain_spool(spool, limit, clock::timestamp()).await? > 0 {
+        loop {
+            let left = self.store.drain_spool(spool, limit, clock::timestamp()).await;
+            self.shared.metrics.rejected(spool.take_rejected());
+            if left? == 0 {
+                break;
+            }
             if clock::uptime().since(began) > READ_BACK {
                 self.shared.metrics.spooled(spool.waiting());
                 return Ok(false);

@@ -3,9 +3,10 @@
 
 use std::borrow::Cow;
 
-use super::{RECORD_LIMIT, Redactor, Strictness, VALUE_LIMIT, cut};
+use super::pointer::{PointerSet, Step};
+use super::redactor::{RECORD_LIMIT, Redactor, Strictness, VALUE_LIMIT, cut};
 
-/// [`super::MASK`] as a JSON string.
+/// The mask as a JSON string.
 const MASK_STRING: &str = r#""***""#;
 
 /// What may come next.
@@ -26,21 +27,35 @@ enum Container {
     Array,
 }
 
+/// What is taken out of a document.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'a> {
+    pub(super) strictness: Strictness,
+    /// Strings that hold JSON are looked into this many levels deep.
+    pub(super) levels: u8,
+    /// Places that are never kept.
+    pub(super) pointers: Option<&'a PointerSet>,
+    /// Where in the whole the document stands.
+    pub(super) base: &'a [Step],
+    /// Bytes of the whole, when what is here is its beginning.
+    pub(super) whole: Option<usize>,
+}
+
+/// Whether a text begins as an object or an array does.
+pub(super) fn looks_like(text: &str) -> bool {
+    text.trim_start().starts_with(['{', '['])
+}
+
 /// Copies `text` with secrets replaced; `None` when it is not JSON.
-pub(super) fn redact(
-    redactor: &Redactor,
-    text: &str,
-    strictness: Strictness,
-    levels: u8,
-) -> Option<String> {
+pub(super) fn redact(redactor: &Redactor, text: &str, scope: Scope<'_>) -> Option<String> {
     let mut copy = Copy {
         redactor,
-        strictness,
-        levels,
+        scope,
         text,
         at: 0,
         out: String::with_capacity(text.len().min(RECORD_LIMIT) + 16),
         open: Vec::new(),
+        path: scope.base.to_vec(),
         hidden: None,
     };
     copy.run()?;
@@ -49,28 +64,38 @@ pub(super) fn redact(
 
 struct Copy<'a> {
     redactor: &'a Redactor,
-    strictness: Strictness,
-    levels: u8,
+    scope: Scope<'a>,
     text: &'a str,
     at: usize,
     out: String,
     open: Vec<Container>,
+    /// The way to the value that comes next, as far as pointers go; with pointers only.
+    path: Vec<Step>,
     /// While inside a value that is replaced as a whole: how many containers were open before it.
     hidden: Option<usize>,
 }
 
 impl<'a> Copy<'a> {
     fn run(&mut self) -> Option<()> {
+        if self.walk().is_none() {
+            // What is not whole is not kept: what it would have been is not known.
+            let whole = self.scope.whole?;
+            cut(&mut self.out, RECORD_LIMIT, whole);
+        }
+        Some(())
+    }
+
+    fn walk(&mut self) -> Option<()> {
         let mut expect = Expect::Value;
         loop {
             self.spaces();
             // Once nothing more is kept, the rest need not be read.
             if self.out.len() > RECORD_LIMIT {
-                cut(&mut self.out, RECORD_LIMIT, self.text.len());
+                cut(&mut self.out, RECORD_LIMIT, self.scope.whole.unwrap_or(self.text.len()));
                 return Some(());
             }
             let Some(byte) = self.peek() else {
-                return (expect == Expect::Nothing).then_some(());
+                return (expect == Expect::Nothing && self.scope.whole.is_none()).then_some(());
             };
             expect = match (expect, byte) {
                 (Expect::KeyOrEnd, b'}') => self.end(Container::Object)?,
@@ -84,14 +109,67 @@ impl<'a> Copy<'a> {
                     self.copy(1);
                     match self.open.last()? {
                         Container::Object => Expect::Key,
-                        Container::Array => Expect::Value,
+                        Container::Array => {
+                            self.next_element();
+                            Expect::Value
+                        }
                     }
                 }
                 (Expect::CommaOrEnd, b'}') => self.end(Container::Object)?,
                 (Expect::CommaOrEnd, b']') => self.end(Container::Array)?,
-                (Expect::Value | Expect::ValueOrEnd, _) => self.value(byte)?,
+                (Expect::Value | Expect::ValueOrEnd, _) => {
+                    if self.hidden.is_none() && self.is_named() {
+                        self.emit(MASK_STRING);
+                        self.hidden = Some(self.open.len());
+                    }
+                    self.value(byte)?
+                }
                 _ => return None,
             };
+        }
+    }
+
+    /// Whether a pointer names the value that comes next.
+    fn is_named(&self) -> bool {
+        self.scope.pointers.is_some_and(|pointers| {
+            self.path.len() == self.scope.base.len() + self.open.len() && pointers.names(&self.path)
+        })
+    }
+
+    /// Begins a container: its first member or element comes next.
+    fn open(&mut self, container: Container) {
+        let deep = self.path.len() == self.scope.base.len() + self.open.len();
+        self.open.push(container);
+        if deep && self.scope.pointers.is_some_and(|pointers| self.path.len() < pointers.longest()) {
+            self.path.push(match container {
+                Container::Object => Step::Member(String::new()),
+                Container::Array => Step::Element(0),
+            });
+        }
+    }
+
+    fn close(&mut self) -> Option<Container> {
+        let container = self.open.pop()?;
+        self.path.truncate(self.scope.base.len() + self.open.len());
+        Some(container)
+    }
+
+    /// The step at which the innermost container stands, as far as it is followed.
+    fn step(&mut self) -> Option<&mut Step> {
+        let followed = self.path.len() == self.scope.base.len() + self.open.len();
+        self.path.last_mut().filter(|_| followed)
+    }
+
+    fn next_element(&mut self) {
+        if let Some(Step::Element(at)) = self.step() {
+            *at += 1;
+        }
+    }
+
+    fn next_member(&mut self, name: &str) {
+        if let Some(Step::Member(member)) = self.step() {
+            member.clear();
+            member.push_str(name);
         }
     }
 
@@ -133,12 +211,12 @@ impl<'a> Copy<'a> {
         match byte {
             b'{' => {
                 self.copy(1);
-                self.open.push(Container::Object);
+                self.open(Container::Object);
                 return Some(Expect::KeyOrEnd);
             }
             b'[' => {
                 self.copy(1);
-                self.open.push(Container::Array);
+                self.open(Container::Array);
                 return Some(Expect::ValueOrEnd);
             }
             b'"' => self.string()?,
@@ -152,7 +230,7 @@ impl<'a> Copy<'a> {
     }
 
     fn end(&mut self, container: Container) -> Option<Expect> {
-        if self.open.pop()? != container {
+        if self.close()? != container {
             return None;
         }
         self.copy(1);
@@ -173,8 +251,11 @@ impl<'a> Copy<'a> {
     /// A number may be a secret too: a PIN, an account.
     fn number(&mut self) -> Option<()> {
         let length = number_length(self.rest().as_bytes())?;
+        if self.scope.whole.is_some() && self.at + length == self.text.len() {
+            return None;
+        }
         let token = self.rest().get(..length)?;
-        if self.redactor.replace(token, VALUE_LIMIT, self.strictness).is_some() {
+        if self.redactor.replace(token, VALUE_LIMIT, self.scope.strictness).is_some() {
             self.emit(MASK_STRING);
             self.at += length;
         } else {
@@ -186,9 +267,10 @@ impl<'a> Copy<'a> {
     fn key(&mut self) -> Option<Expect> {
         let token = self.string_token()?;
         let key = decode(token)?;
-        if self.hidden.is_none() && self.redactor.is_telling_key(&key, self.strictness) {
+        self.next_member(&key);
+        if self.hidden.is_none() && self.redactor.is_telling_key(&key, self.scope.strictness) {
             let length = token.len();
-            self.write_string(&key, length);
+            self.write_string(&key, length, None);
             let after = self.rest();
             let colon = after.trim_start_matches([' ', '\t', '\n', '\r']);
             if !colon.starts_with(':') {
@@ -201,7 +283,7 @@ impl<'a> Copy<'a> {
             return Some(Expect::Value);
         }
         let length = token.len();
-        self.write_string(&key, length);
+        self.write_string(&key, length, None);
         Some(Expect::Colon)
     }
 
@@ -213,23 +295,43 @@ impl<'a> Copy<'a> {
             return Some(());
         }
         let value = decode(token)?;
-        self.write_string(&value, length);
+        let followed = self.path.len() == self.scope.base.len() + self.open.len();
+        let pointers = self.scope.pointers.filter(|_| followed);
+        self.write_string(&value, length, pointers);
         Some(())
     }
 
-    /// Writes the string token of `length` bytes that stands here and means `value`.
-    fn write_string(&mut self, value: &str, length: usize) {
+    /// Writes the string token of `length` bytes that stands here and means `value`. `pointers` go on in
+    /// it when it holds JSON.
+    fn write_string(&mut self, value: &str, length: usize, pointers: Option<&PointerSet>) {
         if self.hidden.is_some() {
             self.at += length;
             return;
         }
-        let nested = (self.levels > 0 && value.starts_with(['{', '[']))
-            .then(|| redact(self.redactor, value, self.strictness, self.levels - 1))
-            .flatten()
-            .filter(|nested| nested != value);
+        let redactor = self.redactor;
+        let holds_json = looks_like(value);
+        let scope = Scope {
+            levels: self.scope.levels.saturating_sub(1),
+            pointers,
+            base: &self.path,
+            whole: None,
+            ..self.scope
+        };
+        let nested = (self.scope.levels > 0 && holds_json)
+            .then(|| redact(redactor, value, scope))
+            .flatten();
+        let wanted_inside = || pointers.is_some_and(|pointers| pointers.names_inside(&self.path));
+        if nested.is_none() && holds_json && wanted_inside() {
+            // It cannot be told what of it is the place that is named.
+            self.out.push_str(MASK_STRING);
+            self.at += length;
+            return;
+        }
+        let nested = nested.filter(|nested| nested != value);
+        let strictness = self.scope.strictness;
         let kept = match &nested {
-            Some(nested) => self.redactor.kept(nested, VALUE_LIMIT, self.strictness),
-            None => self.redactor.kept(value, VALUE_LIMIT, self.strictness),
+            Some(nested) => redactor.kept(nested, VALUE_LIMIT, strictness),
+            None => redactor.kept(value, VALUE_LIMIT, strictness),
         };
         match kept.or(nested) {
             Some(kept) => {

@@ -6,16 +6,23 @@
 //! compared. So one pass serves any number of patterns.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write;
 use std::ops::Range;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-
-use super::Strictness;
+use super::encoding::{
+    Partly, encodings, escaped_beginnings, escaped_length, lines_of, percent_beginnings,
+    percent_length,
+};
+use super::redactor::Strictness;
+use crate::model::CUT;
 
 /// Shorter secrets would be found everywhere, and hiding them would hide everything.
 const SHORTEST_SECRET: usize = 4;
+/// A secret that was cut is recognised by so many bytes of its beginning.
+const TELLING: usize = 4;
+/// What is left at most of an escape that a cut goes through.
+const LONGEST_ESCAPE: usize = 12;
+/// No name and password in an address are longer.
+const LONGEST_USER_INFO: usize = 1024;
 /// A PEM block without an end is hidden up to the end of what is searched.
 const PEM_BEGIN: &str = "-----BEGIN ";
 const PEM_END: &str = "-----END ";
@@ -26,7 +33,7 @@ const SHORTEST_WINDOW: usize = 1024;
 const KEY_BITS: u32 = 15;
 
 /// Prefixes of keys that well-known services hand out, and how many characters follow at least.
-const KEY_PREFIXES: [(&str, usize); 22] = [
+const KEY_PREFIXES: [(&str, usize); 34] = [
     ("sk-", 16),
     ("sk_live_", 10),
     ("sk_test_", 10),
@@ -49,6 +56,18 @@ const KEY_PREFIXES: [(&str, usize); 22] = [
     ("AIza", 30),
     ("AKIA", 16),
     ("ASIA", 16),
+    ("xoxs-", 10),
+    ("xoxe-", 10),
+    ("glrt-", 12),
+    ("gldt-", 12),
+    ("ya29.", 20),
+    ("GOCSPX-", 16),
+    ("SG.", 30),
+    ("shpat_", 16),
+    ("pypi-", 30),
+    ("dop_v1_", 16),
+    ("ATATT3", 20),
+    ("whsec_", 16),
 ];
 
 #[derive(Clone)]
@@ -57,6 +76,8 @@ enum Pattern {
     Known(Box<str>),
     /// A known secret, percent-encoded in part or as a whole.
     PercentEncoded(Box<str>),
+    /// A known secret with escapes of JSON in it, once or several times.
+    Escaped(Box<str>),
     /// A prefix and the least number of characters after it.
     KeyPrefix(&'static str, usize),
     /// `Bearer` or `Basic` and a credential.
@@ -65,6 +86,8 @@ enum Pattern {
     Jwt,
     /// The beginning of a PEM block.
     Pem,
+    /// What stands before a host in an address: name and password.
+    UserInfo,
 }
 
 /// Finds all of a set of patterns in one pass. Not `Debug`: it holds the secrets.
@@ -82,9 +105,14 @@ impl Searcher {
             patterns: HashMap::new(),
             longest: SHORTEST_WINDOW,
         };
+        // What has lines is also shown line by line.
+        let secrets: HashSet<&str> = secrets
+            .iter()
+            .flat_map(|secret| std::iter::once(*secret).chain(lines_of(secret)))
+            .filter(|secret| secret.len() >= SHORTEST_SECRET)
+            .collect();
         let known: HashSet<String> = secrets
             .iter()
-            .filter(|secret| secret.len() >= SHORTEST_SECRET)
             .flat_map(|secret| encodings(secret))
             .filter(|text| text.len() >= SHORTEST_SECRET)
             .collect();
@@ -92,10 +120,14 @@ impl Searcher {
             searcher.longest = searcher.longest.max(text.len());
             searcher.add(text.as_bytes(), &Pattern::Known(text.clone().into_boxed_str()));
         }
-        for secret in secrets.iter().filter(|secret| secret.len() >= SHORTEST_SECRET) {
-            searcher.longest = searcher.longest.max(secret.len().saturating_mul(3));
+        for secret in secrets {
+            // Each byte as `\\\\u00xx`, the longest form that is looked for.
+            searcher.longest = searcher.longest.max(secret.len().saturating_mul(9));
             for beginning in percent_beginnings(secret) {
-                searcher.add(&beginning, &Pattern::PercentEncoded((*secret).into()));
+                searcher.add(&beginning, &Pattern::PercentEncoded(secret.into()));
+            }
+            for beginning in escaped_beginnings(secret) {
+                searcher.add(&beginning, &Pattern::Escaped(secret.into()));
             }
         }
         if strictness == Strictness::Everything {
@@ -109,6 +141,7 @@ impl Searcher {
             }
             searcher.add(b"eyJ", &Pattern::Jwt);
             searcher.add(PEM_BEGIN.as_bytes(), &Pattern::Pem);
+            searcher.add(b"://", &Pattern::UserInfo);
         }
         searcher
     }
@@ -159,24 +192,34 @@ impl Searcher {
 
 impl Pattern {
     const fn is_known_secret(&self) -> bool {
-        matches!(self, Self::Known(_) | Self::PercentEncoded(_))
+        matches!(self, Self::Known(_) | Self::PercentEncoded(_) | Self::Escaped(_))
     }
 
     /// What is hidden of the secret that begins at `at`.
     fn span(&self, text: &str, at: usize) -> Option<(usize, usize)> {
         let rest = text.get(at..)?;
         match self {
-            Self::Known(known) => rest.starts_with(known.as_ref()).then(|| (at, at + known.len())),
+            Self::Known(known) => {
+                let same = common_length(rest, known);
+                let found = same == known.len() || (same >= TELLING && ends_cut(rest, same));
+                found.then(|| (at, at + same))
+            }
             Self::PercentEncoded(secret) => {
-                percent_length(secret, rest).map(|length| (at, at + length))
+                found_partly(percent_length(secret, rest), rest).map(|length| (at, at + length))
+            }
+            Self::Escaped(secret) => {
+                found_partly(escaped_length(secret, rest), rest).map(|length| (at, at + length))
             }
             Self::KeyPrefix(prefix, least) => {
                 let body = rest.strip_prefix(prefix)?;
                 if !begins_word(text, at) {
                     return None;
                 }
-                let length = run(body, is_word);
-                (length >= *least).then(|| (at, at + prefix.len() + length))
+                // Some have parts with dots between; one at the end belongs to the sentence.
+                let run = run(body, |byte| is_word(byte) || byte == b'.');
+                let length = body.get(..run)?.trim_end_matches('.').len();
+                let found = length >= *least || (length > 0 && ends_cut(body, length));
+                found.then(|| (at, at + prefix.len() + length))
             }
             Self::Scheme(scheme) => {
                 let name = rest.get(..scheme.len())?;
@@ -194,7 +237,8 @@ impl Pattern {
                         .is_some_and(|tail| tail.bytes().all(|byte| byte.is_ascii_lowercase()));
                 // The scheme's name stays: it is no secret, and says what was there.
                 let start = at + scheme.len() + spaces;
-                (spaces > 0 && length >= 8 && !is_prose).then(|| (start, start + length))
+                let enough = length >= 8 || (length > 0 && ends_cut(credential, length));
+                (spaces > 0 && enough && !is_prose).then(|| (start, start + length))
             }
             Self::Jwt => {
                 if !begins_word(text, at) {
@@ -203,7 +247,7 @@ impl Pattern {
                 let length = run(rest, |byte| is_word(byte) || byte == b'.');
                 let token = rest.get(..length)?;
                 let parts = token.split('.').take(3).filter(|part| part.len() >= 4).count();
-                (parts >= 2).then(|| (at, at + length))
+                (parts >= 2 || ends_cut(rest, length)).then(|| (at, at + length))
             }
             Self::Pem => {
                 let body = rest.strip_prefix(PEM_BEGIN)?;
@@ -215,8 +259,38 @@ impl Pattern {
                 let end = end.map_or(text.len(), |end| at + PEM_BEGIN.len() + end);
                 Some((at, end))
             }
+            Self::UserInfo => {
+                let body = rest.strip_prefix("://")?;
+                let length = body.bytes().take(LONGEST_USER_INFO).position(|byte| {
+                    matches!(byte, b'@' | b'/' | b'?' | b'#' | b'"' | b'\'' | b'<' | b'>')
+                        || byte.is_ascii_whitespace()
+                })?;
+                let named = body.get(length..)?.starts_with('@') && body.get(..length)?.contains(':');
+                named.then(|| (at + 3, at + 3 + length))
+            }
         }
     }
+}
+
+/// How many bytes two texts begin with alike.
+fn common_length(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
+}
+
+/// Whether a text was cut after these bytes: what stands there may be the beginning of more.
+fn ends_cut(text: &str, length: usize) -> bool {
+    text.get(length..).is_some_and(|rest| rest.starts_with(CUT))
+}
+
+/// How much of a text is a secret, or its beginning before a cut, which may go through an escape.
+fn found_partly(found: Partly, text: &str) -> Option<usize> {
+    if found.whole {
+        return Some(found.length);
+    }
+    let rest = text.get(found.length..).filter(|_| found.of_secret >= TELLING)?;
+    let escape = |c: char| matches!(c, '%' | '\\' | 'u') || c.is_ascii_hexdigit();
+    let left = rest.chars().take(LONGEST_ESCAPE).take_while(|c| escape(*c)).count();
+    ends_cut(rest, left).then_some(found.length + left)
 }
 
 /// How many of the first bytes satisfy `wanted`. All of them are ASCII, so it is a character
@@ -262,104 +336,3 @@ fn case_variants(word: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The ways in which a secret can stand in a text.
-fn encodings(secret: &str) -> Vec<String> {
-    let mut texts = vec![secret.to_owned()];
-    texts.extend(json_forms(secret));
-    texts.extend(base64_forms(secret.as_bytes()));
-    texts
-}
-
-/// As it stands inside a JSON string that is itself inside a string: escaped the short way, with
-/// escaped slashes, and with everything beyond ASCII escaped.
-fn json_forms(secret: &str) -> Vec<String> {
-    let mut short = String::new();
-    let mut ascii = String::new();
-    for character in secret.chars() {
-        let escaped = match character {
-            '"' => "\\\"".to_owned(),
-            '\\' => "\\\\".to_owned(),
-            '\n' => "\\n".to_owned(),
-            '\r' => "\\r".to_owned(),
-            '\t' => "\\t".to_owned(),
-            '\u{8}' => "\\b".to_owned(),
-            '\u{c}' => "\\f".to_owned(),
-            c if c < ' ' => format!("\\u{:04x}", u32::from(c)),
-            c => c.to_string(),
-        };
-        short.push_str(&escaped);
-        if character.is_ascii() {
-            ascii.push_str(&escaped);
-        } else {
-            let mut units = [0; 2];
-            for unit in character.encode_utf16(&mut units) {
-                // Writing to a string cannot fail.
-                let _infallible = write!(ascii, "\\u{unit:04x}");
-            }
-        }
-    }
-    vec![short.replace('/', "\\/"), short, ascii]
-}
-
-/// The first three bytes of every text that is `secret` with some bytes percent-encoded, or with
-/// `+` for a space: encoders differ in what they leave as it is.
-fn percent_beginnings(secret: &str) -> HashSet<[u8; 3]> {
-    let mut beginnings = vec![Vec::new()];
-    for byte in secret.bytes().take(3) {
-        let mut forms = vec![
-            vec![byte],
-            format!("%{byte:02X}").into_bytes(),
-            format!("%{byte:02x}").into_bytes(),
-        ];
-        if byte == b' ' {
-            forms.push(vec![b'+']);
-        }
-        beginnings = beginnings
-            .iter()
-            .flat_map(|before| forms.iter().map(move |form| [before.as_slice(), form].concat()))
-            .collect();
-    }
-    beginnings.iter().filter_map(|text| text.first_chunk::<3>().copied()).collect()
-}
-
-/// How long the percent-encoded form of `secret` at the beginning of `text` is.
-fn percent_length(secret: &str, text: &str) -> Option<usize> {
-    let mut rest = text.as_bytes();
-    for byte in secret.bytes() {
-        rest = match rest {
-            [b'%', high, low, after @ ..] if hex(*high, *low) == Some(byte) => after,
-            [b'+', after @ ..] if byte == b' ' => after,
-            [first, after @ ..] if *first == byte => after,
-            _ => return None,
-        };
-    }
-    Some(text.len() - rest.len())
-}
-
-fn hex(high: u8, low: u8) -> Option<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    Some((digit(high)? << 4) | digit(low)?)
-}
-
-/// The parts of a base64 text that any text around the secret leaves the same, one for each of the
-/// three ways it can lie in the groups of three bytes; and the whole with and without padding.
-fn base64_forms(secret: &[u8]) -> Vec<String> {
-    let mut texts = Vec::new();
-    for engine in [&STANDARD, &URL_SAFE] {
-        let whole = engine.encode(secret);
-        texts.push(whole.trim_end_matches('=').to_owned());
-        texts.push(whole);
-        for before in 0..3 {
-            let mut shifted = vec![0; before];
-            shifted.extend_from_slice(secret);
-            let text = engine.encode(&shifted);
-            // The characters that hold bits of the neighbours differ from text to text.
-            let first = (before * 8).div_ceil(6);
-            let last = shifted.len() * 8 / 6;
-            if let Some(core) = text.get(first..last).filter(|core| core.len() >= 8) {
-                texts.push(core.to_owned());
-            }
-        }
-    }
-    texts
-}

@@ -1,25 +1,26 @@
-//! [`Redactor`]: takes secrets out of what the ledger keeps. PURE: bytes in, text out.
+//! [`Redactor`]: takes secrets out of texts and JSON. PURE: bytes in, text out.
 //!
-//! Changes when another kind of secret must be recognised. Knows nothing of calls, queues or the
-//! store. JSON is copied byte for byte except for what is replaced, so that numbers beyond any
-//! type, duplicate keys and spacing survive; a text that is not JSON is searched as one string.
-//! The work is linear in the input for a given set of secrets.
-
-mod json;
-mod search;
+//! Changes when what is taken out at all changes. Knows nothing of calls, queues or the store. JSON is
+//! copied byte for byte except for what is replaced, so that numbers beyond any type, duplicate keys and
+//! spacing survive; a text that is not JSON is searched as one string. The work is linear in the input
+//! for a given set of secrets.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::model::Secret;
 
-use search::Searcher;
+use super::json::{self, Scope};
+use super::named;
+use super::pointer::PointerSet;
+use super::search::Searcher;
 
 /// What stands for a secret.
-const MASK: &str = "***";
+pub(super) const MASK: &str = "***";
 /// Longest value kept, in bytes: enough for a prompt, not for an uploaded file.
-const VALUE_LIMIT: usize = 8 * 1024;
+pub(super) const VALUE_LIMIT: usize = 8 * 1024;
 /// Longest record kept, in bytes.
-const RECORD_LIMIT: usize = 64 * 1024;
+pub(super) const RECORD_LIMIT: usize = 64 * 1024;
 /// Strings that hold JSON are looked into this many levels deep.
 const NESTED_JSON_LEVELS: u8 = 3;
 
@@ -51,6 +52,25 @@ pub enum Strictness {
     KnownSecrets,
 }
 
+/// JSON of which something is to be kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'a> {
+    /// All of it, or its beginning.
+    pub start: &'a [u8],
+    /// Bytes of all of it.
+    pub whole: u64,
+    /// Places in it that are never kept.
+    pub pointers: Option<&'a PointerSet>,
+}
+
+impl<'a> Payload<'a> {
+    /// All of a payload, in which no place is named.
+    #[must_use]
+    pub const fn whole(payload: &'a [u8]) -> Self {
+        Self { start: payload, whole: payload.len() as u64, pointers: None }
+    }
+}
+
 /// Takes secrets out of texts and JSON.
 pub struct Redactor {
     /// Lower case, letters and digits only.
@@ -62,6 +82,13 @@ pub struct Redactor {
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redactor").field("key_names", &self.key_names).finish_non_exhaustive()
+    }
+}
+
+impl Default for Redactor {
+    /// One that knows no secret, and what secrets look like.
+    fn default() -> Self {
+        Self::new(&[], &Secrets::default())
     }
 }
 
@@ -83,12 +110,34 @@ impl Redactor {
         }
     }
 
-    /// Redacts and cuts a payload: JSON when it is JSON, else one text.
+    /// Redacts and cuts a payload. What is no JSON is one text, and where places in it are named it is
+    /// left out as a whole.
     #[must_use]
-    pub fn payload(&self, input: &[u8], strictness: Strictness) -> String {
-        let text = String::from_utf8_lossy(input);
-        json::redact(self, &text, strictness, NESTED_JSON_LEVELS)
-            .unwrap_or_else(|| self.cut_text(&text, RECORD_LIMIT, strictness))
+    pub fn payload(&self, payload: Payload<'_>, strictness: Strictness) -> String {
+        let text = String::from_utf8_lossy(payload.start);
+        let whole = usize::try_from(payload.whole).unwrap_or(usize::MAX);
+        let scope = Scope {
+            strictness,
+            levels: NESTED_JSON_LEVELS,
+            pointers: payload.pointers,
+            base: &[],
+            whole: Some(whole).filter(|whole| *whole > payload.start.len()),
+        };
+        json::redact(self, &text, scope).unwrap_or_else(|| match payload.pointers {
+            Some(_) => MASK.to_owned(),
+            None => self.cut_text(&text, RECORD_LIMIT, strictness),
+        })
+    }
+
+    /// Redacts a text that may be JSON in which places are named, such as what a tool says of its failure:
+    /// one that begins like JSON is taken for it.
+    #[must_use]
+    pub fn text_or_json(&self, text: &str, pointers: &PointerSet) -> String {
+        if !json::looks_like(text) {
+            return self.text(text, RECORD_LIMIT);
+        }
+        let payload = Payload { pointers: Some(pointers), ..Payload::whole(text.as_bytes()) };
+        self.payload(payload, Strictness::Everything)
     }
 
     /// Redacts a text such as an error message, and cuts it after `limit` bytes.
@@ -97,12 +146,25 @@ impl Redactor {
         self.cut_text(text, limit, Strictness::Everything)
     }
 
+    /// Redacts lines of a log, each as JSON when it is JSON.
+    #[must_use]
+    pub fn log_lines(&self, lines: &str) -> String {
+        let one = lines.trim_end_matches('\n');
+        if !json::looks_like(one) {
+            return self.text(lines, usize::MAX);
+        }
+        let payload = Payload::whole(one.as_bytes());
+        let mut clean = self.payload(payload, Strictness::Everything);
+        clean.push_str(lines.get(one.len()..).unwrap_or_default());
+        clean
+    }
+
     fn cut_text(&self, text: &str, limit: usize, strictness: Strictness) -> String {
         self.kept(text, limit, strictness).unwrap_or_else(|| text.to_owned())
     }
 
     /// What is kept of `text` when that is not all of it: secrets replaced, cut after `limit`.
-    fn kept(&self, text: &str, limit: usize, strictness: Strictness) -> Option<String> {
+    pub(super) fn kept(&self, text: &str, limit: usize, strictness: Strictness) -> Option<String> {
         let too_long = text.len() > limit;
         let mut kept = match self.replace(text, limit, strictness) {
             Some(replaced) => replaced,
@@ -116,7 +178,12 @@ impl Redactor {
     }
 
     /// The first `limit` bytes of `text` with secrets replaced, or `None` when they hold none.
-    fn replace(&self, text: &str, limit: usize, strictness: Strictness) -> Option<String> {
+    pub(super) fn replace(
+        &self,
+        text: &str,
+        limit: usize,
+        strictness: Strictness,
+    ) -> Option<String> {
         let searcher = self.searcher(strictness);
         // A secret that begins before the limit must be seen whole.
         let window = limit.saturating_add(searcher.longest());
@@ -124,7 +191,12 @@ impl Redactor {
         let limit = head.floor_char_boundary(limit);
         let mut replaced = String::new();
         let mut at = 0;
-        for span in searcher.spans(head).into_iter().filter(|span| span.start < limit) {
+        let mut spans = searcher.spans(head);
+        if strictness == Strictness::Everything && !self.key_names.is_empty() {
+            let named = named::spans(head, |key| self.is_telling_key(key, strictness));
+            spans = joined(spans, named);
+        }
+        for span in spans.into_iter().filter(|span| span.start < limit) {
             replaced.push_str(head.get(at..span.start).unwrap_or_default());
             replaced.push_str(MASK);
             at = span.end;
@@ -143,13 +215,30 @@ impl Redactor {
         }
     }
 
-    fn is_telling_key(&self, key: &str, strictness: Strictness) -> bool {
+    pub(super) fn is_telling_key(&self, key: &str, strictness: Strictness) -> bool {
         if strictness == Strictness::KnownSecrets || self.key_names.is_empty() {
             return false;
         }
         let key = plain_key(key);
         self.key_names.iter().any(|name| key.contains(name.as_str()))
     }
+}
+
+/// All of both, in order and without overlaps.
+fn joined(mut spans: Vec<Range<usize>>, more: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    if more.is_empty() {
+        return spans;
+    }
+    spans.extend(more);
+    spans.sort_by_key(|span| span.start);
+    let mut joined: Vec<Range<usize>> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match joined.last_mut() {
+            Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
+            _ => joined.push(span),
+        }
+    }
+    joined
 }
 
 /// Letters and digits of a key, in lower case.
@@ -162,10 +251,7 @@ fn plain_key(key: &str) -> String {
 }
 
 /// Cuts `text` after `limit` bytes and says how long the whole was.
-fn cut(text: &mut String, limit: usize, whole: usize) {
+pub(super) fn cut(text: &mut String, limit: usize, whole: usize) {
     text.truncate(text.floor_char_boundary(limit));
     text.push_str(&format!("…[cut, {whole} bytes]"));
 }
-
-#[cfg(test)]
-mod tests;
