@@ -74,7 +74,8 @@ fn report_panics() {
         };
         let text = format!("\nthread '{name}' {panic}{trace}\n");
         // There is nobody left to tell that it cannot be told.
-        let _told = LogLines::new(redact::of_log().clone(), io::stderr()).write_all(text.as_bytes());
+        let _told =
+            LogLines::new(redact::of_log().clone(), io::stderr()).write_all(text.as_bytes());
     }));
 }
 

@@ -17,7 +17,9 @@ pub(super) fn of(config: &Config) -> Value {
     let servers: Map<String, Value> = config
         .servers
         .iter()
-        .filter_map(|(name, spec)| Some((name.as_str().to_owned(), of_server(&server_to_json(spec))?)))
+        .filter_map(|(name, spec)| {
+            Some((name.as_str().to_owned(), of_server(&server_to_json(spec))?))
+        })
         .collect();
     if let Some(members) = told.as_object_mut() {
         if !audit.levels.is_empty() {

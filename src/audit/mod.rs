@@ -14,6 +14,7 @@ mod summary;
 mod writer;
 
 pub use crate::config::{Durability, IntentMode};
+pub use crate::redact::{Redactor, Secrets, Strictness};
 pub use begun::CallBegun;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
 pub use export::{Encoder, ExportFormat};
@@ -21,6 +22,5 @@ pub use query::{
     AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, CallStats,
     CallStatsRow, Payloads,
 };
-pub use crate::redact::{Redactor, Secrets, Strictness};
 pub use retention::Retention;
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

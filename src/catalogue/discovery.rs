@@ -143,8 +143,7 @@ impl Discovery {
         let named = target.server.as_ref().map(ServerName::as_str);
         let server = named.or(prefix).and_then(|name| self.registry.server(name));
         let of_server = server.as_ref().map(|handle| (&handle.name, &handle.spec));
-        let names: Vec<&str> =
-            std::iter::once(target.tool.as_str()).chain(rest).collect();
+        let names: Vec<&str> = std::iter::once(target.tool.as_str()).chain(rest).collect();
         self.settings.load().recording.of(of_server, &names)
     }
 

@@ -36,8 +36,8 @@ pub use output::notice;
 
 use crate::config::{self, Config};
 use crate::guard;
-use crate::redact;
 use crate::model::Secret;
+use crate::redact;
 use client::Client;
 use output::{Color, Format, Output};
 

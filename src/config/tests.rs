@@ -370,6 +370,21 @@ fn wrong_shapes_are_told_in_words() {
             "x:2:25: expected a list, such as [\"x\"], found a text",
         ),
         ("audit: {redact: password}\n", "x:1:17: expected a list, such as [\"x\"], found a text"),
+        ("audit: {redact: [pin, /a~b]}\n", "x:1:23: `/a~b`: in a JSON pointer `~` is followed by"),
+        (
+            "mcp_servers:\n  a: {url: 'http://h', audit: {redact: [/ok, pin]}}\n",
+            "x:2:46: `pin`: a JSON pointer begins with `/`",
+        ),
+        (
+            "mcp_servers:\n  a:\n    url: http://h\n    tool_overrides: {t: {audit: {redact: [\"/~\"]}}}\n",
+            "x:4:43: `/~`: ",
+        ),
+        (
+            "audit:\n  levels:\n    - {caller: x}\n",
+            "x:3:7: a rule of `levels` needs `arguments` or `results`",
+        ),
+        ("audit: {levels: [{caler: x, arguments: full}]}\n", "did you mean `caller`"),
+        ("audit: {levels: [{caller: x, arguments: all}]}\n", "x:1:41: "),
         ("audit: 3\n", "expected a mapping (KEY: VALUE lines), found a number"),
         ("defaults: {timeout: .inf}\n", "`inf` is not a duration"),
         ("defaults: {retry_budget: {ratio: .nan}}\n", "`ratio` must be from 0 to 1000"),
@@ -663,4 +678,66 @@ proptest! {
     fn any_text_is_survived(text in "[a-z_:{}\\[\\]\"'$ \n\t-]{0,60}") {
         let _ = read(&text);
     }
+}
+
+#[test]
+fn pointers_stand_beside_names_and_rules_are_kept_in_order() {
+    let parsed = |yaml: &str| parse(yaml, "x", &environment()).unwrap();
+    let usual = parsed("").audit.redact;
+    assert!(usual.contains(&"cookie".to_owned()) && usual.len() > 5);
+    for (list, names, pointers) in [
+        ("[/a, pin, '/b/*']", vec!["pin".to_owned()], vec!["/a", "/b/*"]),
+        ("[/a]", usual.clone(), vec!["/a"]),
+        ("[]", Vec::new(), Vec::new()),
+    ] {
+        let audit = parsed(&format!("audit: {{redact: {list}}}\n")).audit;
+        assert_eq!(
+            (audit.redact, audit.pointers),
+            (names, pointers.iter().map(|p| (*p).to_owned()).collect())
+        );
+    }
+    let config = parsed(
+        "audit:
+  levels:
+    - {caller: 'a*', server: gone, arguments: none}
+    - {tool: t, results: full}
+mcp_servers:
+  s: {url: 'http://h', audit: {redact: [/x]}, tool_overrides: {t: {audit: {redact: [/y], results: none}}}}
+",
+    );
+    let rules = &config.audit.levels;
+    assert_eq!((rules.len(), rules[0].caller.as_deref()), (2, Some("a*")));
+    assert_eq!(rules[1].results, Some(ResultsLevel::Full));
+    assert!(
+        config.notes.iter().any(|note| note.contains("no server `gone`")),
+        "{:?}",
+        config.notes
+    );
+    // Over the API and back it is the same.
+    let (name, spec) = config.servers.iter().next().unwrap();
+    let again = server_from_json(name, server_to_json(spec).to_string().as_bytes()).unwrap();
+    assert_eq!(&again, spec);
+    assert_eq!(again.tool_overrides["t"].audit.redact, ["/y"]);
+    // And in the database.
+    let stored = serde_json::to_string(spec).unwrap();
+    assert_eq!(&serde_json::from_str::<crate::model::ServerSpec>(&stored).unwrap(), spec);
+}
+
+#[test]
+fn what_an_address_and_basic_hold_is_secret() {
+    let config = parse(
+        "mcp_servers:
+  s:
+    url: http://h/mcp?access_token=abcd-1234-efgh&region=eu-central-1
+    headers: {Authorization: Basic Ym9iOmh1bnRlcjItaHVudGVyMg==}
+",
+        "x",
+        &environment(),
+    )
+    .unwrap();
+    let secrets: Vec<&str> = config.secrets.iter().map(Secret::expose).collect();
+    for known in ["abcd-1234-efgh", "Ym9iOmh1bnRlcjItaHVudGVyMg==", "hunter2-hunter2"] {
+        assert!(secrets.contains(&known), "{known}: {secrets:?}");
+    }
+    assert!(!secrets.contains(&"eu-central-1"));
 }

@@ -327,9 +327,7 @@ impl ClientInfo {
 
 fn client_info(json: &str) -> Option<ClientInfo> {
     let info = RawObject::parse(json).ok()?;
-    let text = |key: &str, limit: usize| {
-        info.get_str(key).map(|value| cut_after(&value, limit))
-    };
+    let text = |key: &str, limit: usize| info.get_str(key).map(|value| cut_after(&value, limit));
     Some(ClientInfo { name: text("name", 128)?, version: text("version", 64).unwrap_or_default() })
 }
 

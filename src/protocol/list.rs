@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use crate::model::cut_after;
 use super::object::RawObject;
 use super::outgoing::push_string;
+use crate::model::cut_after;
 
 /// A definition larger than this is a fault of the server: in bytes.
 pub(super) const DEFINITION_LIMIT: usize = 1024 * 1024;

@@ -12,6 +12,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 const SHORTEST_LINE: usize = 8;
 /// Backslashes before one character: JSON in a string in a string in a string has seven.
 const MOST_BACKSLASHES: usize = 8;
+/// Backslashes that stand for backslashes.
+const LONGEST_RUN: usize = 64;
 
 /// How much of a secret a text begins with.
 #[derive(Debug, Clone, Copy)]
@@ -166,8 +168,9 @@ pub(super) fn escaped_length(secret: &str, text: &str) -> Partly {
     let mut at = characters.clone();
     while let Some(character) = characters.next() {
         let Some(length) = escaped_character(character, rest) else { break };
-        rest = rest.get(length..).unwrap_or_default();
-        if character == '\\' {
+        let (form, after) = rest.split_at_checked(length).unwrap_or((rest, ""));
+        rest = after;
+        if character == '\\' && form.ends_with('\\') {
             // Several of them are one run, however often each was escaped.
             while characters.as_str().starts_with('\\') {
                 characters.next();
@@ -201,8 +204,8 @@ fn escaped_character(character: char, text: &str) -> Option<usize> {
         }
     }
     match short_escape(character)? {
-        // The run is the character itself.
-        '\\' => Some(slashes),
+        // The run is the character itself, or several of it.
+        '\\' => Some(text.bytes().take(LONGEST_RUN).take_while(|byte| *byte == b'\\').count()),
         short => rest.starts_with(short).then(|| slashes + short.len_utf8()),
     }
 }

@@ -140,7 +140,8 @@ impl<'a> Copy<'a> {
     fn open(&mut self, container: Container) {
         let deep = self.path.len() == self.scope.base.len() + self.open.len();
         self.open.push(container);
-        if deep && self.scope.pointers.is_some_and(|pointers| self.path.len() < pointers.longest()) {
+        if deep && self.scope.pointers.is_some_and(|pointers| self.path.len() < pointers.longest())
+        {
             self.path.push(match container {
                 Container::Object => Step::Member(String::new()),
                 Container::Array => Step::Element(0),
@@ -317,9 +318,8 @@ impl<'a> Copy<'a> {
             whole: None,
             ..self.scope
         };
-        let nested = (self.scope.levels > 0 && holds_json)
-            .then(|| redact(redactor, value, scope))
-            .flatten();
+        let nested =
+            (self.scope.levels > 0 && holds_json).then(|| redact(redactor, value, scope)).flatten();
         let wanted_inside = || pointers.is_some_and(|pointers| pointers.names_inside(&self.path));
         if nested.is_none() && holds_json && wanted_inside() {
             // It cannot be told what of it is the place that is named.

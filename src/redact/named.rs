@@ -13,7 +13,8 @@ const LONGEST_CREDENTIAL: usize = 8 * 1024;
 pub(super) fn spans(text: &str, telling: impl Fn(&str) -> bool) -> Vec<Range<usize>> {
     let mut spans = Vec::new();
     let mut from = 0;
-    while let Some(at) = text.as_bytes().get(from..).and_then(|rest| memchr::memchr2(b'=', b':', rest))
+    while let Some(at) =
+        text.as_bytes().get(from..).and_then(|rest| memchr::memchr2(b'=', b':', rest))
     {
         let at = from + at;
         from = at + 1;

@@ -201,13 +201,16 @@ mod tests {
             ("/", vec![one("", None)]),
             ("/a/b", vec![one("a", None), one("b", None)]),
             ("/a~1b/m~0n/~01", vec![one("a/b", None), one("m~n", None), one("~1", None)]),
-            ("/items/*/0/01/-", vec![
-                one("items", None),
-                Wanted::Any,
-                one("0", Some(0)),
-                one("01", None),
-                one("-", None),
-            ]),
+            (
+                "/items/*/0/01/-",
+                vec![
+                    one("items", None),
+                    Wanted::Any,
+                    one("0", Some(0)),
+                    one("01", None),
+                    one("-", None),
+                ],
+            ),
             ("/ k\"l/é", vec![one(" k\"l", None), one("é", None)]),
         ] {
             assert_eq!(Pointer::parse(text), Ok(Pointer(steps)), "{text}");

@@ -265,7 +265,8 @@ impl Pattern {
                     matches!(byte, b'@' | b'/' | b'?' | b'#' | b'"' | b'\'' | b'<' | b'>')
                         || byte.is_ascii_whitespace()
                 })?;
-                let named = body.get(length..)?.starts_with('@') && body.get(..length)?.contains(':');
+                let named =
+                    body.get(length..)?.starts_with('@') && body.get(..length)?.contains(':');
                 named.then(|| (at + 3, at + 3 + length))
             }
         }
@@ -335,4 +336,3 @@ fn case_variants(word: &str) -> Vec<Vec<u8>> {
         })
         .collect()
 }
-

@@ -19,7 +19,8 @@ fn redactor(secrets: &[&str]) -> Redactor {
 }
 
 fn redacted(input: &str) -> String {
-    redactor(&["correct horse/battery"]).payload(Payload::whole(input.as_bytes()), Strictness::Everything)
+    redactor(&["correct horse/battery"])
+        .payload(Payload::whole(input.as_bytes()), Strictness::Everything)
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn the_beginning_of_a_secret_before_a_cut_is_taken_out() {
 #[test]
 fn a_payload_whose_end_is_missing_keeps_what_is_whole() {
     let redactor = redactor(&["known-secret"]);
-    let whole = format!(r#"{{"n":1,"password":"{}","m":"{}"}}"#, "x".repeat(500), "y".repeat(500));
+    let whole = format!(r#"{{"n":1,"password":"{}","m":"{}"}}"#, "x".repeat(500), "w".repeat(500));
     for length in 0..whole.len() {
         let part = Payload {
             start: &whole.as_bytes()[..length],
@@ -143,7 +144,7 @@ fn a_payload_whose_end_is_missing_keeps_what_is_whole() {
             pointers: None,
         };
         let out = redactor.payload(part, Strictness::Everything);
-        assert!(!out.contains('x') && !out.contains('y'), "{length}: {out}");
+        assert!(!out.contains('x') && !out.contains('w'), "{length}: {out}");
         assert!(out.ends_with(&format!("…[cut, {} bytes]", whole.len())), "{out}");
         if length > 20 {
             assert!(out.starts_with(r#"{"n":1,"password":"***""#), "{length}: {out}");
@@ -166,12 +167,24 @@ fn what_a_pointer_names_is_replaced_and_nothing_else() {
     for (pointer, input, expected) in [
         ("/a/b", r#"{"a":{"b":{"c":[1]},"d":2},"b":3}"#, r#"{"a":{"b":"***","d":2},"b":3}"#),
         ("/a/1", r#"{"a":[0,[1],2],"b":1}"#, r#"{"a":[0,"***",2],"b":1}"#),
-        ("/a/*/t", r#"{"a":[{"t":1},{"u":2},{"t":{}}]}"#, r#"{"a":[{"t":"***"},{"u":2},{"t":"***"}]}"#),
-        ("/*/t", r#"{"a":{"t":1},"b":{"t":2},"t":3}"#, r#"{"a":{"t":"***"},"b":{"t":"***"},"t":3}"#),
+        (
+            "/a/*/t",
+            r#"{"a":[{"t":1},{"u":2},{"t":{}}]}"#,
+            r#"{"a":[{"t":"***"},{"u":2},{"t":"***"}]}"#,
+        ),
+        (
+            "/*/t",
+            r#"{"a":{"t":1},"b":{"t":2},"t":3}"#,
+            r#"{"a":{"t":"***"},"b":{"t":"***"},"t":3}"#,
+        ),
         ("/a~1b/~0", r#"{"a/b":{"~":1},"a":1}"#, r#"{"a/b":{"~":"***"},"a":1}"#),
         ("/\u{e9}", r#"{"\u00e9":1,"é":2}"#, r#"{"\u00e9":"***","é":"***"}"#),
         ("/a", r#" { "a" : 1 , "a" : [ 2 ] } "#, r#" { "a" : "***" , "a" : "***" } "#),
-        ("/body/pin", r#"{"body":"{\"pin\":1,\"n\":2}"}"#, r#"{"body":"{\"pin\":\"***\",\"n\":2}"}"#),
+        (
+            "/body/pin",
+            r#"{"body":"{\"pin\":1,\"n\":2}"}"#,
+            r#"{"body":"{\"pin\":\"***\",\"n\":2}"}"#,
+        ),
         ("/body/pin", r#"{"body":"{\"pin\":1} {","n":"{"}"#, r#"{"body":"***","n":"{"}"#),
         ("/a/b/c", r#"{"a":{"b":1}}"#, r#"{"a":{"b":1}}"#),
         ("/", r#"{"":1,"a":{"":2}}"#, r#"{"":"***","a":{"":2}}"#),
@@ -229,7 +242,8 @@ fn lines_of_a_log_stay_lines_and_json() {
 #[test]
 fn only_known_secrets_are_taken_out_of_what_is_kept_in_full() {
     let input = br#"{"password":"x","q":"Bearer correct horse/battery","r":"ghp_abcdefghijklmnopqrstuvwxyz"}"#;
-    let out = redactor(&["correct horse/battery"]).payload(Payload::whole(input), Strictness::KnownSecrets);
+    let out = redactor(&["correct horse/battery"])
+        .payload(Payload::whole(input), Strictness::KnownSecrets);
     assert_eq!(out, r#"{"password":"x","q":"Bearer ***","r":"ghp_abcdefghijklmnopqrstuvwxyz"}"#);
 }
 
@@ -246,7 +260,8 @@ fn secrets_that_overlap_are_both_replaced() {
 
 #[test]
 fn a_number_can_be_a_secret() {
-    let out = redactor(&["8675309"]).payload(Payload::whole(b"{\"pin\":8675309}"), Strictness::Everything);
+    let out = redactor(&["8675309"])
+        .payload(Payload::whole(b"{\"pin\":8675309}"), Strictness::Everything);
     assert_eq!(out, r#"{"pin":"***"}"#);
 }
 
@@ -272,7 +287,8 @@ fn a_secret_across_the_cut_does_not_survive_in_part() {
     let secret = "S3cr3t-across-the-edge-of-what-is-kept";
     for before in VALUE_LIMIT - 40..VALUE_LIMIT + 2 {
         let input = format!(r#"{{"v":"{}{secret}{}"}}"#, "x".repeat(before), "y".repeat(5000));
-        let out = redactor(&[secret]).payload(Payload::whole(input.as_bytes()), Strictness::KnownSecrets);
+        let out =
+            redactor(&[secret]).payload(Payload::whole(input.as_bytes()), Strictness::KnownSecrets);
         assert!(!out.contains("S3cr3t") && !out.contains("kept"), "{before}");
     }
 }
@@ -282,7 +298,8 @@ fn hostile_inputs_take_linear_time() {
     // Quadratic behaviour would take minutes here.
     for piece in ["sk-", "eyJ", "-----BEGIN ", "Bearer ", "[", "{\"a\":", "\\\"", "aaaaaaaa"] {
         let text = piece.repeat(400_000 / piece.len());
-        let out = redactor(&["aaaaaaaaaaaaaaab"]).payload(Payload::whole(text.as_bytes()), Strictness::Everything);
+        let out = redactor(&["aaaaaaaaaaaaaaab"])
+            .payload(Payload::whole(text.as_bytes()), Strictness::Everything);
         assert!(out.len() < RECORD_LIMIT + 64, "{piece}");
     }
 }
@@ -360,7 +377,8 @@ fn planted(document: &mut Value, choices: &[prop::sample::Index], stars: u8) -> 
         pointer += if stars & (1 << depth) == 0 { &step } else { "*" };
     }
     let marker = "MARKER";
-    *document.pointer_mut(&exact).unwrap() = json!({ "x": [marker, { marker: format!("{{\"{marker}\":1}}") }], "y": marker });
+    *document.pointer_mut(&exact).unwrap() =
+        json!({ "x": [marker, { marker: format!("{{\"{marker}\":1}}") }], "y": marker });
     (!pointer.is_empty()).then_some(pointer)
 }
 

@@ -246,7 +246,11 @@ impl Spool {
 
     /// Puts rows that the database does not take into a file beside the spool, synced. Killed before
     /// they are passed over, they are there once more.
-    pub(super) fn set_aside(&self, links: &[Link<'_>], rejected: &[Rejected]) -> io::Result<PathBuf> {
+    pub(super) fn set_aside(
+        &self,
+        links: &[Link<'_>],
+        rejected: &[Rejected],
+    ) -> io::Result<PathBuf> {
         let mut lines = Vec::new();
         for Rejected { at, why } in rejected {
             let Some(link) = links.get(*at) else { continue };

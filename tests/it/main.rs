@@ -47,6 +47,8 @@ mod lists;
 mod metrics;
 mod mixup;
 mod overrides;
+mod recording;
+mod redaction_corpus;
 mod registry;
 mod replay;
 mod resilience;

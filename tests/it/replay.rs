@@ -96,6 +96,54 @@ async fn a_candidate_is_compared_with_what_is_on_record() {
     recorded(&router, 5).await;
 }
 
+/// Where a server's annotations are not believed, only the operator's word makes a call repeatable; where
+/// they are, it can take that away.
+#[tokio::test]
+async fn hints_of_a_server_that_is_not_trusted_do_not_count() {
+    let up = upstream(Options::default()).await;
+    let settings = |more: &str| {
+        format!("audit: {{results: full}}\nmcp_servers:\n  up: {{url: \"{}\"{more}}}\n", up.url())
+    };
+    let mut folder = tempfile::tempdir().unwrap();
+    for (more, replayed) in [
+        (", trust_annotations: false", &[][..]),
+        (", trust_annotations: false, tool_overrides: {echo: {replay: safe}}", &["up__echo"]),
+        (", tool_overrides: {echo: {replay: unsafe}}", &["up__add"]),
+        // What is not declared read-only stays so, also when it may be repeated.
+        (", tool_overrides: {counter: {replay: safe}}", &["up__add", "up__echo"]),
+    ] {
+        let router = Router::start_in(folder, &settings(more)).await;
+        eventually(SOON, "the server is up", || async {
+            let server = router.http.server("up").await?;
+            (server["state"] == "up" && server["stale"] == false).then_some(())
+        })
+        .await;
+        for (tool, arguments) in [
+            ("up__echo", r#"{"text":"a"}"#),
+            ("up__add", r#"{"a":1,"b":2}"#),
+            ("up__counter", "{}"),
+        ] {
+            router.http.call(tool, arguments).await.expect(200);
+        }
+        let before = up.stats().calls();
+        let plan = async || router.run(&["audit", "replay", "--dry-run"]).await.expect(0);
+        eventually(SOON, "the calls are on record", || async {
+            (plan().await.err.contains("call")).then_some(())
+        })
+        .await;
+        let planned = plan().await;
+        let lines = planned.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let tools: std::collections::BTreeSet<String> =
+            lines.map(|line| line["tool_name"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(tools.iter().collect::<Vec<_>>(), replayed, "{more}");
+        let again = router.run(&["--json", "audit", "replay"]).await.expect(0).json();
+        let count = again["calls"].as_array().unwrap().len() as u64;
+        assert_eq!(up.stats().calls(), before + count, "{more}");
+        assert_eq!(count == 0, replayed.is_empty(), "{more}: {again}");
+        folder = router.stop().await.1;
+    }
+}
+
 #[tokio::test]
 async fn a_ledger_is_verified_beside_the_router_that_writes_it() {
     let up = upstream(Options::default()).await;

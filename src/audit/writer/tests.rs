@@ -5,9 +5,7 @@ use prometheus::Registry;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use uuid::Uuid;
 
-use super::super::{
-    AttemptEntry, Attempts, AuditQuery, Redactor, Secrets, ToolLabel,
-};
+use super::super::{AttemptEntry, Attempts, AuditQuery, Redactor, Secrets, ToolLabel};
 use super::*;
 use crate::error::ErrorCode;
 use crate::model::{

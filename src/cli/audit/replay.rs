@@ -144,8 +144,9 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         Some(path) => {
             let folder = TempFolder::create()?;
             let mut config = config::load(&path, &config::process_environment())?;
-            // The real ledger's checkpoints are not this one's.
+            // What the real ledger has outside its folder is not this one's.
             config.audit.checkpoints = None;
+            config.audit.spool = None;
             config.listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
             config.data_dir = folder.path().to_owned();
             guard_children(&mut config);
@@ -228,7 +229,9 @@ async fn plan(args: &Args, source: &Client, target: &Client) -> Result<Plan, Cli
     for call in recorded(args, source).await? {
         let tool = (call.tool.clone(), call.server.clone().unwrap_or_default());
         let why = if !there.contains(&tool) || !here.contains(&tool) {
-            Some("the tool is not declared read-only, its server is not trusted, or it is not there")
+            Some(
+                "the tool is not declared read-only, its server is not trusted, or it is not there",
+            )
         } else if matches!(call.outcome.as_str(), "refused" | "cancelled" | "interrupted") {
             Some("it was not answered then")
         } else {

@@ -123,9 +123,10 @@ pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
         Ok(_) if edge.audit.spools() => {
             (StatusCode::OK, "ready; the ledger cannot be written and waits in its spool\n")
         }
-        Ok(_) if edge.audit.lacks_spool() => {
-            (StatusCode::OK, "ready; the ledger's spool could not be opened, see the router's log\n")
-        }
+        Ok(_) if edge.audit.lacks_spool() => (
+            StatusCode::OK,
+            "ready; the ledger's spool could not be opened, see the router's log\n",
+        ),
         Ok(_) => (StatusCode::OK, "ready\n"),
         Err(error) => {
             tracing::error!(%error, "the database does not answer: {error}");
