@@ -2,7 +2,7 @@
 //!
 //! Changes when the process around the commands does. What a command does is in `cli`.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Status> {
     log_to_stderr(cli.log_filter())?;
-    report_panics();
+    redact::report_panics();
     let runtime = runtime().context("could not start the runtime")?;
     let status = runtime.block_on(cli.run());
     // Whatever still runs here has been told to end and has lost its chance.
@@ -60,23 +60,6 @@ fn run(cli: Cli) -> anyhow::Result<Status> {
 /// the ledger's writer, the admin socket, and the commands.
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
-}
-
-/// What a panic says may hold what no log may.
-fn report_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or("<unnamed>");
-        let trace = std::backtrace::Backtrace::capture();
-        let trace = match trace.status() {
-            std::backtrace::BacktraceStatus::Captured => format!("\nstack backtrace:\n{trace}"),
-            _ => String::new(),
-        };
-        let text = format!("\nthread '{name}' {panic}{trace}\n");
-        // There is nobody left to tell that it cannot be told.
-        let _told =
-            LogLines::new(redact::of_log().clone(), io::stderr()).write_all(text.as_bytes());
-    }));
 }
 
 /// Readable lines on a terminal, JSON for everything that collects logs.

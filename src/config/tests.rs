@@ -720,7 +720,7 @@ mcp_servers:
     assert_eq!(again.tool_overrides["t"].audit.redact, ["/y"]);
     // And in the database.
     let stored = serde_json::to_string(spec).unwrap();
-    assert_eq!(&serde_json::from_str::<crate::model::ServerSpec>(&stored).unwrap(), spec);
+    assert_eq!(&serde_json::from_str::<ServerSpec>(&stored).unwrap(), spec);
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::catalogue::{Catalogue, Discovery};
 use crate::error::ErrorCode;
 use crate::metrics::Metrics;
 use crate::model::{
-    ExposedName, ServerName, SessionScope, ToolName, ViewName, did_you_mean, nearest,
+    ExposedName, ServerName, SessionScope, ToolName, ViewName, cut_after, did_you_mean, nearest,
 };
 use crate::registry::Registry;
 use crate::router::{Notice, Router};
@@ -155,7 +155,7 @@ impl Edge {
             return Ok(name.clone());
         }
         let nearest = nearest(name, whole.views().keys().map(ViewName::as_str), 3);
-        let shown: String = name.chars().take(64).collect();
+        let shown = cut_after(name, 64);
         let detail = format!("there is no view `{shown}`{}", did_you_mean(&nearest));
         Err(ApiError { nearest, ..ApiError::new(ErrorCode::NotFound, detail) })
     }

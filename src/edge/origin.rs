@@ -1,6 +1,7 @@
 //! Whether a request comes from where it may: `Host` against DNS rebinding, `Origin` against
 //! other sites. PURE.
 
+use crate::model::cut_after;
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HOST, ORIGIN};
@@ -57,7 +58,7 @@ pub(super) fn check(
 }
 
 fn shown(text: &str) -> String {
-    text.chars().take(128).collect()
+    cut_after(text, 128)
 }
 
 /// Host name and optional port of an authority; `None` for anything odd, such as userinfo.

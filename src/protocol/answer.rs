@@ -1,5 +1,6 @@
 //! Answers of an upstream: the envelope is read, the result stays bytes.
 
+use crate::model::cut_after;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -137,7 +138,7 @@ fn parse<'a, T: Deserialize<'a>>(message: &'a [u8]) -> Result<T, AnswerError> {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().take(64).collect()
+    cut_after(text, 64)
 }
 
 #[cfg(test)]

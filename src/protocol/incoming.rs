@@ -182,7 +182,7 @@ impl<'a> Incoming<'a> {
             (Some(_), Some(id)) => Ok(Self::Request { id, method, params }),
             (Some(raw), None) => Err(invalid(format!(
                 "`id` must be a string or an integer of at most {ID_LIMIT} bytes, not {}",
-                raw.get().chars().take(32).collect::<String>()
+                cut_after(raw.get(), 32)
             ))),
             (None, _) => Ok(Self::Notification { method, params }),
         }

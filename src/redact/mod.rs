@@ -14,6 +14,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, LazyLock};
@@ -64,6 +65,22 @@ impl InForce {
 pub fn of_log() -> &'static InForce {
     static OF_LOG: LazyLock<InForce> = LazyLock::new(InForce::default);
     &OF_LOG
+}
+
+/// From now on a panic of this process is told without what its log must not show, too.
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("<unnamed>");
+        let trace = Backtrace::capture();
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => format!("\nstack backtrace:\n{trace}"),
+            _ => String::new(),
+        };
+        let text = format!("\nthread '{name}' {panic}{trace}\n");
+        // There is nobody left to tell that it cannot be told.
+        let _told = LogLines::new(of_log().clone(), io::stderr()).write_all(text.as_bytes());
+    }));
 }
 
 /// Where lines of the log go: what must not be shown is taken out of each before it is written.

@@ -54,9 +54,10 @@ fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Ran
         (None, _) if after.starts_with("//") => None,
         (None, _) if is_header(name) => header_value(name, value, start),
         (None, _) => {
+            // A backslash: of an escape that ends the line before.
             let outside = outside.trim_end_matches([' ', '\t', '-']);
             let begins = outside.is_empty() && at <= LONGEST_NAME
-                || outside.ends_with(['\n', '"', '\'', '`', '{', ',', ';', '|', '&', '?']);
+                || outside.ends_with(['\n', '\\', '"', '\'', '`', '{', ',', ';', '|', '&', '?']);
             if begins && !value.starts_with(['"', '\'', '{', '[']) {
                 range(bare(value))
             } else if begins {
@@ -195,6 +196,7 @@ mod tests {
             ("with Authorization: Bearer abc def", "with Authorization: Bearer *** def"),
             ("Authorization: Digest a=\"b\", c", "Authorization: Digest ***\"b\", c"),
             ("sent X-Api-Key: abc, and", "sent X-Api-Key: ***, and"),
+            ("a\\npassword: hunter2\\nb", "a\\npassword: ***"),
             ("  password: hunter2\n- token: 'a b'", "  password: ***\n- token: '***'"),
         ] {
             assert_eq!(masked(text), expected, "{text}");

@@ -129,17 +129,6 @@ impl Redactor {
         })
     }
 
-    /// Redacts a text that may be JSON in which places are named, such as what a tool says of its failure:
-    /// one that begins like JSON is taken for it.
-    #[must_use]
-    pub fn text_or_json(&self, text: &str, pointers: &PointerSet) -> String {
-        if !json::looks_like(text) {
-            return self.text(text, RECORD_LIMIT);
-        }
-        let payload = Payload { pointers: Some(pointers), ..Payload::whole(text.as_bytes()) };
-        self.payload(payload, Strictness::Everything)
-    }
-
     /// Redacts a text such as an error message, and cuts it after `limit` bytes.
     #[must_use]
     pub fn text(&self, text: &str, limit: usize) -> String {
@@ -149,13 +138,13 @@ impl Redactor {
     /// Redacts lines of a log, each as JSON when it is JSON.
     #[must_use]
     pub fn log_lines(&self, lines: &str) -> String {
-        let one = lines.trim_end_matches('\n');
-        if !json::looks_like(one) {
-            return self.text(lines, usize::MAX);
-        }
-        let payload = Payload::whole(one.as_bytes());
-        let mut clean = self.payload(payload, Strictness::Everything);
-        clean.push_str(lines.get(one.len()..).unwrap_or_default());
+        // What hides to the end of the text leaves the end of the line.
+        let line = lines.trim_end_matches('\n');
+        let mut clean = match json::looks_like(line) {
+            true => self.payload(Payload::whole(line.as_bytes()), Strictness::Everything),
+            false => self.text(line, usize::MAX),
+        };
+        clean.push_str(lines.get(line.len()..).unwrap_or_default());
         clean
     }
 

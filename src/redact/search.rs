@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::encoding::{
     Partly, encodings, escaped_beginnings, escaped_length, lines_of, percent_beginnings,
@@ -75,9 +76,9 @@ enum Pattern {
     /// A known secret in one of its encodings.
     Known(Box<str>),
     /// A known secret, percent-encoded in part or as a whole.
-    PercentEncoded(Box<str>),
+    PercentEncoded(Arc<str>),
     /// A known secret with escapes of JSON in it, once or several times.
-    Escaped(Box<str>),
+    Escaped(Arc<str>),
     /// A prefix and the least number of characters after it.
     KeyPrefix(&'static str, usize),
     /// `Bearer` or `Basic` and a credential.
@@ -123,11 +124,12 @@ impl Searcher {
         for secret in secrets {
             // Each byte as `\\\\u00xx`, the longest form that is looked for.
             searcher.longest = searcher.longest.max(secret.len().saturating_mul(9));
+            let shared: Arc<str> = secret.into();
             for beginning in percent_beginnings(secret) {
-                searcher.add(&beginning, &Pattern::PercentEncoded(secret.into()));
+                searcher.add(&beginning, &Pattern::PercentEncoded(Arc::clone(&shared)));
             }
             for beginning in escaped_beginnings(secret) {
-                searcher.add(&beginning, &Pattern::Escaped(secret.into()));
+                searcher.add(&beginning, &Pattern::Escaped(Arc::clone(&shared)));
             }
         }
         if strictness == Strictness::Everything {

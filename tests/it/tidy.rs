@@ -318,7 +318,7 @@ fn the_other_rules_are_enforced() {
     assert_eq!(found("policy/retry", "fn f() { tokio::time::sleep(d); }").len(), 1);
     assert_eq!(found("catalogue/naming", "use parking_lot::Mutex;").len(), 1);
     assert_eq!(found("catalogue/snapshot", "use parking_lot::Mutex;").len(), 0);
-    assert_eq!(found("audit/redact/json", "async fn f() {}").len(), 1);
+    assert_eq!(found("redact/json", "async fn f() {}").len(), 1);
     assert_eq!(found("router/mod", "use crate::*;").len(), 1);
     assert_eq!(
         found("helpers", "fn f() {}"),

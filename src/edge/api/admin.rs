@@ -15,7 +15,7 @@ use crate::edge::ReloadRequest;
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{AuthKind, Scope, Scopes, nearest};
+use crate::model::{AuthKind, Scope, Scopes, cut_after, nearest};
 use crate::store::EventRow;
 
 const KEY_NAME_LIMIT: usize = 64;
@@ -135,7 +135,7 @@ pub(super) async fn revoke_key(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     if !edge.keys.revoke(&id).await? {
-        let id: String = id.chars().take(64).collect();
+        let id = cut_after(&id, 64);
         return Err(ApiError::new(ErrorCode::NotFound, format!("there is no key `{id}` in force")));
     }
     note(&edge, &context, "key.revoked", &id, "").await;

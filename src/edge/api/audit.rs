@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::Shared;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{CallId, Outcome, Timestamp, nearest, parse_duration};
+use crate::model::{CallId, Outcome, Timestamp, cut_after, nearest, parse_duration};
 use crate::store::AuditFilter;
 
 pub(super) use export::export;
@@ -121,7 +121,7 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
     let parsed = CallId::parse(&id).ok_or_else(|| {
-        let id: String = id.chars().take(64).collect();
+        let id = cut_after(&id, 64);
         ApiError::invalid(format!("`{id}` is not a call id; ids look like 0193e0a4-…"))
     })?;
     edge.audit.flush().await;

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::Shared;
 use crate::edge::door::read_body;
 use crate::edge::error::ApiError;
-use crate::model::{nearest, parse_duration};
+use crate::model::{cut_after, nearest, parse_duration};
 use crate::protocol::RawObject;
 
 /// Reads a request's body within the limit.
@@ -33,7 +33,7 @@ pub(super) fn object<'a>(body: &'a [u8], known: &[&str]) -> Result<RawObject<'a>
             Some(name) => format!("did you mean `{name}`?"),
             None => format!("known keys: {}", known.join(", ")),
         };
-        let key: String = key.chars().take(64).collect();
+        let key = cut_after(key, 64);
         return Err(ApiError::invalid(format!("unknown key `{key}`; {hint}")));
     }
     Ok(object)

@@ -18,7 +18,9 @@ use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{BreakerEvent, BreakerState, ServerName, ToolName, TransitionReason, nearest};
+use crate::model::{
+    BreakerEvent, BreakerState, ServerName, ToolName, TransitionReason, cut_after, nearest,
+};
 use crate::registry::{BreakerCommand, BreakerView, Order, ServerBreaker, ServerHandle};
 use crate::store::EventRow;
 
@@ -236,7 +238,7 @@ fn find(
     if let Some((breaker, _)) = of_tools.iter().find(|(_, of)| of.as_str() == tool) {
         return Ok((handle, Arc::clone(breaker)));
     }
-    let tool: String = tool.chars().take(128).collect();
+    let tool = cut_after(tool, 128);
     let mut error = ApiError::new(
         ErrorCode::NotFound,
         if of_tools.is_empty() {

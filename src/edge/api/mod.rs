@@ -28,7 +28,7 @@ use super::auth::RequestContext;
 use super::error::ApiError;
 use crate::error::ErrorCode;
 use crate::metrics::{AuthFailure, CONTENT_TYPE};
-use crate::model::Scope;
+use crate::model::{Scope, cut_after};
 
 type Shared = Arc<Edge>;
 
@@ -124,12 +124,12 @@ async fn require_scope(
 }
 
 async fn not_found(request: Request) -> ApiError {
-    let path: String = request.uri().path().chars().take(128).collect();
+    let path = cut_after(request.uri().path(), 128);
     ApiError::new(ErrorCode::NotFound, format!("there is no route {path}"))
 }
 
 async fn method_not_allowed(request: Request) -> ApiError {
-    let path: String = request.uri().path().chars().take(128).collect();
+    let path = cut_after(request.uri().path(), 128);
     let detail = format!("{} is not a method of {path}", request.method());
     ApiError::new(ErrorCode::MethodNotAllowed, detail)
 }

@@ -18,7 +18,7 @@ use crate::edge::{Edge, FIRST_CONTACT};
 use crate::error::ErrorCode;
 use crate::model::{
     AuthKind, BreakerState, Caller, ServerName, ServerSource, ServerSpec, TransportKind,
-    TransportSpec,
+    TransportSpec, cut_after,
 };
 use crate::protocol::RawObject;
 use crate::registry::{RegistryError, ServerHandle};
@@ -126,7 +126,7 @@ fn detail(edge: &Edge, handle: &ServerHandle) -> ServerDetail {
 
 pub(super) fn find(edge: &Edge, name: &str) -> Result<Arc<ServerHandle>, ApiError> {
     edge.registry.server(name).ok_or_else(|| {
-        let server: String = name.chars().take(64).collect();
+        let server = cut_after(name, 64);
         RegistryError::Unknown { nearest: edge.registry.nearest(&server), server }.into()
     })
 }

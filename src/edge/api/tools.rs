@@ -13,7 +13,7 @@ use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
 use crate::model::{
-    ServerName, Timestamp, ToolName, ToolStatus, ToolTarget, ViewName, did_you_mean,
+    ServerName, Timestamp, ToolName, ToolStatus, ToolTarget, ViewName, cut_after, did_you_mean,
 };
 use crate::protocol::{RawObject, ToolDefinition};
 
@@ -175,7 +175,7 @@ fn locate(edge: &Edge, name: &str) -> Result<(ServerName, ToolName), ApiError> {
         None => {
             let names = catalogue.entries().iter().map(|entry| entry.exposed.as_str());
             let nearest = crate::model::nearest(name, names, 3);
-            let name: String = name.chars().take(128).collect();
+            let name = cut_after(name, 128);
             let detail = format!("there is no tool `{name}`{}", did_you_mean(&nearest));
             Err(ApiError { nearest, ..ApiError::new(ErrorCode::ToolNotFound, detail) })
         }

@@ -11,7 +11,7 @@ use super::{Shared, audit, body};
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{AuthKind, CallId};
+use crate::model::{AuthKind, CallId, cut_after};
 use crate::store::{EraseOf, EventRow};
 
 pub(super) async fn purge(
@@ -40,7 +40,7 @@ pub(super) async fn erase(
     let of = match (body::string(&object, "caller")?, body::string(&object, "call")?) {
         (Some(caller), None) => EraseOf::Caller(caller),
         (None, Some(id)) => EraseOf::Call(CallId::parse(&id).ok_or_else(|| {
-            let id: String = id.chars().take(64).collect();
+            let id = cut_after(&id, 64);
             ApiError::invalid(format!("`{id}` is not a call id; ids look like 0193e0a4-…"))
         })?),
         (None, None) | (Some(_), Some(_)) => {

@@ -22,7 +22,7 @@ use crate::edge::detach::Detached;
 use crate::edge::sessions::Session;
 use crate::edge::{Edge, Seen};
 use crate::model::{
-    ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, did_you_mean,
+    ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, cut_after, did_you_mean,
 };
 use crate::protocol::{
     CallParams, HeaderPresence, LogLevel, PeerIdentity, RawObject, RequestId, RpcErrorCode,
@@ -442,7 +442,7 @@ async fn call_in_rounds(
 
 /// Why there is nothing of this name, for people.
 pub(super) fn not_found(what: &str, name: &str, why: &NotFound) -> String {
-    let name: String = name.chars().take(200).collect();
+    let name = cut_after(name, 200);
     match why {
         NotFound::Unknown { nearest } => {
             format!("there is no {what} `{name}`{}", did_you_mean(nearest))

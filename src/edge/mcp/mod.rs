@@ -26,7 +26,7 @@ use super::auth::RequestContext;
 use super::door::Body;
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{Entrance, Era, ProtocolVersion, Scope};
+use crate::model::{Entrance, Era, ProtocolVersion, Scope, cut_after};
 use crate::protocol::{CallParams, Incoming, ModernMeta, RawObject, RpcErrorCode, is_batch};
 use crate::router::Refusal;
 
@@ -201,7 +201,7 @@ impl Refusing<'_> {
         requested: &str,
     ) -> Response<Body> {
         let data = serde_json::json!({ "supported": supported_versions(), "requested": requested });
-        let shown: String = requested.chars().take(64).collect();
+        let shown = cut_after(requested, 64);
         let message = format!("protocol version `{shown}` is not supported");
         let code = RpcErrorCode::UnsupportedVersion;
         let data = data.to_string();
@@ -270,7 +270,7 @@ fn supported_versions() -> Vec<&'static str> {
 
 /// Names in messages are cut: they may be anything.
 fn shown(text: &str) -> String {
-    text.chars().take(64).collect()
+    cut_after(text, 64)
 }
 
 /// `params` as an object, strictly read.

@@ -78,7 +78,7 @@ async fn ask(asked: &InputRequired, relay: Option<&Arc<Relay>>) -> Result<Vec<By
         if relay.is_none_or(|relay| relay.request(question).is_err()) {
             return Err(format!(
                 "the server needs `{}` of the client, which did not declare that capability",
-                request.method.chars().take(64).collect::<String>()
+                cut_after(&request.method, 64)
             ));
         }
         replies.push(answer);

@@ -123,7 +123,7 @@ pub fn shaped(number: usize) -> (String, String) {
         26 => format!("X-Api-Key: {short}"),
         27 => format!("--private-key=\"{short} x\""),
         28 => format!("AWS_SECRET_ACCESS_KEY={long}"),
-        29 => format!("passphrase: {short}"),
+        29 => format!("host: db\npassphrase: {short}\nport: 1"),
         30 => format!("{{\"credentials\":{{\"user\":\"bob\",\"pin\":[\"{short}\"]}}}}"),
         31 => format!("Bearer   {long}"),
         32 => format!("pypi-{long}"),
@@ -195,8 +195,8 @@ impl Needles {
         self.by_start.entry(start).or_default().push((needle.to_vec(), name.to_owned()));
     }
 
-    /// Everything of it that is in `bytes`, with what stands around it.
-    pub fn found_in(&self, bytes: &[u8]) -> Vec<String> {
+    /// Everything of it that is in `bytes`: whose it is, and what stands around it.
+    pub fn found_in(&self, bytes: &[u8]) -> Vec<(String, String)> {
         let mut found = Vec::new();
         for (at, window) in bytes.windows(8).enumerate() {
             if !self.starts.contains(&u16::from_le_bytes([window[0], window[1]])) {
@@ -206,7 +206,7 @@ impl Needles {
             for (needle, name) in self.by_start.get(&key).into_iter().flatten() {
                 if bytes[at..].starts_with(needle) {
                     let around = &bytes[at.saturating_sub(160)..(at + 60).min(bytes.len())];
-                    found.push(format!("{name}: …{}…", String::from_utf8_lossy(around)));
+                    found.push((name.clone(), String::from_utf8_lossy(around).into_owned()));
                 }
             }
         }

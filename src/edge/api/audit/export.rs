@@ -24,7 +24,7 @@ use crate::edge::api::Shared;
 use crate::edge::auth::RequestContext;
 use crate::edge::door::MayBeCut;
 use crate::edge::error::ApiError;
-use crate::model::{AuthKind, nearest};
+use crate::model::{AuthKind, cut_after, nearest};
 use crate::store::{AuditFilter, EventRow, StoreError};
 
 /// Calls read at once.
@@ -62,7 +62,7 @@ fn wanted(query: &str) -> Result<Wanted, ApiError> {
         Some(text) => ExportFormat::parse(text).ok_or_else(|| {
             let [jsonl, csv] = ExportFormat::ALL.map(ExportFormat::as_str);
             let names = [jsonl, csv, CHAIN];
-            let text: String = text.chars().take(64).collect();
+            let text = cut_after(text, 64);
             let hint = match nearest(&text, names.iter().copied(), 1).first() {
                 Some(name) => format!("did you mean `{name}`?"),
                 None => format!("formats are {}", names.join(", ")),
