@@ -231,7 +231,9 @@ impl AuditEntry {
             // A call that was refused has no result to summarise.
             ResultsLevel::Summary => {
                 (self.result.is_some() || self.response_bytes > 0).then(|| {
-                    summary::summarize(self.result.as_deref(), self.response_bytes, |line| {
+                    let clean = |name: &str| redactor.text(name, ERROR_TEXT);
+                    let bytes = self.response_bytes;
+                    summary::summarize(self.result.as_deref(), bytes, clean, |line| {
                         match (pointers, &error) {
                             // What is named in the text was taken out of it there, and not here.
                             (Some(_), error) => error.clone().unwrap_or_default(),

@@ -36,18 +36,20 @@ struct Item<'a> {
 
 /// One line of JSON such as `{"content":["text:2"],"structured":true,"is_error":false,"bytes":123}`.
 ///
-/// `redact` is applied to an error's first line, the only text that is kept.
+/// `redact` is applied to the names of kinds and `error_line` to an error's first line, the only texts
+/// that are kept.
 pub(super) fn summarize(
     result: Option<&[u8]>,
     bytes: u64,
     redact: impl Fn(&str) -> String,
+    error_line: impl Fn(&str) -> String,
 ) -> String {
     let read = result.and_then(|result| serde_json::from_slice::<ToolResult<'_>>(result).ok());
     let Some(read) = read else {
         return format!(r#"{{"bytes":{bytes}}}"#);
     };
     let mut content: Vec<String> =
-        read.content.iter().take(ITEMS).map(|item| describe(item.get())).collect();
+        read.content.iter().take(ITEMS).map(|item| describe(item.get(), &redact)).collect();
     if read.content.len() > ITEMS {
         content.push(format!("+{}", read.content.len() - ITEMS));
     }
@@ -61,18 +63,21 @@ pub(super) fn summarize(
         && let Some(line) = read.content.iter().find_map(|item| first_line(item.get()))
         && let Some(object) = summary.as_object_mut()
     {
-        object.insert("error".to_owned(), cut_after(&redact(&line), ERROR_LINE).into());
+        object.insert("error".to_owned(), cut_after(&error_line(&line), ERROR_LINE).into());
     }
     summary.to_string()
 }
 
-fn describe(raw: &str) -> String {
+fn describe(raw: &str, redact: impl Fn(&str) -> String) -> String {
     let Ok(item) = serde_json::from_str::<Item<'_>>(raw) else {
         return format!("other:{}", raw.len());
     };
     // The server chooses the kind's name: no more than a name's worth of it is kept.
-    let kind: String =
-        item.kind.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(24).collect();
+    let kind: String = redact(&item.kind)
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '_')
+        .take(24)
+        .collect();
     let size = item.text.or(item.data).map_or(raw.len(), |text| text.len());
     format!("{kind}:{size}")
 }
@@ -87,21 +92,20 @@ mod tests {
     use super::*;
 
     fn summary(result: &str) -> String {
-        summarize(Some(result.as_bytes()), result.len() as u64, |text| {
-            text.replace("hunter2", "***")
-        })
+        let redact = |text: &str| text.replace("hunter2", "***");
+        summarize(Some(result.as_bytes()), result.len() as u64, redact, redact)
     }
 
     #[test]
     fn kinds_and_sizes_are_kept_and_nothing_else() {
         let result = r#"{"content":[{"type":"text","text":"h\u0069 there"},
-            {"type":"image","data":"aGk=","mimeType":"image/png"},{"type":"odd kind!"},7],
+            {"type":"image","data":"aGk=","mimeType":"image/png"},{"type":"odd kind! hunter2"},7],
             "structuredContent":{"a":1},"_meta":{"x":"y"}}"#;
         let bytes = result.len();
         assert_eq!(
             summary(result),
             format!(
-                r#"{{"bytes":{bytes},"content":["text:8","image:4","oddkind:20","other:1"],"is_error":false,"structured":true}}"#
+                r#"{{"bytes":{bytes},"content":["text:8","image:4","oddkind:28","other:1"],"is_error":false,"structured":true}}"#
             )
         );
     }
@@ -119,7 +123,10 @@ mod tests {
     #[test]
     fn what_is_no_tool_result_is_counted_only() {
         assert_eq!(summary("[1,"), r#"{"bytes":3}"#);
-        assert_eq!(summarize(None, 9_000_000, str::to_owned), r#"{"bytes":9000000}"#);
+        assert_eq!(
+            summarize(None, 9_000_000, str::to_owned, str::to_owned),
+            r#"{"bytes":9000000}"#
+        );
     }
 
     #[test]

@@ -157,9 +157,9 @@ impl Scene {
         };
         self.upstream.plan(plan, reply);
         match place {
-            Place::ToolName => drop(http.post("/mcp/call", call(&around, &arguments)).await),
+            Place::ToolName => drop(http.post("/mcp/call", call_body(&around, &arguments)).await),
             Place::ToolNameAcrossTheCut => {
-                drop(http.post("/mcp/call", call(&far(128), &arguments)).await);
+                drop(http.post("/mcp/call", call_body(&far(128), &arguments)).await);
             }
             Place::LegacyClient => {
                 let client = json!({ "name": around, "version": text });
@@ -212,7 +212,7 @@ impl Scene {
                 let call = call.header("authorization", &format!("Bearer {text}"));
                 call.body(call_body(&tool, &arguments)).send().await;
             }
-            _ => drop(http.post("/mcp/call", call(&tool, &arguments)).await),
+            _ => drop(http.post("/mcp/call", call_body(&tool, &arguments)).await),
         }
     }
 
@@ -229,10 +229,6 @@ impl Scene {
         let done = self.router.run(arguments).await;
         writeln!(self.told, "{arguments:?}: {}\n{}", done.out, done.err).unwrap();
     }
-}
-
-fn call(tool: &str, arguments: &Value) -> String {
-    call_body(tool, arguments)
 }
 
 fn call_body(tool: &str, arguments: &Value) -> String {
@@ -452,7 +448,7 @@ async fn redaction_corpus() {
         );
         let mut arguments = document.clone();
         arguments["plan"] = plan.into();
-        scene.router.http.post("/mcp/call", call("placed__act", &arguments)).await;
+        scene.router.http.post("/mcp/call", call_body("placed__act", &arguments)).await;
     }
     // A breaker that opens with such a text, and a child that is started again and again.
     plan += 1;
