@@ -110,7 +110,7 @@ impl Fixture {
         self.stop.cancel();
         self.registry.close().await;
         self.tasks.close();
-        tokio::time::timeout(Duration::from_secs(10), self.tasks.wait()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(30), self.tasks.wait()).await.unwrap();
         self.store.close().await.unwrap();
         self.folder
     }
@@ -130,7 +130,7 @@ async fn eventually(what: &str, probe: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(), "{what}");
+    assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
 }
 
 const TWO: &str = "mcp_servers:

@@ -20,9 +20,17 @@ const JSON: &str = "content-type: application/json\r\n";
 
 /// What becomes of a call to a modern server that does `act`.
 async fn fault(act: impl Fn(&Received) -> Act + Send + Sync + 'static) -> TransportError {
+    fault_within(Duration::from_secs(30), act).await
+}
+
+/// The same for an act without an end.
+async fn fault_within(
+    limit: Duration,
+    act: impl Fn(&Received) -> Act + Send + Sync + 'static,
+) -> TransportError {
     let upstream = Upstream::start(move |request| modern(request, || act(request))).await;
     let connection = upstream.connect().await;
-    call_within(&connection, Duration::from_millis(500)).await.unwrap_err()
+    call_within(&connection, limit).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -78,7 +86,7 @@ async fn a_modern_request_says_what_it_is() {
         arguments: Some("{}"),
         ..OutgoingRequest::new("tools/call")
     };
-    connection.request(&request, Duration::from_secs(2), None).await.unwrap();
+    connection.request(&request, Duration::from_secs(30), None).await.unwrap();
     let received = upstream.last("tools/call");
     assert_eq!(received.header("mcp-method"), Some("tools/call"));
     assert_eq!(received.header("mcp-name"), Some("=?base64?Z3LDtsOfZQ==?="));
@@ -199,7 +207,7 @@ async fn a_server_that_hangs_does_not_hold_up_the_opening() {
         ..options()
     };
     let opening = open(&upstream.url, &short);
-    let error = tokio::time::timeout(Duration::from_secs(2), opening).await.unwrap().unwrap_err();
+    let error = tokio::time::timeout(Duration::from_secs(20), opening).await.unwrap().unwrap_err();
     assert!(matches!(error, TransportError::Timeout { .. }), "{error:?}");
 }
 
@@ -208,7 +216,7 @@ async fn a_hang_before_the_headers_is_a_timeout_and_closes_the_stream() {
     let upstream =
         Upstream::start(|request| modern(request, || Act::WriteAndHang(Vec::new()))).await;
     let connection = upstream.connect().await;
-    let error = call_within(&connection, Duration::from_millis(50)).await.unwrap_err();
+    let error = call_within(&connection, Duration::from_millis(500)).await.unwrap_err();
     assert!(matches!(error, TransportError::Timeout { .. }));
     assert_eq!(error.failure(), Failure::Timeout);
     eventually("the stream is closed", || upstream.closed.load(Ordering::SeqCst) == 1).await;
@@ -227,7 +235,7 @@ async fn a_legacy_server_is_told_that_nobody_waits() {
     })
     .await;
     let connection = upstream.connect().await;
-    assert!(call_within(&connection, Duration::from_millis(50)).await.is_err());
+    assert!(call_within(&connection, Duration::from_millis(500)).await.is_err());
     eventually("a notification", || upstream.count("notifications/cancelled") == 1).await;
     let id = upstream.last("tools/call").id();
     let notice = upstream.last("notifications/cancelled");
@@ -362,7 +370,8 @@ async fn an_oversized_answer_is_refused_however_it_comes() {
     })
     .await;
     assert!(matches!(error, TransportError::ResponseTooLarge { .. }), "{error:?}");
-    assert!(crate::clock::uptime().since(started) < Duration::from_secs(3));
+    // Each of them alone would go on until its limit.
+    assert!(crate::clock::uptime().since(started) < Duration::from_secs(25));
 }
 
 #[tokio::test]
@@ -438,14 +447,21 @@ async fn a_stream_that_ends_after_the_answer_keeps_its_connection() {
     })
     .await;
     let connection = upstream.connect().await;
-    for _ in 0..20 {
-        call(&connection).await.unwrap();
-        // The end of the stream comes a little later; a caller in a hurry opens another connection.
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    // Without the patience for the end it would be one connection for each call, each time.
+    let mut least = usize::MAX;
+    for _ in 0..5 {
+        let before = upstream.connections.load(Ordering::SeqCst);
+        for _ in 0..20 {
+            call(&connection).await.unwrap();
+            // The end of the stream comes a little later; a caller in a hurry opens another connection.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        least = least.min(upstream.connections.load(Ordering::SeqCst) - before);
+        if least <= 9 {
+            break;
+        }
     }
-    let connections = upstream.connections.load(Ordering::SeqCst);
-    // Without the patience for the end it would be one for each call.
-    assert!(connections <= 10, "{connections}");
+    assert!(least <= 9, "{least}");
 }
 
 #[tokio::test]
@@ -463,7 +479,7 @@ async fn streams_without_an_answer_fail_in_bounded_time() {
         fault(|_| Act::Write(vec![stream_of("data: {\"jsonrpc\":\"2.0\",\"id\":\n\n")])).await;
     assert!(matches!(error, TransportError::NotAnAnswer { .. }), "{error:?}");
 
-    let error = fault(|_| {
+    let error = fault_within(Duration::from_millis(500), |_| {
         let head = format!("HTTP/1.1 200 OK\r\n{EVENTS}\r\n");
         Act::WriteForEver(head.into_bytes(), b": still here\n\n".to_vec())
     })
@@ -561,7 +577,7 @@ async fn connections_are_reused_and_stale_ones_cost_nothing() {
         call(&connection).await.unwrap();
         eventually("the server closed", || upstream.closed.load(Ordering::SeqCst) > round).await;
         // Lets the end of the connection arrive; calls in a tight race may rightly be ambiguous.
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
     }
     assert_eq!(upstream.count("tools/call"), 30);
 }
@@ -618,7 +634,7 @@ async fn equal_calls_at_once_get_their_own_answers() {
                     ..OutgoingRequest::new("tools/call")
                 };
                 let answer =
-                    connection.request(&request, Duration::from_secs(5), None).await.unwrap();
+                    connection.request(&request, Duration::from_secs(30), None).await.unwrap();
                 assert_eq!(answer.value, arguments.as_bytes());
             }
         });

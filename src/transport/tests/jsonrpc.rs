@@ -41,7 +41,7 @@ async fn server(call: impl Fn(&Received) -> Act + Send + Sync + 'static) -> (Ups
 
 async fn ask(connection: &Connection, method: &str) -> Answer {
     let request = OutgoingRequest::new(method);
-    connection.request(&request, Duration::from_secs(2), None).await.unwrap()
+    connection.request(&request, Duration::from_secs(30), None).await.unwrap()
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn the_list_and_calls_are_translated() {
             progress: true,
             ..OutgoingRequest::new("tools/call")
         };
-        let answer = connection.request(&request, Duration::from_secs(2), None).await.unwrap();
+        let answer = connection.request(&request, Duration::from_secs(30), None).await.unwrap();
         assert_eq!(answer.value, r#"{"content":[{"type":"text","text":"a \u00e9"}]}"#);
         let sent = upstream.last("tools/call");
         assert!(sent.head.starts_with(&format!("POST {}/mcp ", path.trim_end_matches('/'))));
@@ -102,13 +102,13 @@ async fn an_object_is_passed_on_as_it_is() {
 
 #[tokio::test]
 async fn failures_of_a_call_are_told_apart() {
-    let fault = async |act: fn(&Received) -> Act| {
+    let fault = async |limit: u64, act: fn(&Received) -> Act| {
         let (_upstream, url) = server(act).await;
         let connection = open(&url).await.unwrap();
-        let outcome = call_within(&connection, Duration::from_millis(300)).await;
+        let outcome = call_within(&connection, Duration::from_millis(limit)).await;
         (outcome, connection.is_alive())
     };
-    let (answer, alive) = fault(|request| {
+    let (answer, alive) = fault(30_000, |request| {
         let id = request.id();
         let body =
             format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32000,"message":"x"}}}}"#);
@@ -130,7 +130,8 @@ async fn failures_of_a_call_are_told_apart() {
         (|_| Act::WriteAndClose(Vec::new()), Failure::Ambiguous, true),
         (|_| Act::WriteAndHang(Vec::new()), Failure::Timeout, true),
     ] {
-        let (outcome, alive) = fault(act).await;
+        let limit = if failure == Failure::Timeout { 500 } else { 30_000 };
+        let (outcome, alive) = fault(limit, act).await;
         let error = outcome.unwrap_err();
         assert_eq!((error.failure(), alive), (failure, stays), "{error:?}");
     }
@@ -140,7 +141,7 @@ async fn failures_of_a_call_are_told_apart() {
 async fn a_dropped_call_closes_its_connection() {
     let (upstream, url) = server(|_| Act::WriteAndHang(Vec::new())).await;
     let connection = open(&url).await.unwrap();
-    assert!(tokio::time::timeout(Duration::from_millis(50), call(&connection)).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(500), call(&connection)).await.is_err());
     eventually("it is closed", || upstream.closed.load(Ordering::SeqCst) == 1).await;
 }
 
@@ -156,7 +157,7 @@ async fn the_list_is_read_again_and_may_fail() {
     let connection = open(upstream.url.trim_end_matches("/mcp")).await.unwrap();
     gone.store(true, Ordering::SeqCst);
     let request = OutgoingRequest::new("ping");
-    let error = connection.request(&request, Duration::from_secs(2), None).await.unwrap_err();
+    let error = connection.request(&request, Duration::from_secs(30), None).await.unwrap_err();
     assert_eq!(error.http_status(), Some(404));
     assert!(!connection.is_alive(), "it may speak something else by now");
 }

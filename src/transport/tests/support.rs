@@ -242,12 +242,12 @@ pub(super) async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -
 pub(in crate::transport) fn options() -> ConnectOptions {
     ConnectOptions {
         server: ServerName::parse("test").unwrap(),
-        connect_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_secs(30),
         max_response_size: 64 * 1024,
         stall_timeout: None,
         known_dialect: None,
         hearing: Hearing::default(),
-        probe_timeout: Duration::from_secs(2),
+        probe_timeout: Duration::from_secs(30),
         children: Children::default(),
     }
 }
@@ -261,7 +261,7 @@ pub(super) async fn open(
 }
 
 pub(super) async fn call(connection: &Connection) -> Result<Answer, TransportError> {
-    call_within(connection, Duration::from_secs(5)).await
+    call_within(connection, Duration::from_secs(60)).await
 }
 
 pub(super) async fn call_within(
@@ -276,12 +276,12 @@ pub(super) async fn call_within(
     connection.request(&request, limit, None).await
 }
 
-/// Waits until `done`, or fails after ten seconds.
+/// Waits until `done`, or fails after half a minute.
 pub(super) async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let waiting = async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect(what);
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect(what);
 }
