@@ -8,7 +8,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::support::{Answer, Fault, GIGABYTE, Http, Legacy, Rig, Router, TestApp, eventually};
+use crate::support::{
+    Answer, Attended, Fault, GIGABYTE, Http, Legacy, Rig, Router, SOON, TestApp, eventually,
+    fastest,
+};
 
 /// The tools of every server here: one that breaks and one that does not.
 const TOOLS: [&str; 2] = ["bad", "good"];
@@ -78,21 +81,30 @@ async fn failed(app: &TestApp, answer: &Answer, code: &str, class: &str) {
 
 /// The call ends at its time limit, its connection is closed at once and the server told.
 async fn hangs(fault: &Fault) {
+    const LATE: Duration = Duration::from_millis(100);
     for rig in rigs().await {
         let app = router(&rig, "timeout: 400ms").await;
         rig.set("bad", fault.clone());
-        let began = Instant::now();
-        let answer = app.http().call("up__bad", &key("k")).await;
-        let ended = Instant::now();
-        let took = ended.duration_since(began);
-        assert!(took >= LIMIT && took < LIMIT + Duration::from_millis(100), "{fault:?}: {took:?}");
-        failed(&app, &answer, "MCPTimeoutError", "timeout").await;
-        let call = rig.call("bad", began).await;
-        let closed = rig.closed(&call, ended).await;
-        assert!(closed <= Duration::from_millis(100), "{fault:?}: closed {closed:?} after");
-        let cancelled = rig.cancelled(&call, ended).await;
-        assert!(cancelled <= Duration::from_millis(100), "{fault:?}: told {cancelled:?} after");
-        assert_eq!(rig.counts("bad").requests, 1, "{fault:?}");
+        let mut tries = 0;
+        // What is late is the latest of three.
+        let late = fastest(LATE, async || {
+            tries += 1;
+            let (clock, began) = (Attended::begin(), Instant::now());
+            let answer = app.http().call("up__bad", &key("k")).await;
+            let ended = Instant::now();
+            let took = ended.duration_since(began);
+            assert!(took >= LIMIT, "{fault:?}: {took:?}");
+            let (took, _) = clock.elapsed();
+            failed(&app, &answer, "MCPTimeoutError", "timeout").await;
+            let call = rig.call("bad", began).await;
+            let closed = rig.closed(&call, ended).await;
+            let cancelled = rig.cancelled(&call, ended).await;
+            eprintln!("{fault:?}: {took:?}, closed {closed:?} and told {cancelled:?} after");
+            took.saturating_sub(LIMIT).max(closed).max(cancelled)
+        })
+        .await;
+        assert!(late <= LATE, "{fault:?}: {late:?}");
+        assert_eq!(rig.counts("bad").requests, tries, "{fault:?}");
         all_is_well(app.http(), "after a silence").await;
         app.stop().await;
     }
@@ -122,25 +134,36 @@ async fn upstream_hang_mid_json() {
 async fn an_answer_that_stops_ends_at_the_longest_silence_and_a_slow_one_does_not() {
     let stall = Duration::from_millis(300);
     for rig in rigs().await {
-        let app = router(&rig, "timeout: 10s, stall_timeout: 300ms").await;
+        let file = servers(&rig, "timeout: 60s, stall_timeout: 300ms").await;
+        let patient = rig.entry("patient", &format!("{ONCE}, timeout: 60s, stall_timeout: 3s"));
+        let app = TestApp::start(&(file + &patient)).await.ready().await;
         for fault in [Fault::HangAfterHeaders, Fault::HangMidEvent, Fault::HangMidJson] {
             rig.set("bad", fault.clone());
-            let began = Instant::now();
-            let answer = app.http().call("up__bad", &key("k")).await;
-            let took = began.elapsed();
-            assert!(took >= stall && took < stall + Duration::from_secs(1), "{fault:?}: {took:?}");
-            failed(&app, &answer, "MCPTimeoutError", "timeout").await;
-            assert!(answer.text().contains("stall_timeout"), "{}", answer.text());
-            let call = rig.call("bad", began).await;
-            rig.cancelled(&call, Instant::now()).await;
+            let bound = stall + Duration::from_secs(1);
+            let took = fastest(bound, async || {
+                let began = Instant::now();
+                let answer = app.http().call("up__bad", &key("k")).await;
+                let took = began.elapsed();
+                assert!(took >= stall, "{fault:?}: {took:?}");
+                failed(&app, &answer, "MCPTimeoutError", "timeout").await;
+                assert!(answer.text().contains("stall_timeout"), "{}", answer.text());
+                let call = rig.call("bad", began).await;
+                rig.cancelled(&call, Instant::now()).await;
+                took
+            })
+            .await;
+            assert!(took < bound, "{fault:?}: {took:?}");
         }
-        // An answer that has not begun may take its time; one that goes on, too.
+        // An answer that has not begun may take its time; one that goes on, too. Between two parts of
+        // it a busy machine may stop for a while, so its server has more time.
         rig.set("bad", Fault::after(stall * 3, Fault::Event));
         let answer = app.http().call("up__bad", &key("late")).await;
         assert_eq!(text_of(&answer), "late");
-        rig.set("bad", Fault::Drip(Duration::from_millis(100), 10));
-        let answer = app.http().call("up__bad", &key("slow")).await;
+        rig.set("bad", Fault::Drip(stall, 12));
+        let began = Instant::now();
+        let answer = app.http().call("patient__bad", &key("slow")).await;
         assert_eq!(text_of(&answer), "slow");
+        assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
         all_is_well(app.http(), "after stalls").await;
         app.stop().await;
     }
@@ -149,21 +172,19 @@ async fn an_answer_that_stops_ends_at_the_longest_silence_and_a_slow_one_does_no
 /// Calls fail in this class, and nobody else is the worse for it.
 async fn breaks(faults: &[Fault], code: &str) {
     for rig in rigs().await {
-        let app = router(&rig, "timeout: 5s").await;
+        let app = router(&rig, "timeout: 30s").await;
         for fault in faults {
             rig.set("bad", fault.clone());
             let before = rig.counts("bad").requests;
+            let mut fastest = Duration::MAX;
             for time in 0..3 {
                 let began = Instant::now();
                 let answer = app.http().call("up__bad", &key("k")).await;
-                assert!(
-                    began.elapsed() < Duration::from_secs(1),
-                    "{fault:?}: {:?}",
-                    began.elapsed()
-                );
+                fastest = fastest.min(began.elapsed());
                 failed(&app, &answer, code, "ambiguous").await;
                 all_is_well(app.http(), &format!("after {fault:?} {time}")).await;
             }
+            assert!(fastest < Duration::from_secs(1), "{fault:?}: {fastest:?}");
             assert_eq!(rig.counts("bad").requests - before, 3, "{fault:?}");
         }
         app.stop().await;
@@ -211,7 +232,7 @@ async fn statuses_without_an_answer() {
 /// The first answer counts, what comes after it is nobody's.
 async fn answers_once(fault: &Fault) {
     for rig in rigs().await {
-        let app = router(&rig, "timeout: 5s").await;
+        let app = router(&rig, "timeout: 30s").await;
         rig.set("bad", fault.clone());
         for time in 0..20 {
             let key = format!("{time}");
@@ -258,7 +279,7 @@ impl Measured {
         let alone = ALONE.lock().await;
         let router = Router::start(yaml).await;
         let ready = || async { (router.http.get("/readyz").await.status == 200).then_some(()) };
-        eventually(Duration::from_secs(20), "the router is ready", ready).await;
+        eventually(SOON, "the router is ready", ready).await;
         // What a first call needs is not what is measured.
         all_is_well(&router.http, "at the start").await;
         let began = Instant::now();
@@ -306,17 +327,21 @@ async fn body_1gb() {
         let mut measured = Measured::start(&servers(&rig, "timeout: 20s").await).await;
         for fault in [Fault::Long(GIGABYTE), Fault::LongChunked(GIGABYTE)] {
             rig.set("bad", fault.clone());
-            measured.again();
-            let answer = measured.router.http.call("up__bad", &key("k")).await;
-            let (took, growth) = (measured.began.elapsed(), measured.growth());
-            println!("{fault:?}: {took:?}, {} KiB more", growth / 1024);
-            let json = answer.json();
-            assert_eq!(json["error_code"], "MCPResponseTooLargeError", "{json}");
-            assert_eq!(json["outcome"], "unknown", "{json}");
+            let took = fastest(Duration::from_secs(1), async || {
+                measured.again();
+                let answer = measured.router.http.call("up__bad", &key("k")).await;
+                let (took, growth) = (measured.began.elapsed(), measured.growth());
+                println!("{fault:?}: {took:?}, {} KiB more", growth / 1024);
+                let json = answer.json();
+                assert_eq!(json["error_code"], "MCPResponseTooLargeError", "{json}");
+                assert_eq!(json["outcome"], "unknown", "{json}");
+                assert!(growth <= LARGEST + 8 * MIB, "{fault:?}: {growth}");
+                let call = rig.call("bad", measured.began).await;
+                rig.cancelled(&call, measured.began).await;
+                took
+            })
+            .await;
             assert!(took <= Duration::from_secs(1), "{fault:?}: {took:?}");
-            assert!(growth <= LARGEST + 8 * MIB, "{fault:?}: {growth}");
-            let call = rig.call("bad", measured.began).await;
-            rig.cancelled(&call, measured.began).await;
             all_is_well(&measured.router.http, "after a gigabyte").await;
         }
         measured.stop().await;
@@ -326,38 +351,48 @@ async fn body_1gb() {
 /// A stream that never comes to its answer ends at the time limit or before it, in `code`, and
 /// costs at most so much memory. Meanwhile another server answers as always.
 async fn never_ends(fault: Fault, limit: Duration, codes: &[&str], memory: u64) -> String {
+    const LATE: Duration = Duration::from_millis(500);
+    const SLOWEST: Duration = Duration::from_secs(1);
     let mut report = String::new();
     for rig in rigs().await {
         let settings = format!("timeout: {}ms", limit.as_millis());
         let mut measured = Measured::start(&servers(&rig, &settings).await).await;
         rig.set("bad", fault.clone());
-        measured.again();
-        let http = measured.router.http.clone();
-        let call = tokio::spawn(async move { http.call("up__bad", &key("k")).await });
-        let mut slowest = Duration::ZERO;
-        while !call.is_finished() {
-            let began = Instant::now();
-            measured.router.http.call("other__good", &key("k")).await.expect(200);
-            slowest = slowest.max(began.elapsed());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        // Of each the least in some tries: a flood leaves little of a busy machine to others, but what
+        // the router keeps from them it keeps each time.
+        let (mut late, mut slowest) = (Duration::MAX, Duration::MAX);
+        for _ in 0..5 {
+            measured.again();
+            let http = measured.router.http.clone();
+            let call = tokio::spawn(async move { http.call("up__bad", &key("k")).await });
+            let mut slow = Duration::ZERO;
+            while !call.is_finished() {
+                let began = Instant::now();
+                measured.router.http.call("other__good", &key("k")).await.expect(200);
+                slow = slow.max(began.elapsed());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let (took, growth) = (measured.began.elapsed(), measured.growth());
+            let ended = Instant::now();
+            let answer = call.await.unwrap().json();
+            report += &format!(
+                "{fault:?}: {took:?}, {} KiB more, others {slow:?}: {}\n",
+                growth / 1024,
+                answer["error_code"]
+            );
+            assert!(codes.iter().any(|code| answer["error_code"] == *code), "{answer}");
+            assert_eq!(answer["outcome"], "unknown", "{answer}");
+            assert!(growth <= memory, "{fault:?}: {growth}");
+            let call = rig.call("bad", measured.began).await;
+            let told = rig.cancelled(&call, ended).await;
+            late = late.min(took.saturating_sub(limit).max(told));
+            slowest = slowest.min(slow);
+            if late <= LATE && slowest <= SLOWEST {
+                break;
+            }
         }
-        let (took, growth) = (measured.began.elapsed(), measured.growth());
-        let ended = Instant::now();
-        let answer = call.await.unwrap().json();
-        report += &format!(
-            "{fault:?}: {took:?}, {} KiB more, others {slowest:?}: {}
-",
-            growth / 1024,
-            answer["error_code"]
-        );
-        assert!(codes.iter().any(|code| answer["error_code"] == *code), "{answer}");
-        assert_eq!(answer["outcome"], "unknown", "{answer}");
-        assert!(took <= limit + Duration::from_millis(500), "{fault:?}: {took:?}");
-        assert!(growth <= memory, "{fault:?}: {growth}");
-        assert!(slowest <= Duration::from_secs(1), "{fault:?}: another took {slowest:?}");
-        let call = rig.call("bad", measured.began).await;
-        let cancelled = rig.cancelled(&call, ended).await;
-        assert!(cancelled <= Duration::from_millis(500), "{fault:?}: told {cancelled:?} after");
+        assert!(late <= LATE, "{fault:?}: ended or told {late:?} late");
+        assert!(slowest <= SLOWEST, "{fault:?}: another took {slowest:?}");
         all_is_well(&measured.router.http, "after a stream").await;
         measured.stop().await;
     }
@@ -375,12 +410,12 @@ async fn sse_never_ending() {
     );
     print!(
         "{}",
-        never_ends(Fault::Events(1_000_000), Duration::from_secs(20), &codes[1..], 8 * MIB).await
+        never_ends(Fault::Events(1_000_000), Duration::from_secs(60), &codes[1..], 8 * MIB).await
     );
     // One line may be as large as the largest answer.
     print!(
         "{}",
-        never_ends(Fault::Line(GIGABYTE), Duration::from_secs(5), &codes[1..], LARGEST + 8 * MIB)
+        never_ends(Fault::Line(GIGABYTE), Duration::from_secs(30), &codes[1..], LARGEST + 8 * MIB)
             .await
     );
 }
@@ -399,19 +434,23 @@ async fn heads_and_messages_that_never_end() {
 #[tokio::test]
 async fn gzip_bomb() {
     for rig in rigs().await {
-        let mut measured = Measured::start(&servers(&rig, "timeout: 5s").await).await;
+        let mut measured = Measured::start(&servers(&rig, "timeout: 30s").await).await;
         for encoding in ["gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "identity, gzip"] {
             // Ten megabytes that are ten gigabytes when they are inflated.
             rig.set("bad", Fault::Bomb(10_000_000, encoding));
-            measured.again();
-            let answer = measured.router.http.call("up__bad", &key("k")).await.json();
-            let (took, growth) = (measured.began.elapsed(), measured.growth());
-            println!("{encoding}: {took:?}, {} KiB more", growth / 1024);
-            assert_eq!(answer["error_code"], "MCPProtocolError", "{answer}");
-            assert_eq!(answer["outcome"], "unknown", "{answer}");
-            assert!(answer["error"].as_str().unwrap().contains("compressed"), "{answer}");
+            let took = fastest(Duration::from_secs(1), async || {
+                measured.again();
+                let answer = measured.router.http.call("up__bad", &key("k")).await.json();
+                let (took, growth) = (measured.began.elapsed(), measured.growth());
+                println!("{encoding}: {took:?}, {} KiB more", growth / 1024);
+                assert_eq!(answer["error_code"], "MCPProtocolError", "{answer}");
+                assert_eq!(answer["outcome"], "unknown", "{answer}");
+                assert!(answer["error"].as_str().unwrap().contains("compressed"), "{answer}");
+                assert!(growth <= 8 * MIB, "{encoding}: {growth}");
+                took
+            })
+            .await;
             assert!(took <= Duration::from_secs(1), "{encoding}: {took:?}");
-            assert!(growth <= 8 * MIB, "{encoding}: {growth}");
         }
         all_is_well(&measured.router.http, "after a bomb").await;
         measured.stop().await;
@@ -426,7 +465,7 @@ async fn a_server_that_never_stops_talking_on_its_own_costs_little() {
         for fault in [Fault::Comments, Fault::Say(changed), Fault::Say(other)] {
             rig.set(stream, fault.clone());
             let mut measured = Measured::start(&servers(&rig, "").await).await;
-            eventually(Duration::from_secs(5), "the stream is open", || async {
+            eventually(SOON, "the stream is open", || async {
                 (rig.asked(stream) > 0).then_some(())
             })
             .await;
@@ -475,6 +514,20 @@ fn flooding(flood: &str) -> String {
     json!(["-c", script.replace('$', "$$")]).to_string()
 }
 
+/// How long a hundred calls of another server take, in order.
+async fn others(http: &Http) -> Vec<Duration> {
+    let mut took = Vec::new();
+    for number in 0..100 {
+        let began = Instant::now();
+        let answer = http.call("other__good", &key(&number.to_string())).await;
+        assert_eq!(text_of(&answer), number.to_string());
+        took.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    took.sort_unstable();
+    took
+}
+
 #[tokio::test]
 async fn a_child_that_never_stops_writing_costs_little() {
     let other = Rig::legacy(&["good"]).await;
@@ -492,18 +545,11 @@ async fn a_child_that_never_stops_writing_costs_little() {
             other.entry("other", "")
         );
         let mut measured = Measured::start(&file).await;
+        let before = others(&measured.router.http).await;
         measured.again();
         let http = measured.router.http.clone();
         let call = tokio::spawn(async move { http.call("up__bad", &key("k")).await });
-        let mut took = Vec::new();
-        for number in 0..100 {
-            let began = Instant::now();
-            let answer = measured.router.http.call("other__good", &key(&number.to_string())).await;
-            assert_eq!(text_of(&answer), number.to_string());
-            took.push(began.elapsed());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        took.sort_unstable();
+        let took = others(&measured.router.http).await;
         let load = measured.load_below(0.3).await;
         let growth = measured.growth();
         println!(
@@ -514,7 +560,9 @@ async fn a_child_that_never_stops_writing_costs_little() {
             took[90]
         );
         assert!(growth <= LARGEST + 8 * MIB, "{flood}: {growth}");
-        assert!(took[90] <= Duration::from_millis(500), "{flood}: others took {took:?}");
+        // Where the machine alone makes them slow, the flood may make them twice as slow.
+        let bound = Duration::from_millis(500).max(before[90] * 2);
+        assert!(took[90] <= bound, "{flood}: others took {took:?}, before it {before:?}");
         assert!(!call.is_finished(), "{}", call.await.unwrap().text());
         call.abort();
         measured.stop().await;
@@ -616,25 +664,27 @@ async fn a_handshake_that_never_ends_costs_the_others_nothing() {
             let file =
                 format!("{}{}", rig.yaml("up", "connect_timeout: 1s"), other.entry("other", ""));
             let app = TestApp::start(&file).await;
-            eventually(Duration::from_secs(5), "the good server is there", || async {
+            eventually(SOON, "the good server is there", || async {
                 let server = app.http().server("other").await?;
                 (server["tools"] == 1).then_some(())
             })
             .await;
+            // The router, both servers and this test are one thread; what others have of the machine
+            // does not count.
             for _ in 0..20 {
-                let began = Instant::now();
+                let clock = Attended::begin();
                 app.http().call("other__good", &key("k")).await.expect(200);
-                let took = began.elapsed();
+                let (took, _) = clock.elapsed();
                 assert!(took < Duration::from_millis(500), "{method} {fault:?}: {took:?}");
             }
-            eventually(Duration::from_secs(10), "the error is shown", || async {
+            eventually(SOON, "the error is shown", || async {
                 let server = app.http().server("up").await?;
                 server["last_error"].is_string().then_some(())
             })
             .await;
             rig.set(method, Fault::None);
             app.socket().post("/mcp/servers/up/refresh", "").await;
-            eventually(Duration::from_secs(10), "it is taken up", || async {
+            eventually(SOON, "it is taken up", || async {
                 (app.http().call("up__good", &key("k")).await.status == 200).then_some(())
             })
             .await;
@@ -646,7 +696,7 @@ async fn a_handshake_that_never_ends_costs_the_others_nothing() {
 #[tokio::test]
 async fn what_is_an_answer_is_one_and_what_was_not_taken_is_not_executed() {
     for rig in rigs().await {
-        let app = router(&rig, "timeout: 5s").await;
+        let app = router(&rig, "timeout: 30s").await;
         for (fault, outcome) in
             [(Fault::RpcError(-32000), "rpc_error"), (Fault::ToolError, "tool_error")]
         {
@@ -696,7 +746,7 @@ async fn connections_that_the_server_closes_while_idle_cost_no_second_execution(
 #[tokio::test]
 async fn a_server_may_go_and_come_back_with_calls_under_way() {
     for rig in rigs().await {
-        let app = router(&rig, "timeout: 5s").await;
+        let app = router(&rig, "timeout: 60s").await;
         rig.set("bad", Fault::hold(Fault::None));
         rig.mix("good", 0, &[Fault::Reset]);
         let http = app.http().clone();
@@ -709,7 +759,7 @@ async fn a_server_may_go_and_come_back_with_calls_under_way() {
         assert_eq!(text_of(&held.await.unwrap()), "held");
 
         rig.down();
-        eventually(Duration::from_secs(5), "every connection is closed", || async {
+        eventually(SOON, "every connection is closed", || async {
             (rig.open() == 0).then_some(())
         })
         .await;

@@ -7,18 +7,19 @@ mod ours;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options, Tool, Upstream};
+use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options, Upstream};
 use switchyard::model::BreakerScope;
 use switchyard::store::{EventRow, Store};
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Finished, Http, Legacy, Router, SOON, TestApp, eventually, modern, refusing, upstream,
+    Answer, Fault as Act, Finished, Http, Legacy, Rig, Router, SOON, TestApp, eventually, modern,
+    refusing, upstream,
 };
 
 const HI: &str = r#"{"text":"hi"}"#;
 /// Nothing here is about retries, and no breaker ends its open period while a test looks at it.
-const DEFAULTS: &str = "defaults: {retry_mode: off, circuit_breaker_threshold: 3, circuit_breaker_timeout: 30s, timeout: 10s}\n";
+const DEFAULTS: &str = "defaults: {retry_mode: off, circuit_breaker_threshold: 3, circuit_breaker_timeout: 2m, timeout: 30s}\n";
 
 fn with(servers: &[(&str, &Upstream)], more: &str) -> String {
     let lines: String = servers
@@ -101,8 +102,9 @@ async fn a_breaker_that_opened_is_seen_everywhere_with_the_failure_that_caused_i
     assert_eq!(before["last_transitions"], json!([]));
     fail_thrice(&router.http, "up__echo").await;
 
+    let earliest = now();
     let opened = shown(&router.http, "up").await;
-    let began = now();
+    let latest = now();
     for (key, value) in [
         ("server", json!("up")),
         ("state", json!("open")),
@@ -119,13 +121,15 @@ async fn a_breaker_that_opened_is_seen_everywhere_with_the_failure_that_caused_i
     }
     let error = opened["last_error"].as_str().unwrap();
     assert!(error.contains("500"), "{error}");
-    assert!((0..20_000).contains(&(began - millis(&opened["last_error_at"]))), "{opened}");
+    assert!((0..60_000).contains(&(latest - millis(&opened["last_error_at"]))), "{opened}");
     let wait = opened["retry_after_ms"].as_i64().unwrap();
-    assert!((10_000..=30_000).contains(&wait), "{opened}");
-    assert!((millis(&opened["open_until"]) - began - wait).abs() < 2_000, "{opened}");
+    assert!((60_000..=120_000).contains(&wait), "{opened}");
+    // It was said at some time between the two.
+    let said = millis(&opened["open_until"]) - wait;
+    assert!((earliest - 100..=latest + 100).contains(&said), "{earliest} {latest}: {opened}");
     let last = &opened["last_transitions"][0];
     assert_eq!(steps(std::slice::from_ref(last)), ["closed open failures"]);
-    assert_eq!((&last["error"], &last["open_for_ms"]), (&error.into(), &30_000.into()));
+    assert_eq!((&last["error"], &last["open_for_ms"]), (&error.into(), &120_000.into()));
     assert_eq!((&last["actor"], &last["note"]), (&Value::Null, &Value::Null));
 
     let list = router.http.get("/mcp/circuit-breakers").await.expect(200).json();
@@ -153,7 +157,7 @@ async fn a_breaker_that_opened_is_seen_everywhere_with_the_failure_that_caused_i
     }
     let log = router.run(&["breakers", "history", "up"]).await.expect(0).out;
     assert_eq!(log.lines().count(), 1, "{log}");
-    for part in ["  up  closed → open  ", "failures (3 in a row), for 30s: ", error] {
+    for part in ["  up  closed → open  ", "failures (3 in a row), for 2m: ", error] {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
     let json = router.run(&["breakers", "history", "--json"]).await.expect(0).json();
@@ -193,7 +197,7 @@ async fn a_refused_call_says_so_in_each_entrance_and_when_to_come_again() {
         assert_eq!(body[key], value, "{key}: {body}");
     }
     let wait = body["retry_after_ms"].as_u64().unwrap();
-    assert!((1..=30_000).contains(&wait), "{body}");
+    assert!((1..=120_000).contains(&wait), "{body}");
     assert_eq!(seconds, wait.div_ceil(1000), "whole seconds, never too early");
     let entry = app.entry_of(&refused).await;
     assert_eq!(
@@ -211,7 +215,7 @@ async fn a_refused_call_says_so_in_each_entrance_and_when_to_come_again() {
         assert_eq!(error["code"], -32603, "{error}");
         let data = error["data"].as_object().unwrap();
         let wait = data["retry_after_ms"].as_u64().unwrap();
-        assert!((1..=30_000).contains(&wait), "{error}");
+        assert!((1..=120_000).contains(&wait), "{error}");
         let mut rest = data.clone();
         rest.remove("retry_after_ms");
         assert_eq!(
@@ -228,12 +232,13 @@ async fn a_refused_call_says_so_in_each_entrance_and_when_to_come_again() {
 
 #[tokio::test]
 async fn while_a_probe_is_under_way_others_are_told_to_wait_a_moment() {
-    let up = broken().await;
-    let yaml = with(&[("up", &up)], ", circuit_breaker_timeout: 50ms");
+    let rig = Rig::legacy(&["echo"]).await;
+    let yaml = format!("{DEFAULTS}{}", rig.yaml("up", "circuit_breaker_timeout: 50ms"));
     let app = TestApp::start(&yaml).await.ready().await;
+    rig.set("echo", Act::status(500));
     fail_thrice(app.http(), "up__echo").await;
-    up.faults().set(FaultPlan::calls(Fault::Slow(Duration::from_secs(2))));
-    let sent = up.stats().calls_of(Tool::Echo);
+    rig.set("echo", Act::hold(Act::None));
+    let sent = rig.counts("echo").requests;
     let http = app.http().clone();
     let probe = tokio::spawn(async move {
         eventually(SOON, "the probe is let through", || async {
@@ -263,8 +268,9 @@ async fn while_a_probe_is_under_way_others_are_told_to_wait_a_moment() {
         ),
         "{body}"
     );
+    rig.release();
     assert_eq!(probe.await.unwrap().expect(200).json()["success"], true);
-    assert_eq!(up.stats().calls_of(Tool::Echo) - sent, 1, "one probe");
+    assert_eq!(rig.counts("echo").requests - sent, 1, "one probe");
     let closed = shown(app.http(), "up").await;
     assert_eq!((&closed["state"], &closed["trips"]), (&"closed".into(), &0.into()), "{closed}");
     assert_eq!(
@@ -280,7 +286,7 @@ async fn an_operators_open_refuses_with_the_reason_and_ends_by_itself() {
     let app = TestApp::start(&with(&[("up", &up)], "")).await.ready().await;
     let ops = app.keyed("ops", &["admin"]).await;
     let began = Instant::now();
-    let body = r#"{"reason":" moving house ","duration":"1500ms"}"#;
+    let body = r#"{"reason":" moving house ","duration":"4s"}"#;
     let view = command(&ops, "up", "open", body).await.expect(200).json();
     assert_eq!(view["state"], "forced_open", "{view}");
     assert_eq!(
@@ -289,12 +295,12 @@ async fn an_operators_open_refuses_with_the_reason_and_ends_by_itself() {
     );
     assert_eq!(view["forced"]["until"], view["open_until"]);
     let wait = view["retry_after_ms"].as_u64().unwrap();
-    assert!((1..=1500).contains(&wait), "{view}");
+    assert!((1..=4000).contains(&wait), "{view}");
     let last = &view["last_transitions"][0];
     assert_eq!(steps(std::slice::from_ref(last)), ["closed forced_open forced"]);
     assert_eq!(
         (&last["actor"], &last["note"], &last["open_for_ms"]),
-        (&"ops".into(), &"moving house".into(), &1500.into())
+        (&"ops".into(), &"moving house".into(), &4000.into())
     );
     let refused = app.http().call("up__echo", HI).await.expect(503).json();
     assert!(refused["error"].as_str().unwrap().contains("(moving house)"), "{refused}");
@@ -305,7 +311,7 @@ async fn an_operators_open_refuses_with_the_reason_and_ends_by_itself() {
         (app.http().call("up__echo", HI).await.status == 200).then_some(())
     })
     .await;
-    assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
     let view = shown(app.http(), "up").await;
     assert_eq!((&view["state"], &view["forced"]), (&"closed".into(), &Value::Null), "{view}");
     assert_eq!(view["reason"], "forced_until_over");
@@ -313,7 +319,7 @@ async fn an_operators_open_refuses_with_the_reason_and_ends_by_itself() {
     assert_eq!(steps(&past), ["closed forced_open forced", "forced_open closed forced_until_over"]);
     assert_eq!(past[0]["actor"], Value::Null, "time did it: {past:?}");
     let took = millis(&past[0]["at"]) - millis(&past[1]["at"]);
-    assert!((1450..=1550).contains(&took), "{past:?}");
+    assert!((3950..=4050).contains(&took), "{past:?}");
 
     let acts = acts(&app.stop().await).await;
     let [act] = &acts[..] else { panic!("{acts:?}") };
@@ -322,7 +328,7 @@ async fn an_operators_open_refuses_with_the_reason_and_ends_by_itself() {
         ("ops", "breaker.forced_open", "up")
     );
     let detail: Value = serde_json::from_str(&act.detail).unwrap();
-    assert_eq!(detail, json!({"tool": null, "reason": "moving house", "duration_ms": 1500}));
+    assert_eq!(detail, json!({"tool": null, "reason": "moving house", "duration_ms": 4000}));
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ async fn call_prints_the_answer() {
     assert!(json.out.contains(r#""structuredContent":{"n":1e400}"#), "{}", json.out);
     let failed = run(&["call", "up__fail", "message=no luck"]).await.expect(1);
     assert!(failed.err.contains("no luck"), "{}", failed.err);
-    let late = run(&["call", "up__sleep", "ms=5000", "--timeout", "100ms"]).await.expect(1);
+    let late = run(&["call", "up__sleep", "ms=60000", "--timeout", "500ms"]).await.expect(1);
     assert!(late.err.contains("no answer within"), "{}", late.err);
     assert_eq!(router.stop().await.0, 0);
 }
@@ -91,7 +91,7 @@ async fn tools_are_listed_searched_and_shown() {
 async fn the_ledger_is_filtered_and_shown() {
     let (router, _up) = router().await;
     router.run(&["call", "up__echo", "text=needle"]).await.expect(0);
-    router.run(&["call", "up__sleep", "ms=5000", "--timeout", "50ms"]).await.expect(1);
+    router.run(&["call", "up__sleep", "ms=5000", "--timeout", "500ms"]).await.expect(1);
     router.run(&["call", "up__nothing"]).await.expect(1);
     let timeout = ["audit", "list", "--server", "up", "--outcome", "timeout", "--since", "1h"];
     let found = eventually(SOON, "the timeout is found", || async {

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::support::{Fault, Http, Rig, TestApp, eventually, legacy_body};
+use crate::support::{Fault, Http, Rig, TestApp, eventually, fastest, legacy_body};
 
+/// More than any list takes that comes to an end.
+const LONG: &str = "60s";
 /// Longer than a list takes that is refused.
-const LISTED: Duration = Duration::from_secs(20);
+const LISTED: Duration = Duration::from_secs(60);
 
 async fn listed(http: &Http) -> Vec<Value> {
     let list = http.post("/mcp", legacy_body("tools/list", "{}")).await.expect(200);
@@ -20,9 +22,10 @@ fn has(tools: &[Value], name: &str) -> bool {
 }
 
 /// A router before a hostile server and a good one, once both were asked.
-async fn router(rig: &Rig) -> TestApp {
+async fn router(rig: &Rig, timeout: &str) -> TestApp {
     let other = Rig::legacy(&["good"]).await;
-    let file = format!("{}{}", rig.yaml("up", "timeout: 2s"), other.entry("other", ""));
+    let settings = format!("timeout: {timeout}");
+    let file = format!("{}{}", rig.yaml("up", &settings), other.entry("other", ""));
     let app = TestApp::start(&file).await;
     eventually(LISTED, "both servers were asked", || async {
         let servers = [app.http().server("up").await?, app.http().server("other").await?];
@@ -38,10 +41,14 @@ async fn router(rig: &Rig) -> TestApp {
 /// The good server is listed and answers, at once.
 async fn others_are_well(app: &TestApp) {
     assert!(has(&listed(app.http()).await, "other__good"));
-    let began = Instant::now();
-    let answer = app.http().call("other__good", r#"{"key":"k"}"#).await.expect(200).json();
-    assert_eq!(answer["data"]["content"][0]["text"], "k", "{answer}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let took = fastest(Duration::from_secs(1), async || {
+        let began = Instant::now();
+        let answer = app.http().call("other__good", r#"{"key":"k"}"#).await.expect(200).json();
+        assert_eq!(answer["data"]["content"][0]["text"], "k", "{answer}");
+        began.elapsed()
+    })
+    .await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 /// Asks the server again and gives what its last error says.
@@ -54,7 +61,7 @@ async fn refreshed(app: &TestApp) -> String {
 #[tokio::test]
 async fn tools_10000() {
     for rig in [Rig::legacy(&["good"]).await, Rig::modern(&["good"]).await] {
-        let app = router(&rig).await;
+        let app = router(&rig, LONG).await;
         assert!(has(&listed(app.http()).await, "up__good"));
         for number in 0..10_000 {
             let name = format!("tool_{number}");
@@ -76,7 +83,7 @@ async fn tools_10000() {
 #[tokio::test]
 async fn description_10mb() {
     let rig = Rig::legacy(&["good"]).await;
-    let app = router(&rig).await;
+    let app = router(&rig, LONG).await;
     let large = "x".repeat(10_000_000);
     let tool = |description: &str| json!({ "name": "large", "description": description, "inputSchema": { "type": "object" } });
     rig.define("large", tool(&large));
@@ -103,7 +110,7 @@ async fn description_10mb() {
 async fn schema_depth_10000() {
     for (open, close) in [(r#"{"properties":{"a":"#, "}}"), (r#"{"anyOf":["#, "]}")] {
         let rig = Rig::legacy(&["good"]).await;
-        let app = router(&rig).await;
+        let app = router(&rig, LONG).await;
         let depth = 10_000;
         let schema = format!("{}{{}}{}", open.repeat(depth), close.repeat(depth));
         let text = format!(
@@ -144,7 +151,7 @@ async fn remote_ref() {
         "inputSchema": schema, "outputSchema": schema, "icons": icons,
     });
     rig.define("far", tool);
-    let app = router(&rig).await;
+    let app = router(&rig, LONG).await;
     let tools = listed(app.http()).await;
     let far = tools.iter().find(|tool| tool["name"] == "up__far").expect("it is listed");
     assert_eq!(far["inputSchema"], schema, "as the server says it");
@@ -159,7 +166,8 @@ async fn remote_ref() {
 #[tokio::test]
 async fn lists_that_break_on_the_way_leave_the_old_ones() {
     let rig = Rig::legacy(&["good"]).await;
-    let app = router(&rig).await;
+    // Two of them are waited for.
+    let app = router(&rig, "4s").await;
     for fault in [
         Fault::Reset,
         Fault::Truncated,

@@ -97,7 +97,8 @@ async fn a_question_that_no_client_can_answer_is_answered_at_once() {
                 let answer = messages(&call.send().await.expect(200)).pop().unwrap();
                 assert_eq!(heard(&answer)[0]["error"]["code"], -32601, "{role:?} {answer}");
             }
-            assert!(began.elapsed() < Duration::from_secs(2));
+            // A server waits for a minute for its answer, the router for ten.
+            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
             app.stop().await;
         }
     }
@@ -137,9 +138,9 @@ async fn told(stage: &Stage) -> Value {
 async fn a_question_whose_client_is_gone_is_answered_at_once() {
     for role in PIPES {
         for (version, steps) in [
-            ("2025-11-25", &["sleep=300", "ask=roots/list"][..]),
-            ("2025-06-18", &["sleep=300", "ask=roots/list"]),
-            ("2025-06-18", &["progress", "sleep=300", "ask=roots/list"]),
+            ("2025-11-25", &["sleep=1000", "ask=roots/list"][..]),
+            ("2025-06-18", &["sleep=1000", "ask=roots/list"]),
+            ("2025-06-18", &["progress", "sleep=1000", "ask=roots/list"]),
         ] {
             let (app, stage) = on_stage(role, "", ISOLATED).await;
             let client = Speaker::of_version(app.http(), version, able()).await;

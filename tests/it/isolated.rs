@@ -74,8 +74,8 @@ fn runs(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// What a child has to end.
-const GONE: Duration = Duration::from_secs(5);
+/// Longer than a child has to end, which is three seconds and a half, and the machine to say so.
+const GONE: Duration = SOON;
 
 #[tokio::test]
 async fn each_session_has_a_child_of_its_own_which_ends_with_it() {
@@ -94,9 +94,7 @@ async fn each_session_has_a_child_of_its_own_which_ends_with_it() {
     assert_eq!(count(&a).await, 4);
     assert_eq!((alive(&mark).len(), sessions(&app).await), (3, 2));
     assert_eq!(app.metric(r#"switchyard_upstream_sessions{server="s"}"#).await, Some(2.0));
-    let began = Instant::now();
     end(&a).await;
-    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for a child");
     eventually(GONE, "the child is gone", || async { (!runs(of_a)).then_some(()) }).await;
     assert_eq!(count(&b).await, 3);
     assert_eq!((alive(&mark).len(), sessions(&app).await), (2, 1));
@@ -163,11 +161,15 @@ async fn a_child_that_ignores_term_is_gone_in_time_all_the_same() {
     assert_eq!(count(&client).await, 1);
     let own: Vec<u32> = alive(&mark).into_iter().filter(|pid| !asked.contains(pid)).collect();
     assert_eq!(own.len(), 2, "the shell and the server");
-    end(&client).await;
-    let all_gone = || async { own.iter().all(|pid| !runs(*pid)).then_some(()) };
     let began = Instant::now();
+    end(&client).await;
+    let ended = began.elapsed();
+    let all_gone = || async { own.iter().all(|pid| !runs(*pid)).then_some(()) };
     eventually(GONE, "both are gone", all_gone).await;
-    assert!(began.elapsed() > Duration::from_secs(2), "it was given its time");
+    let gone = began.elapsed();
+    assert!(gone > Duration::from_secs(2), "it was given its time: {gone:?}");
+    // Whoever waited for it would have heard of the end when it was gone.
+    assert!(ended + Duration::from_millis(500) < gone, "{ended:?} of {gone:?}");
     assert!(asked.iter().all(|pid| runs(*pid)));
     app.stop().await;
     assert_eq!(alive(&mark), Vec::<u32>::new());
@@ -202,14 +204,14 @@ async fn a_server_that_keeps_nothing_needs_no_sessions() {
 #[tokio::test]
 async fn what_is_idle_is_closed_and_opened_again() {
     let mark = mark(4);
-    let settings = "sessions: isolated, session_idle_timeout: 1s";
+    let settings = "sessions: isolated, session_idle_timeout: 4s";
     let app = TestApp::start(&child(settings, &mark)).await.ready().await;
     let asked = alive(&mark).into_iter().collect::<BTreeSet<_>>();
     let client = Legacy::connect(app.http()).await;
     assert_eq!((count(&client).await, count(&client).await), (1, 2));
     let own = newcomer(&mark, &asked);
     // A call that takes longer than the timeout is no idleness.
-    client.call("s__sleep", r#"{"ms":2500}"#).await.expect(200);
+    client.call("s__sleep", r#"{"ms":6000}"#).await.expect(200);
     assert_eq!(count(&client).await, 3);
     eventually(GONE, "the child is gone", || async { (!runs(own)).then_some(()) }).await;
     assert_eq!(sessions(&app).await, 0);
@@ -237,7 +239,7 @@ async fn a_new_session_takes_the_place_of_the_one_unused_for_longest() {
     // Nothing in use goes: the sleepers hold both places.
     let sleepers: Vec<_> = [a.clone(), b.clone()]
         .into_iter()
-        .map(|client| tokio::spawn(async move { client.call("s__sleep", r#"{"ms":1500}"#).await }))
+        .map(|client| tokio::spawn(async move { client.call("s__sleep", r#"{"ms":5000}"#).await }))
         .collect();
     eventually(SOON, "both sleep", || async {
         (up.stats().calls_of(Tool::Sleep) == 2).then_some(())
@@ -350,13 +352,15 @@ async fn a_session_that_ends_takes_its_call_along_and_nobody_elses() {
     let (a, b) = (Legacy::connect(app.http()).await, Legacy::connect(app.http()).await);
     assert_eq!((count(&a).await, count(&b).await), (1, 1));
     let sleeper = a.clone();
-    let asleep = tokio::spawn(async move { sleeper.call("s__sleep", r#"{"ms":15000}"#).await });
+    let asleep = tokio::spawn(async move { sleeper.call("s__sleep", r#"{"ms":60000}"#).await });
     eventually(SOON, "it sleeps", || async {
         (app.http().server("s").await?["in_flight"] == 1).then_some(())
     })
     .await;
     end(&a).await;
-    let body = tokio::time::timeout(GONE, asleep).await.unwrap().unwrap().expect(200).json();
+    // Well before its time limit.
+    let asleep = tokio::time::timeout(Duration::from_secs(20), asleep);
+    let body = asleep.await.unwrap().unwrap().expect(200).json();
     assert!(body["error"].is_object(), "{body}");
     eventually(GONE, "the child is gone", || async { (alive(&mark).len() == 2).then_some(()) })
         .await;
@@ -371,19 +375,36 @@ async fn a_call_that_waits_while_its_session_ends_opens_nothing() {
     let up = counting().await;
     let yaml = over_http("sessions: isolated, max_concurrency: 1", &up);
     let app = TestApp::start(&yaml).await.ready().await;
-    let (a, b) = (Legacy::connect(app.http()).await, Legacy::connect(app.http()).await);
-    let first = tokio::spawn(async move { b.call("s__sleep", r#"{"ms":700}"#).await });
-    eventually(SOON, "the place is taken", || async { (up.stats().calls() == 1).then_some(()) })
+    let mut tries = 0;
+    let (first, late, ran) = loop {
+        tries += 1;
+        let ran = up.stats().calls_of(Tool::Counter);
+        let (a, b) = (Legacy::connect(app.http()).await, Legacy::connect(app.http()).await);
+        let (sleeps, began) = (b.clone(), Instant::now());
+        let sleep = r#"{"ms":700}"#;
+        let first = tokio::spawn(async move { sleeps.call("s__sleep", sleep).await.expect(200) });
+        let taken = || async { (up.stats().calls_of(Tool::Sleep) == tries).then_some(()) };
+        eventually(SOON, "the place is taken", taken).await;
+        let late = a.clone();
+        let late = tokio::spawn(async move { late.call("s__counter", "{}").await.expect(200) });
+        let waiting = r#"switchyard_upstream_queue_depth{server="s"}"#;
+        eventually(SOON, "it waits", || async {
+            (app.metric(waiting).await == Some(1.0) || late.is_finished()).then_some(())
+        })
         .await;
-    let late = a.clone();
-    let late = tokio::spawn(async move { late.call("s__counter", "{}").await });
-    let waiting = r#"switchyard_upstream_queue_depth{server="s"}"#;
-    eventually(SOON, "it waits", || async {
-        (app.metric(waiting).await == Some(1.0)).then_some(())
-    })
-    .await;
-    end(&a).await;
-    let late = late.await.unwrap().expect(200);
+        end(&a).await;
+        // Before the place can have come free.
+        let in_time = began.elapsed() < Duration::from_millis(700);
+        let late = late.await.unwrap();
+        // It waits for a second, which on a busy machine may be over before the place is free.
+        let in_vain = late.json()["error"]["data"]["reason"] == "overloaded";
+        if in_time && !in_vain || tries == 20 {
+            break (first, late, ran);
+        }
+        first.await.unwrap();
+        end(&b).await;
+        eventually(SOON, "it is ended", || async { (up.sessions() == 1).then_some(()) }).await;
+    };
     let body = late.json();
     let data = &body["error"]["data"];
     assert_eq!((&data["reason"], &data["outcome"]), (&"session_ended".into(), &"not_sent".into()));
@@ -393,10 +414,10 @@ async fn a_call_that_waits_while_its_session_ends_opens_nothing() {
         (&"cancelled".into(), &0.into()),
         "{entry}"
     );
-    first.await.unwrap().expect(200);
+    first.await.unwrap();
     let server = app.http().server("s").await.unwrap();
     assert_eq!((&server["state"], &server["upstream_sessions"]), (&"up".into(), &1.into()));
-    assert_eq!((up.sessions(), up.stats().calls_of(Tool::Counter)), (2, 0));
+    assert_eq!((up.sessions(), up.stats().calls_of(Tool::Counter)), (2, ran));
     app.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! Every call makes exactly one entry in the ledger, however it ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options, Upstream};
@@ -78,11 +78,11 @@ async fn an_answer_of_the_upstream_is_one_entry_with_its_outcome() {
 #[tokio::test]
 async fn a_call_without_an_answer_is_one_entry_with_its_reason() {
     let (app, up) = app_with(&format!(
-        "  away: {{url: \"http://{}/mcp\", connect_timeout: 200ms}}\n",
+        "  away: {{url: \"http://{}/mcp\", connect_timeout: 5s}}\n",
         refusing().await
     ))
     .await;
-    let slow = r#"{"tool_name":"up__sleep","arguments":{"ms":5000},"timeout":"80ms"}"#;
+    let slow = r#"{"tool_name":"up__sleep","arguments":{"ms":5000},"timeout":"500ms"}"#;
     let answer = app.http().post("/mcp/call", slow).await.expect(200);
     assert_eq!(answer.json()["error_code"], "MCPTimeoutError");
     let entry = app.entry_of(&answer).await;
@@ -185,7 +185,7 @@ async fn a_call_without_the_scope_is_recorded_over_rest_too() {
 
 #[tokio::test]
 async fn the_tail_shows_calls_as_they_are_committed() {
-    let (app, _up) = app_with("").await;
+    let (app, _up) = app_with("shutdown_timeout: 60s\n").await;
     app.http().call("up__echo", HI).await.expect(200);
     only_entry(&app).await;
     let mut tail = app.http().stream("/mcp/audit/tail?outcome=tool_error").await;
@@ -195,7 +195,9 @@ async fn the_tail_shows_calls_as_they_are_committed() {
     let call: Value = serde_json::from_str(event.trim_start_matches("data:")).unwrap();
     assert_eq!((&call["id"], &call["outcome"]), (&failed.into(), &"tool_error".into()));
     // An open stream must not hold up the end.
-    tokio::time::timeout(Duration::from_secs(5), app.stop()).await.unwrap();
+    let began = Instant::now();
+    app.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -397,5 +399,5 @@ async fn many_calls_at_once_are_as_many_entries() {
     assert_eq!(up.stats().calls(), 200);
     let counted = app.metric(r#"switchyard_audit_events_total{outcome="ok"}"#).await;
     assert_eq!(counted, Some(200.0));
-    tokio::time::timeout(Duration::from_secs(10), app.stop()).await.unwrap();
+    app.stop().await;
 }

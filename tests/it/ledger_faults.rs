@@ -9,6 +9,8 @@ mod spool;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -33,7 +35,7 @@ struct Row {
 
 async fn database(data: &Path) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(data.join("audit.db"));
-    options.busy_timeout(Duration::from_secs(10)).connect().await.unwrap()
+    options.busy_timeout(SOON).connect().await.unwrap()
 }
 
 /// Every call in the ledger, by its id in hexadecimal digits. That each id is there once is the
@@ -127,14 +129,16 @@ struct Heard {
 struct Callers {
     tasks: Vec<JoinHandle<Vec<Heard>>>,
     stop: tokio_util::sync::CancellationToken,
+    answers: Arc<AtomicUsize>,
 }
 
 impl Callers {
     fn start(http: &Http, tool: &'static str, count: usize, mark: &str, pause: Duration) -> Self {
         let stop = tokio_util::sync::CancellationToken::new();
+        let answers = Arc::new(AtomicUsize::new(0));
         let tasks = (0..count)
             .map(|caller| {
-                let (http, stop) = (http.clone(), stop.clone());
+                let (http, stop, answers) = (http.clone(), stop.clone(), Arc::clone(&answers));
                 let mark = format!("{mark}/{caller}");
                 tokio::spawn(async move {
                     let mut heard = Vec::new();
@@ -146,13 +150,22 @@ impl Callers {
                             Some(answer) => heard.push(answer),
                             None => break,
                         }
+                        answers.fetch_add(1, Ordering::Relaxed);
                         tokio::time::sleep(pause).await;
                     }
                     heard
                 })
             })
             .collect();
-        Self { tasks, stop }
+        Self { tasks, stop, answers }
+    }
+
+    /// Waits until they have heard so many answers.
+    async fn heard(&self, count: usize) {
+        eventually(SOON, "calls are answered", || async {
+            (self.answers.load(Ordering::Relaxed) >= count).then_some(())
+        })
+        .await;
     }
 
     /// Lets each end its call.

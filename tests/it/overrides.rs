@@ -195,7 +195,7 @@ async fn what_is_said_over_http_about_tools_is_shown_and_holds() {
     let rig = Rig::modern(&["pay", "secret"]).await;
     let app = TestApp::start("").await;
     let overrides =
-        json!({ "secret": { "hidden": true }, "pay": { "replay": "unsafe", "timeout": "150ms" } });
+        json!({ "secret": { "hidden": true }, "pay": { "replay": "unsafe", "timeout": "500ms" } });
     let body = json!({
         "name": "up", "url": rig.url(), "tool_overrides": overrides, "trust_annotations": false,
         "retry_attempts": 0,
@@ -208,7 +208,7 @@ async fn what_is_said_over_http_about_tools_is_shown_and_holds() {
     rig.set("pay", Fault::HangBeforeHeaders);
     let late = app.http().call("up__pay", NOTHING).await.json();
     assert_eq!(late["error_code"], "MCPTimeoutError", "{late}");
-    assert!(late["error"].as_str().unwrap().contains("150ms"), "{late}");
+    assert!(late["error"].as_str().unwrap().contains("500ms"), "{late}");
     app.stop().await;
 }
 
@@ -217,21 +217,21 @@ async fn the_time_limit_of_a_tool_bounds_each_of_its_attempts() {
     for rig in rigs(&["slow", "other"]).await {
         let app = router(
             &rig,
-            "timeout: 20s, retry_timeouts: replay_safe, retry_attempts: 2, retry_delay: 100ms, \
-             tool_overrides: {slow: {timeout: 150ms, replay: safe}}",
+            "timeout: 60s, retry_timeouts: replay_safe, retry_attempts: 2, retry_delay: 100ms, \
+             tool_overrides: {slow: {timeout: 500ms, replay: safe}}",
         )
         .await;
         rig.set("slow", Fault::HangBeforeHeaders);
-        rig.set("other", Fault::after(Duration::from_millis(500), Fault::None));
+        rig.set("other", Fault::after(Duration::from_millis(800), Fault::None));
         let began = Instant::now();
         let answer = app.http().call("up__slow", NOTHING).await;
         let took = began.elapsed();
         let late = answer.json();
         assert_eq!(late["error_code"], "MCPTimeoutError", "{late}");
         assert_eq!((&late["attempts"], &late["outcome"]), (&3.into(), &"unknown".into()), "{late}");
-        assert!(late["error"].as_str().unwrap().contains("150ms"), "{late}");
+        assert!(late["error"].as_str().unwrap().contains("500ms"), "{late}");
         // Three limits and two delays of at least a tenth of a second each.
-        assert!(took >= Duration::from_millis(650) && took < SOON, "{took:?}");
+        assert!(took >= Duration::from_millis(1700) && took < SOON, "{took:?}");
         assert_eq!(rig.counts("slow").requests, 3);
         // Others have the server's.
         let answer = app.http().call("up__other", NOTHING).await.json();
@@ -245,11 +245,11 @@ async fn a_tool_may_have_more_time_than_the_others_of_its_server() {
     for rig in rigs(&["slow", "other"]).await {
         let app = router(
             &rig,
-            "timeout: 150ms, retry_attempts: 0, tool_overrides: {slow: {timeout: 20s}}",
+            "timeout: 500ms, retry_attempts: 0, tool_overrides: {slow: {timeout: 60s}}",
         )
         .await;
         for tool in ["slow", "other"] {
-            rig.set(tool, Fault::after(Duration::from_millis(600), Fault::None));
+            rig.set(tool, Fault::after(Duration::from_millis(1200), Fault::None));
         }
         let answer = app.http().call("up__slow", NOTHING).await.json();
         assert_eq!(answer["success"], true, "the call's own limit follows: {answer}");
@@ -260,7 +260,7 @@ async fn a_tool_may_have_more_time_than_the_others_of_its_server() {
         // A limit of the whole call that somebody chose holds for every tool.
         let app = router(
             &rig,
-            "timeout: 150ms, call_deadline: 200ms, tool_overrides: {slow: {timeout: 20s}}",
+            "timeout: 500ms, call_deadline: 600ms, tool_overrides: {slow: {timeout: 60s}}",
         )
         .await;
         let late = app.http().call("up__slow", NOTHING).await.json();

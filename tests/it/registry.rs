@@ -24,7 +24,8 @@ async fn a_server_added_over_http_is_callable_at_once_and_after_a_restart() {
     let added = admin.post("/mcp/servers", body.clone()).await.expect(201).json();
     assert_eq!((&added["source"], &added["state"]), (&"api".into(), &"up".into()), "{added}");
     app.http().call("fresh__echo", HI).await.expect(200);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // Its turn to be asked would come after half a minute.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     admin.post("/mcp/servers", body).await.expect(409);
 
     let app = TestApp::start_in(app.stop().await, "").await;
@@ -309,7 +310,7 @@ async fn a_bare_name_works_while_only_one_server_has_it() {
 #[tokio::test]
 async fn a_late_answer_of_a_replaced_server_changes_nothing() {
     let old = upstream(Options { extra_tools: 1, ..Options::default() }).await;
-    let slow = Fault::Slow(Duration::from_secs(2));
+    let slow = Fault::Slow(Duration::from_secs(5));
     old.faults().set(FaultPlan { fault: slow, when: When::Always, scope: Scope::List });
     let new = upstream(Options::default()).await;
     let app = TestApp::start("").await;
@@ -325,7 +326,7 @@ async fn a_late_answer_of_a_replaced_server_changes_nothing() {
     // Longer than the old server takes.
     let began = Instant::now();
     eventually(SOON, "the old server has answered", || async {
-        (began.elapsed() > Duration::from_millis(2500)).then_some(())
+        (began.elapsed() > Duration::from_millis(5500)).then_some(())
     })
     .await;
     let tools = app.http().get("/mcp/servers/up/tools").await.expect(200).json();

@@ -83,7 +83,7 @@ async fn after_a_kill_under_load_everything_is_there_at_once() {
             break router;
         }
         starts += 1;
-        assert!(starts < 5, "{took:?}");
+        assert!(starts < 20, "{took:?}");
         folder = router.kill().await;
     };
 
@@ -139,7 +139,8 @@ async fn a_killed_router_leaves_no_child_behind() {
 #[tokio::test]
 async fn a_stop_waits_for_the_calls_in_flight() {
     let up: Upstream = upstream(Options::default()).await;
-    let router = Router::start(&yaml(&[("up", &up)])).await;
+    let settings = format!("shutdown_timeout: 60s\n{}", yaml(&[("up", &up)]));
+    let router = Router::start(&settings).await;
     ready(&router).await;
     let http = router.http.clone();
     let call = tokio::spawn(async move { http.call("up__sleep", r#"{"ms":600}"#).await });
@@ -147,7 +148,8 @@ async fn a_stop_waits_for_the_calls_in_flight() {
     let began = Instant::now();
     let (code, folder) = router.stop().await;
     assert_eq!(code, 0);
-    assert!(began.elapsed() < Duration::from_secs(5));
+    // It ends with the call, and not with the time that it might have.
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     let answer = call.await.unwrap().expect(200);
     assert_eq!(answer.json()["success"], true);
     let router = Router::start_in(folder, "").await;

@@ -73,7 +73,7 @@ async fn a_connection_that_breaks_more_than_once_loses_nothing() {
 async fn a_connection_that_seems_to_live_is_given_up_for_the_one_that_comes_back() {
     let (app, _stage) = on_stage(Role::Legacy, "", "").await;
     let client = client(&app).await;
-    let steps = ["progress", "sleep=300", "progress"];
+    let steps = ["progress", "sleep=2000", "progress"];
     let (mut stale, last) = begin(&client, 1, "stale", &steps).await;
     let mut again = client.listen(Some(&last)).await.expect_stream();
     assert_eq!(rest(&mut again).await, [json!(2), json!("stale")]);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fault, Http, Legacy, Rig, Router, SOON, TestApp, breaker_state, eventually, figure, total,
-    withheld_from,
+    Fault, Http, Legacy, Rig, Router, SOON, TestApp, breaker_state, eventually, fastest, figure,
+    total, withheld_from,
 };
 use serde_json::{Value, json};
 
@@ -114,7 +114,7 @@ async fn retry_refused_connection() {
     let calls = figure(100, 1000);
     for rig in rigs(&["pay"]).await {
         let settings = format!(
-            "{OFTEN}, {ENDLESS}, retry_attempts: 20, retry_max_delay: 300ms, max_concurrency: 2000"
+            "{OFTEN}, {ENDLESS}, retry_attempts: 100, retry_max_delay: 300ms, max_concurrency: 2000"
         );
         let mut app = router(&rig, &settings).await;
         // Once over the connection that there was, once where the router has none yet.
@@ -338,13 +338,13 @@ async fn retry_storm() {
     let (before, since) = (rig.counts("read").requests, Instant::now());
     assert!(before <= 5 + 1, "{before}");
     let mut offered = 0;
-    while since.elapsed() < PERIOD * PERIODS {
+    while since.elapsed() < PERIOD * PERIODS || offered <= 500 {
         offered += drive(app.http(), "up__read", 100, 16).await.len();
     }
     let probes = rig.counts("read").requests - before;
-    println!("{offered} offered to an open breaker in {PERIODS} periods: {probes} came");
-    assert!(offered > 500);
-    assert!(probes >= 2 && probes <= u64::from(PERIODS) + 1, "{probes}");
+    let periods = since.elapsed().div_duration_f64(PERIOD);
+    println!("{offered} offered to an open breaker in {periods:.1} periods: {probes} came");
+    assert!(probes >= 2 && probes as f64 <= periods + 1.0, "{probes}");
     app.stop().await;
 }
 
@@ -419,12 +419,13 @@ async fn deadline_never_exceeded() {
 #[tokio::test]
 async fn a_wait_beyond_the_deadline_fails_at_once() {
     for rig in rigs(&["tool"]).await {
-        let app = router(&rig, &format!("{OFTEN}, call_deadline: 10s")).await;
+        let app = router(&rig, &format!("{OFTEN}, call_deadline: 50s")).await;
         let client = Legacy::connect(app.http()).await;
         rig.set("tool", Fault::retry_after(429, 60));
         let since = Instant::now();
         let json = client.call("up__tool", "{}").await.json();
-        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        // Well before its deadline, and the minute.
+        assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
         let data = &json["error"]["data"];
         assert_eq!(data["retry_after_ms"], 60_000, "{json}");
         assert_eq!(data["outcome"], "refused", "{json}");
@@ -433,13 +434,20 @@ async fn a_wait_beyond_the_deadline_fails_at_once() {
         assert_eq!(suppressed(&app, "deadline").await, 1.0);
         // One that fits is kept to.
         rig.set("tool", Fault::None);
-        rig.next("tool", &[Fault::retry_after(429, 1)]);
-        let since = Instant::now();
-        let json = client.call("up__tool", "{}").await.json();
-        assert_eq!(json["result"]["content"][0]["text"], "{}", "{json}");
-        let took = since.elapsed();
-        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(2), "{took:?}");
-        assert_eq!(retries_after(&app, "refused").await, 1.0);
+        let (bound, mut tries) = (Duration::from_secs(2), 0.0);
+        let took = fastest(bound, async || {
+            rig.next("tool", &[Fault::retry_after(429, 1)]);
+            let since = Instant::now();
+            let json = client.call("up__tool", "{}").await.json();
+            assert_eq!(json["result"]["content"][0]["text"], "{}", "{json}");
+            let took = since.elapsed();
+            assert!(took >= Duration::from_secs(1), "{took:?}");
+            tries += 1.0;
+            took
+        })
+        .await;
+        assert!(took < bound, "{took:?}");
+        assert_eq!(retries_after(&app, "refused").await, tries);
         app.stop().await;
     }
 }
@@ -488,7 +496,7 @@ async fn one_idempotency_key_for_all_attempts() {
 async fn seed_mode_repeats_what_may_have_run() {
     let rig = Rig::legacy(&["tool"]).await;
     let settings =
-        "retry_mode: seed, retry_delay: 100ms, timeout: 300ms, circuit_breaker_threshold: 5";
+        "retry_mode: seed, retry_delay: 100ms, timeout: 3s, circuit_breaker_threshold: 5";
     let app = router(&rig, settings).await;
     let call = async || app.http().call("up__tool", &key("k")).await;
     rig.next("tool", &[Fault::status(500), Fault::Reset]);
@@ -583,7 +591,7 @@ async fn timeouts_are_repeated_only_on_request() {
         let rig = Rig::legacy(&["read", "pay"]).await;
         rig.annotate("read", idempotent());
         let timeouts = if wanted { "replay_safe" } else { "never" };
-        let settings = format!("{OFTEN}, timeout: 200ms, retry_timeouts: {timeouts}");
+        let settings = format!("{OFTEN}, timeout: 1500ms, retry_timeouts: {timeouts}");
         let app = router(&rig, &settings).await;
         for (tool, repeated) in [("read", wanted), ("pay", false)] {
             rig.next(tool, &[Fault::HangBeforeHeaders]);
@@ -628,21 +636,21 @@ async fn a_breaker_that_opens_ends_the_retries() {
     let rig = Rig::legacy(&["read", "other"]).await;
     rig.annotate("read", idempotent());
     // Opened by the call's own attempts.
-    let settings = "circuit_breaker_threshold: 2, circuit_breaker_timeout: 20s, retry_delay: 100ms, \
+    let settings = "circuit_breaker_threshold: 2, circuit_breaker_timeout: 2m, retry_delay: 100ms, \
          retry_attempts: 10";
     let app = router(&rig, settings).await;
     let client = Legacy::connect(app.http()).await;
     rig.set("read", Fault::Reset);
     let since = Instant::now();
     let json = client.call("up__read", "{}").await.json();
-    assert!(since.elapsed() < millis(600), "{:?}", since.elapsed());
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
     ended_by_the_breaker(&json, 2);
     assert_eq!(rig.counts("read").requests, 2);
     assert_eq!(suppressed(&app, "breaker").await, 1.0);
     assert_eq!(breaker_state(&app.socket(), "up").await, "open");
     app.stop().await;
     // The same with the breaker of the tool alone, for a delay that would be long.
-    let long = settings.replace("retry_delay: 100ms", "retry_delay: 10s");
+    let long = settings.replace("retry_delay: 100ms", "retry_delay: 90s, retry_max_delay: 90s");
     let long = long.replace("circuit_breaker_threshold: 2", "circuit_breaker_threshold: 1");
     let app = router(&rig, &format!("{long}, breaker_scope: tool")).await;
     let client = Legacy::connect(app.http()).await;
@@ -654,7 +662,7 @@ async fn a_breaker_that_opens_ends_the_retries() {
     app.stop().await;
     // Opened by another call's, while this one waits.
     rig.set("read", Fault::Reset);
-    let settings = settings.replace("retry_delay: 100ms", "retry_delay: 600ms");
+    let settings = settings.replace("retry_delay: 100ms", "retry_delay: 5s");
     let app = router(&rig, &settings).await;
     let client = Legacy::connect(app.http()).await;
     let before = rig.counts("read").requests;
@@ -683,7 +691,7 @@ fn ended_by_the_breaker(json: &Value, attempts: u32) {
     assert_eq!(data["outcome"], "unknown", "{json}");
     assert_eq!(data["error_code"], "MCPConnectionError", "{json}");
     let wait = data["retry_after_ms"].as_u64().unwrap();
-    assert!((15_000..=20_000).contains(&wait), "{json}");
+    assert!((60_000..=120_000).contains(&wait), "{json}");
 }
 
 /// An attempt that was not sent does not make known what became of the one before it.
@@ -722,7 +730,7 @@ async fn what_is_unknown_stays_unknown() {
 async fn a_cancelled_wait_is_followed_by_no_attempt() {
     for rig in rigs(&["read"]).await {
         rig.annotate("read", idempotent());
-        let app = router(&rig, "retry_delay: 500ms, circuit_breaker_threshold: 1000").await;
+        let app = router(&rig, "retry_delay: 4s, circuit_breaker_threshold: 1000").await;
         rig.set("read", Fault::status(500));
         let http = app.http().clone();
         let since = Instant::now();
@@ -737,11 +745,12 @@ async fn a_cancelled_wait_is_followed_by_no_attempt() {
             app.calls("limit=10").await.into_iter().next()
         })
         .await;
+        // Before the earliest moment at which the second attempt could have begun.
+        assert!(since.elapsed() < millis(3000), "too late to be sure: {:?}", since.elapsed());
         assert_eq!(entry["outcome"], "cancelled", "{entry}");
         assert_eq!(entry["attempts"], 1, "{entry}");
-        assert!(since.elapsed() < millis(450), "too late to be sure: {:?}", since.elapsed());
         // Longer than the longest delay; that nothing happens shows only in time.
-        tokio::time::sleep(millis(700)).await;
+        tokio::time::sleep(millis(5500)).await;
         assert_eq!(rig.counts("read").requests, 1);
         assert_eq!(retries(&app).await, 0.0);
         assert_eq!(app.calls("limit=10").await.len(), 1);

@@ -136,14 +136,14 @@ async fn a_session_is_its_callers_alone_also_after_a_restart() {
 
 #[tokio::test]
 async fn a_session_that_nobody_uses_expires_and_one_in_use_does_not() {
-    let (router, _up) = running("limits: {session_idle: 1s}\n").await;
+    let (router, _up) = running("limits: {session_idle: 4s}\n").await;
     let idle = open(&router.http).await;
     let listening = open(&router.http).await;
     let _stream = listen(&listening).await;
     let calling = open(&router.http).await;
     let call = {
         let calling = calling.clone();
-        tokio::spawn(async move { calling.call("up__sleep", r#"{"ms":2600}"#).await })
+        tokio::spawn(async move { calling.call("up__sleep", r#"{"ms":9000}"#).await })
     };
     eventually(SOON, "the idle one is gone", || async {
         (count(&router.http).await == 2).then_some(())
@@ -275,7 +275,11 @@ async fn a_session_costs_little_and_nothing_once_it_ended() {
     let (router, _up) = running(&format!("limits: {{session_idle: {idle}s}}\n")).await;
     // What the first requests need once: buffers, statements, pages of the database.
     let (warm, _) = crowd(&router.http, 300).await;
-    call_once(&router.http, &warm).await;
+    // As many calls as there will be: how much of them waits for the ledger at once, and what that
+    // leaves behind, is the machine's doing and not the sessions'.
+    for _ in 0..number / warm.len() {
+        call_once(&router.http, &warm).await;
+    }
     end_all(&router.http, &warm).await;
     assert_eq!(count(&router.http).await, 0);
     let before = router.resident();
@@ -323,7 +327,7 @@ async fn a_session_costs_little_and_nothing_once_it_ended() {
 #[tokio::test]
 async fn a_stop_ends_open_streams_in_order_and_soon() {
     let (legacy, modern) = if full() { (1000, 100) } else { (40, 10) };
-    let (router, _up) = running("").await;
+    let (router, _up) = running("shutdown_timeout: 60s\n").await;
     let http = &router.http;
     let (sessions, _) = crowd(http, legacy).await;
     let mut streams = Vec::new();
@@ -348,7 +352,7 @@ async fn a_stop_ends_open_streams_in_order_and_soon() {
     let took = began.elapsed();
     eprintln!("{legacy} streams and {modern} subscriptions: ended in {took:?}");
     assert_eq!(code, 0);
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     for stream in streams {
         assert!(!stream.rest().await.contains("data:"));
     }

@@ -137,7 +137,7 @@ async fn a_server_that_is_away_is_told_where_it_belongs_only() {
     let up = upstream(Options::default()).await;
     let (away, stuck) = (refusing().await, hanging().await);
     let settings = format!(
-        "{}  away: {{url: \"http://{away}/mcp\", connect_timeout: 200ms}}\n  stuck: {{url: \"http://{stuck}/mcp\", timeout: 60s}}\n\
+        "{}  away: {{url: \"http://{away}/mcp\", connect_timeout: 5s}}\n  stuck: {{url: \"http://{stuck}/mcp\", timeout: 60s}}\n\
          views:\n  inside: {{servers: [up, away]}}\n  outside: {{servers: [up]}}\n  part: {{tools: {{allow: [\"*__echo\"]}}}}\n",
         yaml(&[("up", &up)])
     );

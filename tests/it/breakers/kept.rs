@@ -172,7 +172,7 @@ async fn a_call_that_outlives_its_server_leaves_no_trace_of_a_breaker() {
     let app = TestApp::start(DEFAULTS).await.ready().await;
     let socket = app.socket();
     let body = format!(
-        r#"{{"name":"up","url":"{}","circuit_breaker_threshold":1,"timeout":"700ms"}}"#,
+        r#"{{"name":"up","url":"{}","circuit_breaker_threshold":1,"timeout":"4s"}}"#,
         up.url()
     );
     socket.post("/mcp/servers", body).await.expect(201);

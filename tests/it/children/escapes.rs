@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{all_gone, descendants, kill, mark, marked, processes, server, works};
+use super::{all_gone, answers, descendants, kill, mark, marked, processes, server};
 use crate::support::{Router, SOON, eventually, switchyard};
 
 /// The names and states of all that descends from `root`.
@@ -29,7 +29,7 @@ async fn a_name_that_is_not_text_hides_nobody() {
             (named && names.iter().any(|(name, _)| name == "sleep")).then_some(())
         })
         .await;
-        assert!(works(&router.http).await);
+        answers(&router.http).await;
         let tree = descendants(router.pid());
         assert_eq!(tree.len(), 4, "{:?}", names_below(router.pid()));
         if in_order {
@@ -81,7 +81,7 @@ async fn a_process_whose_first_thread_ended_hides_nobody() {
         (ended && names.iter().any(|(name, _)| name == "sleep")).then_some(())
     })
     .await;
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     let tree = descendants(router.pid());
     assert_eq!(tree.len(), 4, "{:?}", names_below(router.pid()));
     router.kill().await;
@@ -166,14 +166,14 @@ async fn a_chain_of_processes_that_end_at_once_is_caught() {
 
     // The router is killed.
     let router = Router::start(&yaml).await;
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     beating(folder).await;
     router.kill().await;
     still(folder, &mark).await;
 
     // The guard is.
     let router = Router::start(&yaml).await;
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     beating(folder).await;
     let guard = eventually(SOON, "the guard is seen", || async {
         let all = processes();
@@ -184,10 +184,8 @@ async fn a_chain_of_processes_that_end_at_once_is_caught() {
     })
     .await;
     kill("KILL", &[guard]);
-    eventually(SOON, "another guard has another chain", || async {
-        works(&router.http).await.then_some(())
-    })
-    .await;
+    // Another guard has another chain.
+    answers(&router.http).await;
     let (code, _folder) = router.stop().await;
     assert_eq!(code, 0);
     still(folder, &mark).await;

@@ -1,6 +1,8 @@
 //! What the router is given by whoever starts it: other processes, and descriptors.
 
-use super::{Process, all_gone, descendants, kill, mark, marked, processes, server, works};
+use super::{
+    Process, all_gone, answers, descendants, kill, mark, marked, processes, server, works,
+};
 use crate::support::{Router, SOON, eventually};
 
 const DEMO: &str = r#"exec "$PROGRAM" demo-upstream stdio"#;
@@ -17,7 +19,7 @@ async fn what_ran_before_the_router_is_spared() {
     let mark = mark("spared");
     let script = "sh -c 'sleep 60; true' </dev/null >/dev/null 2>&1 &\necho $! > sidecar";
     let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     let sidecar = noted(&router, "sidecar");
     let of_sidecar = descendants(sidecar.0);
     assert_eq!(of_sidecar.len(), 1);
@@ -28,8 +30,7 @@ async fn what_ran_before_the_router_is_spared() {
     // With a guard that was killed, and with one whose own child was and that ends alike.
     kill("KILL", &[guard]);
     all_gone(&guarded, "of the new ones nothing is asked").await;
-    eventually(SOON, "it answers again", || async { works(&router.http).await.then_some(()) })
-        .await;
+    answers(&router.http).await;
     // Whoever lost its parent among them is spared, too.
     kill("KILL", &[sidecar.0]);
     eventually(SOON, "the sidecar is reaped", || async {
@@ -56,7 +57,7 @@ async fn adopted_processes_do_not_stay_zombies() {
     // One that ends with the router's start, and one that does later.
     let script = "true &\necho $! > early\nsleep 60 </dev/null >/dev/null 2>&1 &\necho $! > late";
     let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     let late = noted(&router, "late");
     kill("KILL", &[late.0]);
     let early = std::fs::read_to_string(router.folder.path().join("early")).unwrap();
@@ -70,7 +71,7 @@ async fn adopted_processes_do_not_stay_zombies() {
     })
     .await;
     // Those whom somebody waits for are not reaped before him.
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     assert_eq!(router.stop().await.0, 0);
     all_gone(&[], &mark).await;
 }
@@ -80,7 +81,7 @@ async fn descriptors_of_the_router_are_not_its_childrens() {
     let mark = mark("descriptors");
     let script = "exec 7>> lock";
     let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
-    assert!(works(&router.http).await);
+    answers(&router.http).await;
     let has_lock = |pid: u32| {
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         let mut targets = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());

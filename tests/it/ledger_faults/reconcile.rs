@@ -61,7 +61,7 @@ async fn reconcile() {
     let tools = ["pay", "read"];
     let rig = Rig::legacy(&tools).await;
     rig.annotate("read", json!({ "readOnlyHint": true }));
-    let settings = "timeout: 400ms, retry_delay: 5ms, circuit_breaker_threshold: 1000000";
+    let settings = "timeout: 1500ms, retry_delay: 5ms, circuit_breaker_threshold: 1000000";
     let began = Instant::now();
     let router = Router::start(&rig.yaml("up", settings)).await;
     ready(&router, began).await;

@@ -38,13 +38,18 @@ impl Scene {
     }
 
     async fn spools(&self) {
-        eventually(Duration::from_secs(15), "rows go to the spool", || async {
+        eventually(SOON, "rows go to the spool", || async {
             (self.waiting() > 4096).then_some(())
         })
         .await;
         assert_eq!(std::fs::metadata(&self.spool).unwrap().mode() & 0o777, 0o600);
-        let (status, text) = readiness(&self.router.http).await;
-        assert!(status == 200 && text.contains("spool"), "{status} {text}");
+        // It says so a moment after the first row is written.
+        eventually(SOON, "it says that there is a spool", || async {
+            let (status, text) = readiness(&self.router.http).await;
+            assert_eq!(status, 200, "{text}");
+            text.contains("spool").then_some(())
+        })
+        .await;
     }
 }
 
@@ -95,7 +100,7 @@ async fn spool_while_locked() {
         tokio::time::sleep(Duration::from_secs(figure(8, 60) as u64)).await;
         assert_eq!(readiness(&router.http).await.0, 200);
         unlock(other).await;
-        eventually(Duration::from_secs(10), "the spool is read back", || async {
+        eventually(SOON, "the spool is read back", || async {
             (scene.waiting() == 0).then_some(())
         })
         .await;
@@ -118,17 +123,15 @@ async fn spool_while_the_disk_is_full() {
     let scene = Scene::start("strict", folder).await;
     let (router, data) = (&scene.router, scene.router.data_dir());
     let callers = Callers::start(&router.http, "up__pay", 4, "full", Duration::from_millis(2));
-    eventually(Duration::from_secs(20), "rows go to the spool", || async {
+    eventually(SOON, "rows go to the spool", || async {
         disk.fill(0);
         (scene.waiting() > 4096).then_some(())
     })
     .await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     disk.clear();
-    eventually(Duration::from_secs(10), "the spool is read back", || async {
-        (scene.waiting() == 0).then_some(())
-    })
-    .await;
+    eventually(SOON, "the spool is read back", || async { (scene.waiting() == 0).then_some(()) })
+        .await;
     becomes_ready(&router.http, SOON).await;
     let heard = callers.stop().await;
     assert!(heard.iter().all(|answer| answer.success), "all were served");
@@ -173,7 +176,7 @@ async fn spool_and_kill9() {
         let router = Router::start_in(folder, &yaml).await;
         ready(&router, began).await;
         scene = Scene { rig, router, yaml, spool, elsewhere };
-        eventually(Duration::from_secs(10), "the spool is read back", || async {
+        eventually(SOON, "the spool is read back", || async {
             (scene.waiting() == 0).then_some(())
         })
         .await;

@@ -27,17 +27,27 @@ impl Restarted {
         (Self { rig, period, opened }, router)
     }
 
-    /// Calls without pause until one is let through; when that was, and what it was told before.
-    async fn probed(&self, router: &Router) -> Instant {
+    /// Calls without pause until one is let through; when that was at the latest, by the wall's clock,
+    /// and how often it was refused before.
+    async fn probed(&self, router: &Router) -> (i64, usize) {
         let before = self.rig.counts("tool").requests;
-        let since = Instant::now();
-        let probe = persistent(&router.http, "up__tool");
+        let http = router.http.clone();
+        let probe = tokio::spawn(async move {
+            for refusals in 0.. {
+                let answer = http.call("up__tool", &key("persistent")).await;
+                if answer.status != 503 {
+                    return (answer, refusals);
+                }
+                refused(&answer, &["breaker_open"]);
+            }
+            unreachable!("it is refused for ever");
+        });
         let limit = self.period + SOON;
         eventually(limit, "a probe is let through", || async {
             (self.rig.counts("tool").requests > before).then_some(())
         })
         .await;
-        let at = self.rig.call("tool", since).await.at;
+        let at = wall();
         // It is the only one for as long as it is under way.
         for _ in 0..20 {
             let answer = router.http.call("up__tool", &key("x")).await;
@@ -45,10 +55,11 @@ impl Restarted {
         }
         assert_eq!(self.rig.counts("tool").requests, before + 1);
         self.rig.release();
-        assert_eq!(probe.await.unwrap().json()["success"], true);
+        let (answer, refusals) = probe.await.unwrap();
+        assert_eq!(answer.json()["success"], true);
         self.rig.set("tool", Fault::None);
         assert_eq!(breaker_state(&socket(router), "up").await, "closed");
-        at
+        (at, refusals)
     }
 }
 
@@ -126,14 +137,15 @@ async fn restart_open_12s() {
 
 /// The clock of the wall is set while the router is down: the breaker never stays open for longer
 /// than it is configured to, and never for less than nothing.
+///
+/// As above it is compared when the router says that the time is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restart_clock_back() {
     const HOUR: i64 = 3_600_000;
-    let period = millis(1500);
+    const CLOSE: i64 = 200;
+    let period = Duration::from_secs(8);
     // What was opened in an hour has the whole period left; what was opened an hour ago, nothing.
-    for (shift, least, most) in
-        [(HOUR, period - millis(200), period + millis(300)), (-HOUR, Duration::ZERO, millis(300))]
-    {
+    for shift in [HOUR, -HOUR] {
         let (open, router) = Restarted::open(period).await;
         eventually(SOON, "the state is stored", || async {
             (stored(&router).await.as_deref() == Some("open")).then_some(())
@@ -151,11 +163,22 @@ async fn restart_clock_back() {
         .execute(&mut database);
         assert_eq!(shifted.await.unwrap().rows_affected(), 1);
         database.close().await.unwrap();
+        let before = wall();
         let router = Router::start_again(folder, address).await;
-        let since = router.listening;
-        let after = open.probed(&router).await.duration_since(since);
-        println!("the clock was set by {shift} ms: probed after {after:?} of {period:?}");
-        assert!(after >= least && after <= most, "{after:?}");
+        let started = wall();
+        if shift > 0 {
+            let until = open_until(&router.http).await;
+            let whole = i64::try_from(period.as_millis()).unwrap();
+            let (least, most) = (before + whole - CLOSE, started + whole + CLOSE);
+            println!("started from {before} to {started}: open until {until}");
+            assert!((least..=most).contains(&until), "{until} is not in {least}..={most}");
+            let (at, refusals) = open.probed(&router).await;
+            assert!(at >= until - CLOSE, "{} ms too early", until - at);
+            assert!(refusals > 0, "nobody was refused");
+        } else {
+            let (_, refusals) = open.probed(&router).await;
+            assert_eq!(refusals, 0, "the first call is the probe");
+        }
         assert_eq!(router.stop().await.0, 0);
     }
 }

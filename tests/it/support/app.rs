@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::Value;
 use switchyard::app::{ADMIN_SOCKET, App, StartError};
@@ -119,7 +118,7 @@ impl TestApp {
 
     /// Ends it in order and gives its folder back.
     pub async fn stop(self) -> TempDir {
-        tokio::time::timeout(Duration::from_secs(15), self.app.shutdown()).await.expect("it stops");
+        tokio::time::timeout(SOON * 2, self.app.shutdown()).await.expect("it stops");
         self.folder
     }
 

@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::stream::Stream;
 
 /// Longer than any answer takes; a test that hangs is one that says nothing.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Clone)]
 enum Target {

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use super::{Http, PROGRAM};
 
 /// No command takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {

@@ -1,13 +1,11 @@
 //! [`Speaker`]: a client of either era that chooses its ids, tokens and capabilities, and reads
 //! its answers as they come.
 
-use std::time::Duration;
-
 use http::Method;
 use serde_json::{Value, json};
 
 use super::http::Call;
-use super::{Answer, Http, LEGACY, MODERN, Role, Stage, Stream, TestApp, eventually};
+use super::{Answer, Http, LEGACY, MODERN, Role, SOON, Stage, Stream, TestApp, eventually};
 
 /// One client.
 #[derive(Debug, Clone)]
@@ -148,7 +146,7 @@ pub async fn on_stage(role: Role, yaml: &str, settings: &str) -> (TestApp, Stage
     let app = TestApp::start(&yaml).await.ready().await;
     // After a start the lists arrive one after the other, tools first.
     let client = Speaker::modern(&app, json!({}));
-    eventually(Duration::from_secs(10), "every list was asked for", || async {
+    eventually(SOON, "every list was asked for", || async {
         let list = client.request(&json!(0), "resources/list", json!({})).send().await.json();
         (!list["result"]["resources"].as_array()?.is_empty()).then_some(())
     })

@@ -27,7 +27,7 @@ use super::{LEGACY, MODERN, SOON, eventually};
 /// What a modern message is marked with.
 pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 /// No script takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How the server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
