@@ -1,5 +1,7 @@
 //! What is repeated after a failure and what never is, as servers count it and callers are told.
 
+mod limits;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -3,7 +3,7 @@
 use super::{
     Process, all_gone, answers, descendants, kill, mark, marked, processes, server, works,
 };
-use crate::support::{Router, SOON, eventually};
+use crate::support::{Router, SOON, command, eventually};
 
 const DEMO: &str = r#"exec "$PROGRAM" demo-upstream stdio"#;
 
@@ -95,4 +95,41 @@ async fn descriptors_of_the_router_are_not_its_childrens() {
     }
     assert_eq!(router.stop().await.0, 0);
     all_gone(&[], &mark).await;
+}
+
+/// The command line of a process, its words in one line.
+fn line(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ")
+}
+
+#[tokio::test]
+async fn the_demo_ends_what_a_killed_guard_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = command(folder.path()).args(["demo", "--for", "300s"]).spawn().unwrap();
+    let root = demo.id().unwrap();
+    let flaky = |known: Option<Process>| {
+        let found = descendants(root).into_iter();
+        let mut found = found.filter(|process| {
+            let is_guard = processes().get(process).is_none_or(|(name, ..)| name.contains("guard"));
+            !is_guard && line(process.0).contains("--fail-every")
+        });
+        found.find(|process| Some(*process) != known)
+    };
+    let first = eventually(SOON, "its server runs", || async { flaky(None) }).await;
+    let guard = processes()[&first].2;
+    assert_ne!(guard, root);
+    // A stopped one cannot end by itself, whoever closes its input.
+    kill("STOP", &[first.0]);
+    kill("KILL", &[guard]);
+    eventually(SOON, "it is ended", || async { (!processes().contains_key(&first)).then_some(()) })
+        .await;
+    // The demo goes on with another, and ends in order.
+    eventually(SOON, "another runs", || async { flaky(Some(first)) }).await;
+    let tree = descendants(root);
+    kill("INT", &[root]);
+    let ended = tokio::time::timeout(SOON * 2, demo.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(said.contains("ledger rows"), "{said}");
+    all_gone(&tree, "of the new ones nothing is asked").await;
 }

@@ -109,8 +109,11 @@ async fn locked_by_other_process_in_strict() {
     let other = lock(&router.data_dir()).await;
     // Dispatched before anybody knows: it errs after five seconds, and says that it ran.
     let began = Instant::now();
-    let (read, pay) =
-        tokio::join!(call(http, "up__read", "caught"), call(http, "up__pay", "caught"));
+    let (read, pay, unknown) = tokio::join!(
+        call(http, "up__read", "caught"),
+        call(http, "up__pay", "caught"),
+        http.call("up__nothing", "{}")
+    );
     let (read, pay) = (read.unwrap(), pay.unwrap());
     let took = began.elapsed();
     assert!((4..25).contains(&took.as_secs()), "{took:?}");
@@ -119,6 +122,17 @@ async fn locked_by_other_process_in_strict() {
     // What changes something is not sent before its beginning is on record.
     assert_eq!((pay.success, pay.known.as_deref()), (false, Some("not_sent")), "{pay:?}");
     assert_eq!(rig.counts("pay").executions, 1);
+    // A call that was refused before anything was sent may be made again, and says that it is not on
+    // record.
+    let told = unknown.json();
+    assert_eq!((unknown.status, &told["reason"]), (503, &"not_recorded".into()), "{told}");
+    assert_eq!(
+        (&told["outcome"], &told["retriable"]),
+        (&"not_sent".into(), &true.into()),
+        "{told}"
+    );
+    assert_eq!(told["error_code"], "MCPAuditUnavailableError", "{told}");
+    assert!(told["error"].as_str().unwrap().contains("nothing was sent"), "{told}");
     becomes_unready(http).await;
     for tool in ["up__read", "up__pay"] {
         // It does not wait for the five seconds again.
@@ -139,6 +153,7 @@ async fn locked_by_other_process_in_strict() {
     assert!(call(http, "up__pay", "after").await.unwrap().success);
     let rows = rows(&router.data_dir()).await;
     assert_eq!(rows[&read.id].outcome, "ok", "its row followed");
+    assert_eq!(rows[&plain(&unknown.id())].outcome, "refused", "and so did this one");
     let (code, folder) = router.stop().await;
     assert_eq!(code, 0);
     assert_eq!(entries(&folder.path().join("data"), "audit.gap").await, Vec::<Value>::new());

@@ -25,7 +25,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -108,6 +108,7 @@ struct Inner {
     closes_idle: AtomicU32,
     accepted: AtomicU64,
     open: AtomicU64,
+    has_resource: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -176,6 +177,7 @@ impl Rig {
             closes_idle: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
             open: AtomicU64::new(0),
+            has_resource: AtomicBool::new(false),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -226,6 +228,11 @@ impl Rig {
             Some((_, old)) => *old = definition,
             None => tools.push((tool.to_owned(), definition)),
         }
+    }
+
+    /// Has a resource beside its tools from now on, whose text is `one`.
+    pub fn offer_resource(&self) {
+        self.inner.has_resource.store(true, Ordering::Relaxed);
     }
 
     /// Forgets a tool.
@@ -452,7 +459,11 @@ impl Inner {
 
     /// The answer to a request that is no call.
     fn plain(&self, method: &str, request: &Value) -> String {
-        let capabilities = json!({ "tools": { "listChanged": true } });
+        let mut capabilities = json!({ "tools": { "listChanged": true } });
+        let has_resource = self.has_resource.load(Ordering::Relaxed);
+        if has_resource {
+            capabilities["resources"] = json!({});
+        }
         let info = json!({ "name": "rig", "version": "1" });
         let id = &request["id"];
         let mut result = match method {
@@ -478,6 +489,17 @@ impl Inner {
                 );
             }
             "ping" => json!({}),
+            "resources/list" if has_resource => json!({
+                "resources": [{ "uri": "rig:one", "name": "one" }],
+                "ttlMs": 0, "cacheScope": "private",
+            }),
+            "resources/templates/list" if has_resource => json!({
+                "resourceTemplates": [], "ttlMs": 0, "cacheScope": "private",
+            }),
+            "resources/read" if has_resource => json!({
+                "contents": [{ "uri": "rig:one", "text": "one" }],
+                "ttlMs": 0, "cacheScope": "private",
+            }),
             _ => {
                 let error = json!({ "code": -32601, "message": "no such method" });
                 return json!({ "jsonrpc": "2.0", "id": id, "error": error }).to_string();

@@ -1,0 +1,87 @@
+//! What ends the repeats of a call beside their number: those of too many others, and too little time.
+
+use super::*;
+
+/// So many calls may wait for their next attempt at one server, as docs/resilience.md has it.
+const SLEEPERS: usize = 256;
+
+/// One call more than may wait is told what it has at once; with the others gone, calls wait again.
+#[tokio::test]
+async fn too_many_calls_that_wait_for_their_next_attempt_are_no_more() {
+    let [rig, other] = rigs(&["read"]).await;
+    let settings = format!("{OFTEN}, {ENDLESS}, call_deadline: 300s, max_concurrency: 1000");
+    let yaml = rig.yaml("up", &settings) + &other.entry("other", &settings);
+    let app = TestApp::start(&yaml).await.ready().await;
+    rig.set("read", Fault::retry_after(429, 100));
+    let waiting: Vec<_> = (0..SLEEPERS)
+        .map(|number| {
+            let http = app.http().clone();
+            tokio::spawn(async move { http.call("up__read", &key(number)).await })
+        })
+        .collect();
+    // Router and test are one thread: what is over here waits already.
+    eventually(SOON, "all wait", || async {
+        let asked = rig.counts("read").requests == SLEEPERS as u64;
+        (asked && inflight(&app).await == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(suppressed(&app, "overload").await, 0.0);
+    let since = Instant::now();
+    let answer = app.http().call("up__read", &key("one more")).await;
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    let json = answer.json();
+    assert_eq!((&json["success"], &json["attempts"]), (&false.into(), &1.into()), "{json}");
+    assert_eq!(
+        (&json["reason"], &json["outcome"]),
+        (&"refused".into(), &"refused".into()),
+        "{json}"
+    );
+    assert_eq!(app.entry_of(&answer).await["attempts"], 1);
+    assert_eq!(suppressed(&app, "overload").await, 1.0);
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    assert_eq!(rig.counts("read").requests, SLEEPERS as u64 + 1);
+    // It is the server's own limit.
+    other.next("read", &[Fault::status(429)]);
+    let json = app.http().call("other__read", "{}").await.json();
+    assert_eq!((&json["success"], &json["attempts"]), (&true.into(), &2.into()), "{json}");
+    // Whoever goes away makes room.
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    rig.set("read", Fault::None);
+    eventually(SOON, "there is room", || async {
+        rig.next("read", &[Fault::status(429)]);
+        let json = app.http().call("up__read", &key("after")).await.json();
+        (json["success"] == true && json["attempts"] == 2).then_some(())
+    })
+    .await;
+    app.stop().await;
+}
+
+/// A repeat that would have less than ten milliseconds is neither waited for nor made. A busy machine
+/// leaves it less still.
+#[tokio::test]
+async fn no_attempt_is_begun_with_next_to_no_time_left() {
+    const DEADLINE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_secs(1);
+    for rig in rigs(&["read"]).await {
+        let app = router(&rig, &format!("{OFTEN}, call_deadline: 2s")).await;
+        let (bound, mut tries) = (DEADLINE - millis(200), 0_u32);
+        let took = fastest(bound, async || {
+            // What it leaves is the pause and five milliseconds, of which the way takes some.
+            let first = DEADLINE - PAUSE - millis(5);
+            rig.next("read", &[Fault::after(first, Fault::retry_after(429, PAUSE.as_secs()))]);
+            let json = app.http().call("up__read", "{}").await.json();
+            assert_eq!((&json["success"], &json["attempts"]), (&false.into(), &1.into()), "{json}");
+            let known = (&json["reason"], &json["outcome"], &json["retriable"]);
+            assert_eq!(known, (&"refused".into(), &"refused".into(), &true.into()), "{json}");
+            tries += 1;
+            Duration::from_secs_f64(json["execution_time_ms"].as_f64().unwrap() / 1000.0)
+        })
+        .await;
+        // It was told when that was known, and not when the pause was over.
+        assert!(took < bound, "{took:?}");
+        assert_eq!(suppressed(&app, "deadline").await, f64::from(tries));
+        assert_eq!(retries(&app).await, 0.0);
+        assert_eq!(rig.counts("read").requests, u64::from(tries));
+        app.stop().await;
+    }
+}
