@@ -68,7 +68,7 @@ pub(in crate::store) async fn backup(data_dir: &Path, target: &Path) -> Result<B
 /// Puts the backup `from` in the place of what is in `data_dir`, which no router may use meanwhile.
 pub(in crate::store) async fn restore(data_dir: &Path, from: &Path) -> Result<Backup, StoreError> {
     must_be_whole(from)?;
-    let _lock = prepare_folder(data_dir)?;
+    let _lock = prepare_folder(data_dir).await?;
     // One that was cut off is finished first: its files must not be mixed with these.
     finish_restore(data_dir)?;
     let laid_out = data_dir.join(LAID_OUT);
@@ -229,7 +229,7 @@ async fn check_key(folder: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn beside(path: &Path, end: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
@@ -249,7 +249,7 @@ fn remove_folder(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn move_away(from: &Path, to: &Path) -> Result<(), StoreError> {
+pub(super) fn move_away(from: &Path, to: &Path) -> Result<(), StoreError> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         moved => moved.map_err(files("write", from)),

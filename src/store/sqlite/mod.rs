@@ -49,12 +49,17 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use super::chain::{Digester, LedgerKey};
 use super::seal::Sealer;
 use super::{FileSize, StoreError, StoreSize};
+use crate::clock;
 
 /// Marks a file as ours: "SwYd".
 const APPLICATION_ID: i64 = 0x5377_5964;
 
 /// How long a writer waits for another process' lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long another process may have the data folder's lock. One that was just being started when its router
+/// was killed has what that had, until it is the program that it is to be.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Readers per file: pages are short, and each connection costs a thread and 2 MiB of cache.
 const READERS: u32 = 2;
@@ -135,7 +140,7 @@ struct Database {
 
 impl SqliteStore {
     pub(super) async fn open(folder: &Path) -> Result<Self, StoreError> {
-        let lock = prepare_folder(folder)?;
+        let lock = prepare_folder(folder).await?;
         backup::finish_restore(folder)?;
         // Both before either is written: a refused start leaves the other one alone, too.
         let (state, audit) = tokio::join!(
@@ -458,7 +463,7 @@ async fn quick_check(connection: &mut SqliteConnection, path: &Path) -> Result<(
 
 /// Makes the folder, refuses one that cannot be used, and takes the lock that keeps out a second
 /// router.
-fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
+async fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
     match fs::metadata(folder) {
         Ok(meta) if !meta.is_dir() => {
             return Err(StoreError::NotAFolder { path: folder.to_owned() });
@@ -488,7 +493,16 @@ fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(files("write", &path))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    let began = clock::uptime();
+    let locked = loop {
+        let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        let held = matches!(locked, Err(rustix::io::Errno::WOULDBLOCK));
+        if !held || clock::uptime().since(began) >= LOCK_PATIENCE {
+            break locked;
+        }
+        tokio::time::sleep(LOCK_PATIENCE / 20).await;
+    };
+    match locked {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();

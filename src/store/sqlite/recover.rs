@@ -3,15 +3,15 @@
 //! Changes when damage is found in another way, or something else goes with a damaged file. Nothing is ever
 //! deleted here.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sqlx::{ConnectOptions as _, Connection as _};
 
+use super::backup::{beside, finish_restore, move_away};
 use super::{
-    AUDIT, STATE, Schema, Version, backup, connect_options, files, identify, must_be_writable,
+    AUDIT, STATE, Schema, Version, connect_options, files, identify, must_be_writable,
     prepare_folder, quick_check, size_of,
 };
 use crate::model::Timestamp;
@@ -38,7 +38,7 @@ pub(super) async fn look(
         Ok(_) => {}
     }
     for part in BESIDE {
-        must_be_writable(&appended(&path, part))?;
+        must_be_writable(&beside(&path, part))?;
     }
     let whole = size_of(&path).total() <= up_to;
     match examine(&path, schema, whole).await {
@@ -76,8 +76,8 @@ pub(in crate::store) async fn recover(
     folder: &Path,
     now: Timestamp,
 ) -> Result<Vec<Recovered>, StoreError> {
-    let _lock = prepare_folder(folder)?;
-    backup::finish_restore(folder)?;
+    let _lock = prepare_folder(folder).await?;
+    finish_restore(folder)?;
     let mut moved = Vec::new();
     for schema in [&STATE, &AUDIT] {
         let path = folder.join(schema.file);
@@ -89,41 +89,30 @@ pub(in crate::store) async fn recover(
         let end = ending(&path, now);
         if schema.file == AUDIT.file {
             for name in OF_LEDGER {
-                move_away(&folder.join(name), &appended(&folder.join(name), &end))?;
+                move_away(&folder.join(name), &beside(&folder.join(name), &end))?;
             }
         }
         for part in BESIDE {
-            move_away(&appended(&path, part), &appended(&appended(&path, &end), part))?;
+            move_away(&beside(&path, part), &beside(&beside(&path, &end), part))?;
         }
-        moved.push(Recovered { file: schema.file, moved_to: appended(&path, &end), detail });
+        moved.push(Recovered { file: schema.file, moved_to: beside(&path, &end), detail });
     }
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(files("write", folder))?;
     Ok(moved)
 }
 
-/// What no file of this name ends in yet.
+/// What nothing of this file ends in yet: also not a log that was moved away by a recovery that was cut off.
 fn ending(path: &Path, now: Timestamp) -> String {
     let time: String =
         now.to_string().chars().filter(|c| c.is_ascii_alphanumeric()).take(15).collect();
     let plain = format!(".corrupt-{time}Z");
-    if !appended(path, &plain).exists() {
+    let is_free =
+        |end: &String| BESIDE.iter().all(|part| !beside(&beside(path, end), part).exists());
+    if is_free(&plain) {
         return plain;
     }
-    let others = (2_u32..).map(|number| format!("{plain}.{number}"));
-    others.into_iter().find(|end| !appended(path, end).exists()).unwrap_or_default()
-}
-
-fn appended(path: &Path, end: &str) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
-}
-
-fn move_away(from: &Path, to: &Path) -> Result<(), StoreError> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        moved => moved.map_err(files("write", from)),
-    }
+    let mut others = (2_u32..).map(|number| format!("{plain}.{number}"));
+    others.find(is_free).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -135,10 +124,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.db");
         let now = Timestamp::from_millis(1_796_000_000_123);
-        for expected in ["", ".2", ".3"] {
+        for (expected, taken) in [("", "-wal"), (".2", ""), (".3", "")] {
             let end = ending(&path, now);
             assert_eq!(end, format!(".corrupt-20261130T005320Z{expected}"));
-            fs::write(appended(&path, &end), "").unwrap();
+            fs::write(beside(&beside(&path, &end), taken), "").unwrap();
         }
     }
 }
