@@ -687,7 +687,7 @@ fn pointers_stand_beside_names_and_rules_are_kept_in_order() {
     assert!(usual.contains(&"cookie".to_owned()) && usual.len() > 5);
     for (list, names, pointers) in [
         ("[/a, pin, '/b/*']", vec!["pin".to_owned()], vec!["/a", "/b/*"]),
-        ("[/a]", usual.clone(), vec!["/a"]),
+        ("[/a]", usual, vec!["/a"]),
         ("[]", Vec::new(), Vec::new()),
     ] {
         let audit = parsed(&format!("audit: {{redact: {list}}}\n")).audit;

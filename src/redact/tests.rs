@@ -117,10 +117,10 @@ fn the_beginning_of_a_secret_before_a_cut_is_taken_out() {
     for way in [0, 1, 2, 3, 4, 7, 8, 9] {
         let (form, telling) = (plant(secret, way), if way == 9 { 24 } else { 8 });
         for length in (telling..form.len()).filter(|length| form.is_char_boundary(*length)) {
-            let text = format!("said {}{CUT} and so on", &form[..length]);
+            let text = format!("said {}{CUT} and so on", form.get(..length).unwrap());
             let out = redactor.text(&text, 1000);
             let left = out.strip_prefix("said ").unwrap();
-            assert!(!left.starts_with(&form[..8]), "{text} -> {out}");
+            assert!(!left.starts_with(form.get(..8).unwrap()), "{text} -> {out}");
         }
     }
     for (text, expected) in [
@@ -137,7 +137,8 @@ fn the_beginning_of_a_secret_before_a_cut_is_taken_out() {
 fn a_payload_whose_end_is_missing_keeps_what_is_whole() {
     let redactor = redactor(&["known-secret"]);
     let whole = format!(r#"{{"n":1,"password":"{}","m":"{}"}}"#, "x".repeat(500), "z".repeat(500));
-    for length in 0..whole.len() {
+    // But for the bracket at the end, a value is missing.
+    for length in 0..whole.len() - 1 {
         let part = Payload {
             start: &whole.as_bytes()[..length],
             whole: whole.len() as u64,
@@ -409,7 +410,8 @@ proptest! {
         prop_assert!(!out.contains("MARKER"), "{pointer}: {out}");
         prop_assert!(serde_json::from_str::<Value>(&out).is_ok(), "{out}");
         // Where nothing is named, nothing is changed.
-        prop_assert_eq!(pointed(&input, &["/not/there"]), input.clone());
+        let unchanged = pointed(&input, &["/not/there"]);
+        prop_assert_eq!(unchanged.as_str(), input.as_str());
         // And with its end missing.
         for length in (0..input.len()).step_by(7).filter(|at| input.is_char_boundary(*at)) {
             let pointers = Pointers::new([pointer.as_str()]).unwrap();
