@@ -1,8 +1,8 @@
-//! The `switchyard` program: arguments, log output, runtime, exit code.
+//! The `switchyard` program: arguments, runtime, exit code.
 //!
 //! Changes when the process around the commands does. What a command does is in `cli`.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,9 +10,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use switchyard::cli::{self, Cli, CliError, Status};
 use switchyard::guard;
-use switchyard::redact::{self, LogLines};
+use switchyard::redact;
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     // Before all else: there is a guard for each child process, so it has to be small.
@@ -47,8 +46,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Status> {
-    log_to_stderr(cli.log_filter())?;
     redact::report_panics();
+    cli::log_to_stderr(cli.log_filter(), cli.log_format()).map_err(anyhow::Error::msg)?;
     let runtime = runtime().context("could not start the runtime")?;
     let status = runtime.block_on(cli.run());
     // Whatever still runs here has been told to end and has lost its chance.
@@ -60,22 +59,4 @@ fn run(cli: Cli) -> anyhow::Result<Status> {
 /// the ledger's writer, the admin socket, and the commands.
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
-}
-
-/// Readable lines on a terminal, JSON for everything that collects logs.
-fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
-        format!("`{filter}` is not a log filter; write a level (info) or parts of it (switchyard::router=debug,warn)")
-    })?;
-    let terminal = io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| LogLines::new(redact::of_log().clone(), io::stderr()))
-        .with_ansi(terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()));
-    if terminal {
-        lines.with_target(false).compact().init();
-    } else {
-        lines.json().flatten_event(true).init();
-    }
-    Ok(())
 }

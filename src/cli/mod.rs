@@ -14,6 +14,7 @@ pub mod demo_upstream;
 mod error;
 mod import;
 mod keys;
+mod log;
 mod output;
 mod reload;
 mod schema;
@@ -32,6 +33,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use serde::Deserialize;
 
 pub use error::{CliError, Status};
+pub use log::{LogFormat, log_to_stderr};
 pub use output::notice;
 
 use crate::config::{self, Config};
@@ -105,6 +107,17 @@ struct Globals {
     /// What to log, as in `info` or `switchyard::router=debug,warn`
     #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG", hide_env_values = true)]
     log: Option<String>,
+
+    /// Form of the log: text for people, or one JSON object a line; auto: text on a terminal
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORM",
+        default_value = "auto",
+        env = "SWITCHYARD_LOG_FORMAT",
+        hide_env_values = true
+    )]
+    log_format: LogFormat,
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the shape clap asks of a value parser")]
@@ -160,6 +173,12 @@ impl Cli {
             (_, Some(Command::Demo(_))) => "error",
             _ => "warn",
         }
+    }
+
+    /// The form of the log.
+    #[must_use]
+    pub fn log_format(&self) -> LogFormat {
+        self.globals.log_format
     }
 
     /// Runs the command.
@@ -337,7 +356,7 @@ mod tests {
             .filter(|argument| argument.is_global_set())
             .map(|argument| argument.get_id().clone())
             .collect();
-        assert_eq!(globals.len(), 7);
+        assert_eq!(globals.len(), 8);
         command.get_subcommands().for_each(|command| walk(command, &globals));
     }
 

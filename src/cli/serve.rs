@@ -87,6 +87,12 @@ async fn serve(context: &Context, args: Args) -> Result<Status, CliError> {
         app.address(),
         text::escape_line(&data_dir),
     );
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = %app.address(),
+        servers = app.servers(),
+        "started with {servers}"
+    );
     // Whoever started us may not care to read: no reason to stop.
     if context.out.line(&listening).is_err() {
         tracing::info!("{listening}");

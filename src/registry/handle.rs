@@ -79,12 +79,21 @@ pub struct ServerHandle {
     reachable: AtomicBool,
     /// Whether it answers and does not let us in.
     unauthorized: AtomicBool,
+    /// What the log says of it: [`UNSAID`], [`SAID_UP`] or [`SAID_DOWN`].
+    said: AtomicU8,
     /// Connections opened again, as counted so far, and those of them that an operator asked for.
     seen_reconnects: AtomicU64,
     asked_reconnects: AtomicU64,
     /// One discovery at a time.
     pub discovering: tokio::sync::Mutex<()>,
 }
+
+/// The log says nothing yet of whether the server is up.
+const UNSAID: u8 = 0;
+/// It says that it is.
+const SAID_UP: u8 = 1;
+/// It says that it is not.
+const SAID_DOWN: u8 = 2;
 
 /// What is known of a server's condition.
 #[derive(Debug, Clone, Default)]
@@ -218,6 +227,7 @@ impl ServerHandle {
             log_level: AtomicU8::new(u8::MAX),
             reachable: AtomicBool::new(true),
             unauthorized: AtomicBool::new(false),
+            said: AtomicU8::new(UNSAID),
             seen_reconnects: AtomicU64::new(0),
             asked_reconnects: AtomicU64::new(0),
             discovering: tokio::sync::Mutex::new(()),
@@ -497,6 +507,8 @@ impl ServerHandle {
         self.last_success_second.store(0, Ordering::Relaxed);
         self.reachable.store(false, Ordering::Relaxed);
         self.unauthorized.store(false, Ordering::Relaxed);
+        // Why, its discovery has said.
+        self.said.store(SAID_DOWN, Ordering::Relaxed);
         let mut status = self.status.lock();
         status.discovery.error = Some(self.scrub(error));
         status.discovery.error_at = Some(at);
@@ -554,6 +566,12 @@ impl ServerHandle {
     }
 
     fn note_success(&self, at: Timestamp) {
+        // Read first: the place is shared by all threads, and calls are many.
+        if self.said.load(Ordering::Relaxed) != SAID_UP
+            && self.said.swap(SAID_UP, Ordering::Relaxed) != SAID_UP
+        {
+            tracing::info!(server.name = %self.name, "server {} is up", self.name);
+        }
         let unauthorized = self.unauthorized.load(Ordering::Relaxed);
         if unauthorized {
             self.unauthorized.store(false, Ordering::Relaxed);
@@ -580,6 +598,10 @@ impl ServerHandle {
     pub fn unreachable(&self, error: &str, at: Timestamp) {
         self.unauthorized.store(false, Ordering::Relaxed);
         self.reachable.store(false, Ordering::Relaxed);
+        if self.said.swap(SAID_DOWN, Ordering::Relaxed) != SAID_DOWN {
+            let error = self.scrub(error);
+            tracing::warn!(server.name = %self.name, error, "server {} is down: {error}", self.name);
+        }
         {
             let mut status = self.status.lock();
             status.discovery.error = Some(self.scrub(error));

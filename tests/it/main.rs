@@ -44,6 +44,7 @@ mod ledger_scale;
 mod ledger_upkeep;
 mod listening;
 mod lists;
+mod logs;
 mod metrics;
 mod mixup;
 mod overrides;
