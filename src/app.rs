@@ -24,12 +24,14 @@ use tokio_util::task::TaskTracker;
 use crate::audit::{AuditQuery, AuditSettings, AuditWriter, Retention};
 use crate::catalogue::{Discovery, DiscoverySettings, RecordingSettings};
 use crate::clock;
+use crate::config::expand::Variables as _;
 use crate::config::{Config, ConfigError};
 use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimits, Sessions};
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
 use crate::store::{self, EventRow, Recovered, Store, StoreError};
+use crate::telemetry::{self, TraceSettings, Tracer};
 
 use redaction::Redaction;
 
@@ -43,6 +45,10 @@ const TIDY: Duration = Duration::from_secs(30);
 const TIDY_AT_MOST: Duration = Duration::from_millis(250);
 /// How often it is looked for isolated sessions that nobody used for long.
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
+/// How long the last spans have to be sent at the end, of what the drain left.
+const LAST_SPANS: Duration = Duration::from_secs(5);
+/// The same when it left nothing.
+const LAST_SPANS_AT_LEAST: Duration = Duration::from_millis(500);
 /// How old what is shown of child processes may be.
 const MEASURE_CHILDREN: Duration = Duration::from_secs(2);
 
@@ -57,6 +63,7 @@ pub struct App {
     audit: AuditWriter,
     tasks: TaskTracker,
     stop: CancellationToken,
+    tracer: Option<Tracer>,
     /// How long calls in flight have to end.
     shutdown_timeout: Duration,
     socket: PathBuf,
@@ -216,12 +223,14 @@ impl App {
                 config.audit.retention,
                 config.audit.max_size,
             ));
+            let tracer = tracer(&config, &metrics, &tasks);
             let (reload, reload_requests) = mpsc::channel(4);
             let edge = Arc::new(Edge {
                 router: Arc::new(Router::new(
                     Arc::clone(&discovery),
                     audit.clone(),
                     Arc::clone(&metrics),
+                    tracer.clone(),
                 )),
                 registry: Arc::clone(&registry),
                 discovery: Arc::clone(&discovery),
@@ -309,6 +318,7 @@ impl App {
                 audit,
                 tasks,
                 stop,
+                tracer,
                 shutdown_timeout,
                 socket,
             })
@@ -349,6 +359,7 @@ impl App {
     /// Ends: takes no new calls, lets those in flight end for a bounded time and cancels the rest,
     /// closes connections and child processes, flushes the ledger, closes the database.
     pub async fn shutdown(self) -> ShutdownSummary {
+        let began = clock::uptime();
         // Streams end first: they would keep their connections open for ever.
         self.stop.cancel();
         self.door.close(self.shutdown_timeout).await;
@@ -357,7 +368,13 @@ impl App {
         self.door.stop().await;
         // What became of breakers is on record, too.
         self.registry.save_breakers().await;
-        self.audit.close().await;
+        let left = self.shutdown_timeout.saturating_sub(clock::uptime().since(began));
+        let traced = async {
+            if let Some(tracer) = &self.tracer {
+                tracer.close(left.clamp(LAST_SPANS_AT_LEAST, LAST_SPANS)).await;
+            }
+        };
+        tokio::join!(self.audit.close(), traced);
         let calls = self.edge.metrics.audit.calls_recorded();
         for saved in [self.edge.sessions.tidy().await, self.edge.keys.save_use().await] {
             if let Err(error) = saved {
@@ -407,6 +424,20 @@ fn discovery_settings(config: &Config) -> DiscoverySettings {
         list_page: config.limits.list_page,
         health_check_interval: config.health_check_interval,
     }
+}
+
+/// What records spans, where the configuration says where they go.
+fn tracer(config: &Config, metrics: &Metrics, tasks: &TaskTracker) -> Option<Tracer> {
+    let otlp = config.otlp.as_ref()?;
+    let instance = uuid::Uuid::now_v7().hyphenated().to_string();
+    let settings = TraceSettings {
+        address: otlp.address.clone(),
+        headers: otlp.headers.clone(),
+        sample: otlp.sample,
+        resource: telemetry::resource(instance, |name| config.environment.get(name)),
+    };
+    tracing::info!(otlp.address = %otlp.address, "spans go to {}", otlp.address);
+    Some(Tracer::start(settings, metrics.traces.clone(), tasks))
 }
 
 fn session_limits(config: &Config) -> SessionLimits {

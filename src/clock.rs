@@ -17,11 +17,15 @@ pub fn uptime() -> Uptime {
     Uptime::from_duration(now.saturating_duration_since(*STARTED.get_or_init(|| now)))
 }
 
-/// Wall-clock time.
+/// Wall-clock time since 1970, as exact as the clock is.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+pub fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO)
+}
+
+/// Wall-clock time as it is stored.
+#[must_use]
 pub fn timestamp() -> Timestamp {
-    let since_epoch =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Timestamp::from_millis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    Timestamp::from_millis(i64::try_from(since_epoch().as_millis()).unwrap_or(i64::MAX))
 }

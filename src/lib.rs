@@ -17,6 +17,7 @@
 //! - [`transport`], [`pool`]: conversations with servers, and the one that is open
 //! - [`registry`]: which servers there are
 //! - [`catalogue`]: which tools there are, under which names
+//! - [`telemetry`]: spans, and how they reach a collector
 //! - [`router`]: one call from name to answer
 //! - [`edge`]: everything that listens
 //! - [`app`]: all of it built, run and ended in order
@@ -42,4 +43,5 @@ pub mod redact;
 pub mod registry;
 pub mod router;
 pub mod store;
+pub mod telemetry;
 pub mod transport;

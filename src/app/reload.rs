@@ -14,7 +14,7 @@ use super::redaction::Redaction;
 use super::{discovery_settings, edge_settings, seconds};
 use crate::catalogue::Discovery;
 use crate::clock;
-use crate::config::{self, Config, Durability, Environment, IntentMode};
+use crate::config::{self, Config, Durability, Environment, IntentMode, OtlpConfig};
 use crate::edge::{Edge, ReloadReport, ReloadRequest};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -190,7 +190,7 @@ impl Reloader {
 }
 
 /// What cannot change while the router runs.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 struct Fixed {
     listen: SocketAddr,
     data_dir: PathBuf,
@@ -202,6 +202,7 @@ struct Fixed {
     spool: Option<PathBuf>,
     sessions: u32,
     session_idle: Duration,
+    otlp: Option<OtlpConfig>,
 }
 
 impl Fixed {
@@ -217,10 +218,13 @@ impl Fixed {
             max_size: config.audit.max_size,
             sessions: config.limits.sessions,
             session_idle: config.limits.session_idle,
+            otlp: config.otlp.clone(),
         }
     }
 
     fn changed_from(&self, before: &Self) -> impl Iterator<Item = &'static str> + use<> {
+        let (otlp, old) = (self.otlp.as_ref(), before.otlp.as_ref());
+        let both = otlp.zip(old);
         [
             ("listen", self.listen != before.listen),
             ("data_dir", self.data_dir != before.data_dir),
@@ -232,8 +236,35 @@ impl Fixed {
             ("audit.max_size", self.max_size != before.max_size),
             ("limits.sessions", self.sessions != before.sessions),
             ("limits.session_idle", self.session_idle != before.session_idle),
+            ("otlp_endpoint", otlp.map(|otlp| &otlp.address) != old.map(|old| &old.address)),
+            ("otlp_headers", both.is_some_and(|(otlp, old)| otlp.headers != old.headers)),
+            ("otlp_sample", both.is_some_and(|(otlp, old)| otlp.sample != old.sample)),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a change from one file to another needs a restart for.
+    fn changed(before: &str, after: &str) -> Vec<&'static str> {
+        let fixed = |text: &str| {
+            Fixed::of(&config::parse(text, "test.yaml", &Environment::new(|_| None)).unwrap())
+        };
+        fixed(after).changed_from(&fixed(before)).collect()
+    }
+
+    #[test]
+    fn where_spans_go_takes_a_restart() {
+        const FIRST: &str = "otlp_endpoint: http://127.0.0.1:4318\notlp_headers: {x-key: one}\n";
+        assert!(changed(FIRST, FIRST).is_empty());
+        assert_eq!(changed(FIRST, &FIRST.replace("one", "two")), ["otlp_headers"]);
+        assert_eq!(changed(FIRST, &format!("{FIRST}otlp_sample: 0.5\n")), ["otlp_sample"]);
+        assert_eq!(changed(FIRST, &FIRST.replace("4318", "4319")), ["otlp_endpoint"]);
+        assert_eq!(changed(FIRST, ""), ["otlp_endpoint"]);
+        assert_eq!(changed("", FIRST), ["otlp_endpoint"]);
     }
 }

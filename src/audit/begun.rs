@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     AuthKind, CallId, Caller, CallerClass, Entrance, Outcome, ProtocolVersion, Scopes, ServerName,
-    Timestamp, ToolName, ViewName,
+    Timestamp, ToolName, TraceId, ViewName,
 };
 use crate::store::{CALL_STARTED, CallRow, EntryRow};
 
@@ -32,6 +32,8 @@ pub struct CallBegun<'a> {
     pub upstream_tool: &'a ToolName,
     /// The server.
     pub server: &'a ServerName,
+    /// The trace it belongs to.
+    pub trace_id: Option<TraceId>,
 }
 
 /// The same as it stands in the ledger.
@@ -48,6 +50,8 @@ struct Detail {
     tool: String,
     upstream_tool: String,
     server: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
 }
 
 impl CallBegun<'_> {
@@ -63,6 +67,7 @@ impl CallBegun<'_> {
             tool: self.tool.to_owned(),
             upstream_tool: self.upstream_tool.as_str().to_owned(),
             server: self.server.as_str().to_owned(),
+            trace_id: self.trace_id.map(|trace| trace.to_string()),
         };
         EntryRow {
             seq: 0,
@@ -95,6 +100,7 @@ pub(super) fn interrupted(begun: &EntryRow) -> Option<CallRow> {
         error: Some(
             "the router was cut off while the call was under way; the tool may have run".to_owned(),
         ),
+        trace_id: detail.trace_id.and_then(|trace| TraceId::parse(&trace)),
         ..CallRow::new(id, started_at, entrance, Outcome::Interrupted)
     })
 }
@@ -127,6 +133,7 @@ mod tests {
                 tool: "bank__pay",
                 upstream_tool: &tool,
                 server: &server,
+                trace_id: TraceId::from_bytes([7; 16]),
             };
             let row = interrupted(&begun.into_row(Timestamp::from_millis(9))).unwrap();
             assert_eq!(
@@ -137,6 +144,7 @@ mod tests {
             assert_eq!((row.tool.as_ref(), row.view), ("bank__pay", Some(view.clone())));
             assert_eq!((row.upstream_tool, row.server), (Some(tool.clone()), Some(server.clone())));
             assert_eq!(row.outcome, Outcome::Interrupted);
+            assert_eq!(row.trace_id, begun.trace_id);
         }
     }
 }

@@ -12,7 +12,7 @@ use super::summary;
 use crate::error::ErrorCode;
 use crate::model::{
     ArgumentsLevel, CallId, CallerClass, ClientInfo, Entrance, ExposedName, Failure, Kept, Outcome,
-    ResultsLevel, ServerName, Timestamp, ToolName, ViewName, cut_after,
+    ResultsLevel, ServerName, Timestamp, ToolName, TraceId, ViewName, cut_after,
 };
 use crate::redact::{Payload, Pointers, Redactor, Strictness};
 use crate::store::{AttemptRow, CallRow, Digester};
@@ -183,6 +183,8 @@ pub struct AuditEntry {
     pub levels: Kept,
     /// Places in them that are never kept.
     pub pointers: Option<Arc<Pointers>>,
+    /// The trace it belongs to.
+    pub trace_id: Option<TraceId>,
 }
 
 impl AuditEntry {
@@ -285,6 +287,7 @@ impl AuditEntry {
             arguments_digest,
             result_digest,
             hash: None,
+            trace_id: self.trace_id,
         }
     }
 }

@@ -79,6 +79,8 @@ pub struct CallRecord {
     pub request_bytes: u64,
     /// Bytes of the answer.
     pub response_bytes: u64,
+    /// The trace it belongs to, 32 hexadecimal digits.
+    pub trace_id: Option<String>,
 }
 
 /// One attempt of a call.
@@ -356,6 +358,7 @@ impl From<CallRow> for CallRecord {
             queue_ms: millis(row.queue),
             request_bytes: row.request_bytes,
             response_bytes: row.response_bytes,
+            trace_id: row.trace_id.map(|trace| trace.to_string()),
         }
     }
 }

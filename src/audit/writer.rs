@@ -373,7 +373,7 @@ impl Shared {
             if queue.ended {
                 drop(queue);
                 self.metrics.dropped(1);
-                tracing::warn!(call.id = %entry.id, "a call ended after the ledger was closed and is missing from it");
+                tracing::warn!(call.id = %entry.id, trace_id = entry.trace_id.map(tracing::field::display), "a call ended after the ledger was closed and is missing from it");
                 return;
             }
             // Counted before the writer can see it, which takes it off again.

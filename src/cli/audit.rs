@@ -21,7 +21,7 @@ use super::output::Output;
 use super::table::Style;
 use super::{CliError, Context, Status, text, when};
 use crate::clock;
-use crate::model::{CallId, Outcome, Timestamp};
+use crate::model::{CallId, Outcome, Timestamp, TraceId};
 
 /// Arguments of `audit`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub(super) struct Args {
 enum Action {
     /// List calls, the newest last
     #[command(
-        after_help = "Examples:\n  switchyard audit list --server github --outcome timeout --since 1h\n  switchyard audit list --since 2026-11-24 --until '2026-11-24 12:00' --limit 1000\n  switchyard audit list --caller laptop --text 'connection refused' --json\n\nTimes: how long ago (90s, 15m, 1h, 7d), a date, a local time, or RFC 3339."
+        after_help = "Examples:\n  switchyard audit list --server github --outcome timeout --since 1h\n  switchyard audit list --since 2026-11-24 --until '2026-11-24 12:00' --limit 1000\n  switchyard audit list --caller laptop --text 'connection refused' --json\n  switchyard audit list --trace 4bf92f3577b34da6a3ce929d0e0e4736\n\nTimes: how long ago (90s, 15m, 1h, 7d), a date, a local time, or RFC 3339."
     )]
     List(list::Args),
     /// Show everything about one call
@@ -115,6 +115,9 @@ struct Filter {
     /// Only calls that came in at this view
     #[arg(long, value_name = "NAME")]
     view: Option<String>,
+    /// Only calls of this trace: 32 hexadecimal digits
+    #[arg(long, value_name = "ID", value_parser = trace_id)]
+    trace: Option<TraceId>,
     /// Only calls that began then or later
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
@@ -140,6 +143,11 @@ fn outcome(text: &str) -> Result<Outcome, String> {
         let known: Vec<&str> = Outcome::ALL.into_iter().map(Outcome::as_str).collect();
         format!("`{text}` is not an outcome; there are {}", known.join(", "))
     })
+}
+
+fn trace_id(text: &str) -> Result<TraceId, String> {
+    TraceId::parse(&text.to_ascii_lowercase())
+        .ok_or_else(|| "not the id of a trace, which is 32 hexadecimal digits".to_owned())
 }
 
 fn call_id(text: &str) -> Result<CallId, String> {
@@ -169,6 +177,7 @@ impl Filter {
             .with("session", self.session.as_deref())
             .with("error_code", self.error_code.as_deref())
             .with("view", self.view.as_deref())
+            .with("trace", self.trace.map(|trace| trace.to_string()))
             .with("since", time(&self.since)?)
             .with("until", time(&self.until)?)
             .with("text", self.text.as_deref()))

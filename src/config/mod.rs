@@ -97,8 +97,8 @@ pub struct Config {
     pub limits: Limits,
     /// Administration over HTTP.
     pub admin: AdminConfig,
-    /// Where traces go.
-    pub otlp_endpoint: Option<String>,
+    /// Where spans go; `None` when none are recorded.
+    pub otlp: Option<OtlpConfig>,
     /// Values that must never be shown or stored.
     pub secrets: Vec<Secret>,
     /// What is accepted and has no effect, for the start log.
@@ -224,6 +224,17 @@ impl Default for Limits {
     }
 }
 
+/// Where spans go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OtlpConfig {
+    /// Where they are posted.
+    pub address: http::Uri,
+    /// Further headers, whose values are not shown.
+    pub headers: http::HeaderMap,
+    /// The share of traces that begin here and are recorded, 0 to 1.
+    pub sample: f64,
+}
+
 /// Administration over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AdminConfig {
@@ -261,7 +272,7 @@ impl Config {
             naming: NamingMode::Prefix,
             limits: Limits::default(),
             admin: AdminConfig::default(),
-            otlp_endpoint: None,
+            otlp: None,
             secrets: Vec::new(),
             notes: Vec::new(),
             path: None,

@@ -55,8 +55,15 @@ pub(super) struct RawConfig {
     pub(super) limits: Option<RawLimits>,
     /// Administration over HTTP.
     pub(super) admin: Option<RawAdmin>,
-    /// Where traces go over OTLP.
+    /// Address of an OpenTelemetry collector: spans are posted to `{otlp_endpoint}/v1/traces` as
+    /// protobuf. Default: none, and no spans are recorded.
     pub(super) otlp_endpoint: Option<Field<String>>,
+    /// Further headers for the collector, such as its key.
+    pub(super) otlp_headers: Option<BTreeMap<String, Field<String>>>,
+    /// The share of traces that begin at the router and are recorded, 0 to 1; a caller's trace is
+    /// recorded when the caller says so. Default: 1.
+    #[schemars(extend("minimum" = 0, "maximum" = 1))]
+    pub(super) otlp_sample: Option<Field<f64>>,
     /// The predecessor's name for `defaults.timeout`.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub(super) default_timeout: Option<Field<Duration>>,

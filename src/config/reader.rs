@@ -169,6 +169,16 @@ impl<'a> Reader<'a> {
         Some(text)
     }
 
+    /// The value of a text that may be a secret, with references replaced.
+    pub(super) fn value_of(&mut self, field: &Field<String>, place: Place<'_>) -> Option<String> {
+        let known = self.problems.len();
+        let text = self.written(field, place)?;
+        if self.problems.len() > known {
+            return None;
+        }
+        expand::expand(&text, self.variables?).ok()
+    }
+
     /// Texts for which `refused` has no reason.
     pub(super) fn texts_unless(
         &mut self,

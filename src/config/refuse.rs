@@ -78,3 +78,30 @@ pub(super) fn checkpoints(folder: &Path, data_dir: &Path) -> Option<String> {
         "`checkpoints` lies inside `data_dir`; name a folder outside, best on another machine or owned by another user".to_owned()
     })
 }
+
+/// Where spans are posted when the collector is at `text`, or why it cannot be there. Never says
+/// the text, which may have a password in it.
+pub(super) fn collector(text: &str) -> Result<http::Uri, String> {
+    let wrong = |why: &str| {
+        format!(
+            "`otlp_endpoint` {why}; write the address of the collector, such as http://127.0.0.1:4318"
+        )
+    };
+    let url = url::Url::parse(text.trim()).ok().ok_or_else(|| wrong("is not an address"))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(wrong("must begin with http:// or https://"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong("must not have a user or password in it: put them into `otlp_headers`"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("must not have a query or a fragment"));
+    }
+    let base = url.as_str().trim_end_matches('/');
+    // The usual mistake: the address of the signal in the place of the base.
+    let address = match base.ends_with("/v1/traces") {
+        true => base.to_owned(),
+        false => format!("{base}/v1/traces"),
+    };
+    address.parse().ok().ok_or_else(|| wrong("is not an address"))
+}

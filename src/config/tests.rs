@@ -623,6 +623,51 @@ fn isolated_sessions_have_bounds_which_defaults_may_set() {
 }
 
 #[test]
+fn a_collector_is_an_address_and_its_headers_are_secrets() {
+    let said = "otlp_headers: {authorization: \"Bearer ${TOKEN}\", x-tenant: literal-of-mine}\n";
+    let config = read(&format!("otlp_endpoint: http://127.0.0.1:4318\n{said}")).unwrap();
+    let otlp = config.otlp.unwrap();
+    assert_eq!(otlp.address, "http://127.0.0.1:4318/v1/traces");
+    assert_eq!(
+        (&otlp.headers["authorization"], otlp.sample),
+        (&"Bearer tok-12345".parse().unwrap(), 1.0)
+    );
+    for secret in ["tok-12345", "literal-of-mine"] {
+        assert!(config.secrets.contains(&Secret::new(secret)), "{secret}");
+        assert!(!format!("{:?}", otlp.headers).contains(secret), "{:?}", otlp.headers);
+    }
+    for (text, address) in [
+        ("https://otel.example.com/base/", "https://otel.example.com/base/v1/traces"),
+        ("http://[::1]:4318/v1/traces", "http://[::1]:4318/v1/traces"),
+    ] {
+        let config = read(&format!("otlp_endpoint: {text}\notlp_sample: 0.25")).unwrap();
+        let otlp = config.otlp.unwrap();
+        assert_eq!((otlp.address.to_string(), otlp.sample), (address.to_owned(), 0.25));
+    }
+    for empty in ["", "otlp_endpoint: ${NOTHING:-}", "otlp_endpoint:"] {
+        assert!(read(empty).unwrap().otlp.is_none(), "{empty}");
+    }
+    let notes = read(&format!("{said}otlp_sample: 0.5")).unwrap().notes;
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    for (text, expected) in [
+        ("otlp_endpoint: collector:4318", "must begin with http"),
+        ("otlp_endpoint: unix:///run/otel.sock", "must begin with http"),
+        ("otlp_endpoint: nonsense", "is not an address"),
+        ("otlp_endpoint: http://me:tok-12345@h", "put them into `otlp_headers`"),
+        ("otlp_endpoint: http://h/?key=tok-12345", "query"),
+        ("otlp_endpoint: http://h\notlp_sample: 1.5", "from 0 to 1"),
+        ("otlp_endpoint: http://h\notlp_sample: -0.1", "from 0 to 1"),
+        ("otlp_endpoint: http://h\notlp_headers: {\"a b\": x}", "not a header name"),
+        ("otlp_endpoint: http://h\notlp_headers: {a: \"x\\ny\"}", "must not have"),
+        ("otlp_endpoint: http://h\notlp_headers: {a: \"${UNSET}\"}", "UNSET"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(expected), "{text}: {error}");
+        assert!(!error.contains("tok-12345") || text.contains("tok-12345"), "{error}");
+    }
+}
+
+#[test]
 fn the_committed_schema_is_the_one_of_the_code() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/switchyard.schema.json");
     let committed = std::fs::read_to_string(path).unwrap_or_default();

@@ -5,14 +5,16 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
+
 use super::raw::RawConfig;
 use super::reader::Reader;
 use super::refuse;
 use super::scalar::{Field, Node};
 use super::secrecy::Place;
 use super::{
-    AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, IntentMode, Limits, StdioCommand,
-    client,
+    AdminConfig, AuditConfig, AuthMode, Config, HttpConfig, IntentMode, Limits, OtlpConfig,
+    StdioCommand, client,
 };
 use crate::model::{
     BreakerSettings, ServerName, ServerSettings, ToolFilter, ViewName, ViewSpec, did_you_mean,
@@ -41,6 +43,7 @@ pub(super) fn config(reader: &mut Reader<'_>, raw: &RawConfig, path: Option<&Pat
     front_door(reader, raw, &mut config);
     ledger(reader, raw, &mut config);
     numbers(reader, raw, &mut config);
+    config.otlp = otlp(reader, raw);
     servers(reader, raw, &mut config);
     views(reader, raw, &mut config);
     note_what_waits(reader, &config);
@@ -215,10 +218,6 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
     if let Some(naming) = reader.get(raw.naming.as_ref()) {
         config.naming = naming;
     }
-    config.otlp_endpoint = reader.get(raw.otlp_endpoint.as_ref());
-    if config.otlp_endpoint.is_some() {
-        reader.notes.push("`otlp_endpoint` has no effect in this version".to_owned());
-    }
     if let Some(raw) = &raw.limits {
         let usual = Limits::default();
         config.limits = Limits {
@@ -242,6 +241,47 @@ fn numbers(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
                 .check("list_page", raw.list_page.as_ref(), "at least 1", |count| *count >= 1)
                 .unwrap_or(usual.list_page),
         };
+    }
+}
+
+/// Where spans go.
+fn otlp(reader: &mut Reader<'_>, raw: &RawConfig) -> Option<OtlpConfig> {
+    let mut headers = HeaderMap::new();
+    for (name, field) in raw.otlp_headers.iter().flatten() {
+        let Some(value) = reader.value_of(field, Place::Header(name)) else { continue };
+        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value)) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+            (Err(_), _) => reader.problem(&field.at, format!("`{name}` is not a header name")),
+            (Ok(_), Err(_)) => reader.problem(
+                &field.at,
+                format!("the value of header `{name}` has characters that a header must not have"),
+            ),
+        }
+    }
+    let range = |share: &f64| (0.0..=1.0).contains(share);
+    let sample = reader.check("otlp_sample", raw.otlp_sample.as_ref(), "from 0 to 1", range);
+    let Some(text) = reader.get(raw.otlp_endpoint.as_ref()).filter(|text| !text.trim().is_empty())
+    else {
+        for (key, said) in
+            [("otlp_headers", raw.otlp_headers.is_some()), ("otlp_sample", sample.is_some())]
+        {
+            if said {
+                reader.notes.push(format!("`{key}` has no effect without `otlp_endpoint`"));
+            }
+        }
+        return None;
+    };
+    match refuse::collector(&text) {
+        Ok(address) => Some(OtlpConfig { address, headers, sample: sample.unwrap_or(1.0) }),
+        Err(message) => {
+            if let Some(field) = &raw.otlp_endpoint {
+                reader.problem(&field.at, message);
+            }
+            None
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::config::AuthMode;
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{AuthKind, CallId, Caller, Scopes, Secret, Timestamp, ViewName};
+use crate::model::{AuthKind, CallId, Caller, CallerTrace, Scopes, Secret, Timestamp, ViewName};
 use crate::store::{KeyRow, Store, StoreError};
 
 /// Marks our keys, so that scanners for leaked secrets can find them.
@@ -264,4 +264,6 @@ pub(super) struct RequestContext {
     pub(super) caller: Arc<Caller>,
     /// The view it came in at; `None` for the whole catalogue.
     pub(super) view: Option<ViewName>,
+    /// What its headers say of its trace.
+    pub(super) trace: Option<Arc<CallerTrace>>,
 }

@@ -30,10 +30,10 @@ use tower_service::Service as _;
 use super::auth::{Door, RequestContext, nobody};
 use super::error::ApiError;
 use super::workers::{Handover, Workers};
-use super::{Edge, api, mcp, origin};
+use super::{Edge, api, mcp, origin, trace};
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{CallId, Entrance, ProtocolVersion, Scope, format_duration};
+use crate::model::{CallId, CallerTrace, Entrance, ProtocolVersion, Scope, format_duration};
 use crate::router::Refusal;
 
 /// An answer's body: whole for MCP, whatever axum makes for the rest.
@@ -335,10 +335,12 @@ impl FrontDoor {
             Ok(caller) => caller,
             Err(failure) => {
                 let path = path.to_owned();
-                return Err(self.turn_away(&path, id, failure).await);
+                let trace = trace::of(request.headers());
+                return Err(self.turn_away(&path, id, failure, trace).await);
             }
         };
-        let mut context = RequestContext { id, caller, view: None };
+        let trace = trace::of(request.headers());
+        let mut context = RequestContext { id, caller, view: None, trace };
         if self.closing.flag.load(Ordering::Relaxed) {
             let error = ApiError::new(
                 ErrorCode::ShuttingDown,
@@ -396,7 +398,13 @@ impl FrontDoor {
         }
     }
 
-    async fn turn_away(&self, path: &str, id: CallId, failure: AuthFailure) -> ApiError {
+    async fn turn_away(
+        &self,
+        path: &str,
+        id: CallId,
+        failure: AuthFailure,
+        trace: Option<Arc<CallerTrace>>,
+    ) -> ApiError {
         self.edge.metrics.auth_failure(failure);
         let detail = match failure {
             AuthFailure::MissingKey => {
@@ -414,7 +422,7 @@ impl FrontDoor {
         };
         if let Some(entrance) = entrance {
             let view = view.and_then(|name| self.edge.view(name).ok());
-            let context = RequestContext { id, caller: nobody(), view };
+            let context = RequestContext { id, caller: nobody(), view, trace };
             self.refuse(&context, entrance, &error).await;
         }
         error
@@ -426,6 +434,7 @@ impl FrontDoor {
             caller: Arc::clone(&context.caller),
             entrance,
             view: context.view.clone(),
+            trace: context.trace.clone(),
             tool: String::new(),
             code: error.code,
             message: error.detail.clone(),

@@ -14,6 +14,7 @@ mod error;
 mod mcp;
 mod origin;
 mod sessions;
+mod trace;
 mod workers;
 
 use std::path::PathBuf;

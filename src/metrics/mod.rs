@@ -9,6 +9,7 @@ mod audit;
 mod breaker;
 mod store;
 mod tool;
+mod trace;
 mod view;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ pub use audit::AuditMetrics;
 pub use breaker::{BreakerMetrics, RetryMetrics};
 pub use store::{FileSample, StoreMetrics};
 pub use tool::{CallLabels, ToolMetrics};
+pub use trace::TraceMetrics;
 pub use view::ViewMetrics;
 
 /// The advised buckets of the semantic conventions in seconds, and three below them: a router's
@@ -52,6 +54,8 @@ pub struct Metrics {
     pub audit: AuditMetrics,
     /// The data folder's.
     pub store: StoreMetrics,
+    /// What became of spans.
+    pub traces: TraceMetrics,
     breakers: breaker::BreakerFamilies,
     operations: HistogramVec,
     attempts: HistogramVec,
@@ -132,6 +136,7 @@ impl Metrics {
         let metrics = Self {
             audit: AuditMetrics::register(&registry)?,
             store: StoreMetrics::register(&registry)?,
+            traces: TraceMetrics::register(&registry)?,
             breakers: breaker::BreakerFamilies::register(&registry)?,
             operations: histogram(
                 &registry,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Caller, Requester, ServerName, SessionRef, ViewName};
+use super::{Caller, CallerTrace, Requester, ServerName, SessionRef, ViewName};
 
 /// Identifies a call everywhere: `x-request-id`, ledger row, log field. A UUIDv7, so time-ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,6 +96,10 @@ pub struct ToolCall {
     pub entrance: Entrance,
     /// At which view it came in: only that view's tools are there for it.
     pub view: Option<ViewName>,
+    /// To which trace it belongs, where the caller says so.
+    pub trace: Option<Arc<CallerTrace>>,
+    /// The id of its JSON-RPC request, as JSON.
+    pub request_id: Option<Bytes>,
     /// Which tool.
     pub target: ToolTarget,
     /// The `params` object as received (MCP), or absent (REST).

@@ -15,6 +15,7 @@ mod server;
 mod session;
 mod settings;
 mod time;
+mod trace;
 mod units;
 mod version;
 mod view;
@@ -39,6 +40,10 @@ pub use settings::{
     RetrySettings, RetryTimeouts, ServerSettings,
 };
 pub use time::{Timestamp, Uptime};
+pub use trace::{
+    BAGGAGE, CallerTrace, OutgoingTrace, SpanId, TRACEPARENT, TRACESTATE, TraceContext,
+    TraceFields, TraceId,
+};
 pub use units::{UnitError, format_duration, parse_duration, parse_size};
 pub use version::{Dialect, Era, ProtocolVersion};
 pub use view::ViewSpec;

@@ -9,7 +9,7 @@ use super::client::LogLevel;
 use super::names;
 use super::object::RawObject;
 use super::outgoing::push_string;
-use crate::model::{ClientInfo, cut_after};
+use crate::model::{BAGGAGE, ClientInfo, TRACEPARENT, TRACESTATE, TraceFields, cut_after};
 
 /// JSON-RPC error codes of the specification that we use ourselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,8 +224,8 @@ pub struct CallParams<'a> {
     pub name: Cow<'a, str>,
     /// `arguments`, untouched.
     pub arguments: Option<&'a RawValue>,
-    /// `_meta.progressToken`.
-    pub progress_token: Option<&'a RawValue>,
+    /// What `_meta` says.
+    pub meta: RequestMeta<'a>,
     /// All members, for forwarding.
     pub members: RawObject<'a>,
 }
@@ -246,25 +246,43 @@ impl<'a> CallParams<'a> {
         if name.len() > NAME_LIMIT {
             return Err(format!("`name` is longer than {NAME_LIMIT} bytes"));
         }
-        let progress_token = progress_token(&members)?;
+        let meta = RequestMeta::of(&members)?;
         let arguments = members.get("arguments").filter(|raw| raw.get() != "null");
         if arguments.is_some_and(|raw| !raw.get().starts_with('{')) {
             return Err("`arguments` must be an object".to_owned());
         }
-        Ok(Self { name, arguments, progress_token, members })
+        Ok(Self { name, arguments, meta, members })
     }
 }
 
-/// `_meta.progressToken` of a request's members, where it is a string or an integer.
-///
-/// # Errors
-/// A text that says what is wrong with `_meta`.
-pub fn progress_token<'a>(members: &RawObject<'a>) -> Result<Option<&'a RawValue>, String> {
-    let Some(meta) = members.get("_meta").filter(|raw| raw.get() != "null") else {
-        return Ok(None);
-    };
-    let meta = RawObject::parse(meta.get()).map_err(|error| format!("`_meta`: {error}"))?;
-    Ok(meta.get("progressToken").filter(|raw| RequestId::parse(raw).is_some()))
+/// What a request of either era says in `_meta`, as far as we act on it.
+#[derive(Debug, Clone, Default)]
+pub struct RequestMeta<'a> {
+    /// `progressToken`, where it is a string or an integer.
+    pub progress_token: Option<&'a RawValue>,
+    /// The fields of the trace (SEP-414), where they are strings.
+    pub trace: TraceFields<'a>,
+}
+
+impl<'a> RequestMeta<'a> {
+    /// Reads `_meta` of a request's members.
+    ///
+    /// # Errors
+    /// A text that says what is wrong with it.
+    pub fn of(members: &RawObject<'a>) -> Result<Self, String> {
+        let Some(meta) = members.get("_meta").filter(|raw| raw.get() != "null") else {
+            return Ok(Self::default());
+        };
+        let meta = RawObject::parse(meta.get()).map_err(|error| format!("`_meta`: {error}"))?;
+        Ok(Self {
+            progress_token: meta.get("progressToken").filter(|raw| RequestId::parse(raw).is_some()),
+            trace: TraceFields {
+                traceparent: meta.get_str(TRACEPARENT),
+                tracestate: meta.get_str(TRACESTATE),
+                baggage: meta.get_str(BAGGAGE),
+            },
+        })
+    }
 }
 
 /// What a modern request says of itself in `_meta`.

@@ -22,8 +22,8 @@ mod tool;
 pub use answer::{Answer, AnswerError, AnswerKind, MessageKind, message_kind};
 pub use client::{ClientAbilities, LogLevel, declared_abilities, log_level};
 pub use incoming::{
-    CallParams, Incoming, IncomingError, ModernMeta, RequestId, RpcErrorCode, batch,
-    error_response, is_batch, progress_token, push_head, result_response,
+    CallParams, Incoming, IncomingError, ModernMeta, RequestId, RequestMeta, RpcErrorCode, batch,
+    error_response, is_batch, push_head, result_response,
 };
 pub use input_required::{InputRequest, InputRequired, reference_to};
 pub use list::{Listed, ListedError, ListedPage, with_member};

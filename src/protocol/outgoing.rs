@@ -1,12 +1,16 @@
 //! Requests to an upstream: built by splicing, so that what came from the caller stays as it was.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use http::{HeaderName, HeaderValue};
 use serde_json::value::RawValue;
 
 use super::client::LogLevel;
 use super::names;
 use super::object::RawObject;
-use crate::model::{Era, ProtocolVersion};
+use crate::model::{
+    BAGGAGE, Era, OutgoingTrace, ProtocolVersion, TRACEPARENT, TRACESTATE, TraceContext,
+};
 
 /// Who we say we are to upstreams and clients: `clientInfo` and `serverInfo`.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +55,10 @@ pub struct OutgoingRequest<'a> {
     /// Tells a server that two requests are attempts at one call: `_meta` has it under
     /// [`IDEMPOTENCY_KEY`].
     pub idempotency_key: Option<&'a str>,
+    /// To which trace it belongs: in `_meta`, and over HTTP in headers, too.
+    pub trace: OutgoingTrace<'a>,
+    /// Where to note the id it is sent with; the last one, where it is sent again.
+    pub sent_as: Option<&'a AtomicU64>,
 }
 
 /// The key in `_meta` of a call that is the same for all attempts at it.
@@ -73,6 +81,8 @@ impl<'a> OutgoingRequest<'a> {
             progress: false,
             log_level: None,
             idempotency_key: None,
+            trace: OutgoingTrace { context: None, state: None, baggage: None },
+            sent_as: None,
         }
     }
 
@@ -80,10 +90,13 @@ impl<'a> OutgoingRequest<'a> {
     ///
     /// Dropped from the caller's `_meta`: the specification's own keys, which describe the caller
     /// to us and not us to the upstream, and `progressToken`, which is only unique within one
-    /// client while this connection is shared by many, and our own key. Where progress is wanted, `id` stands in
-    /// its place.
+    /// client while this connection is shared by many, our own key, and the trace, which stands there as
+    /// `trace` has it. Where progress is wanted, `id` stands in its place.
     #[must_use]
     pub fn render(&self, id: u64, version: ProtocolVersion) -> Vec<u8> {
+        if let Some(sent_as) = self.sent_as {
+            sent_as.store(id, Ordering::Relaxed);
+        }
         let payload = self.arguments.map_or(0, str::len)
             + self
                 .params
@@ -151,11 +164,17 @@ impl<'a> OutgoingRequest<'a> {
     ) {
         let callers = meta.and_then(|raw| RawObject::parse(raw.get()).ok()).unwrap_or_default();
         let kept = |key: &str| {
-            !key.starts_with(names::RESERVED) && key != "progressToken" && key != IDEMPOTENCY_KEY
+            !key.starts_with(names::RESERVED)
+                && !matches!(
+                    key,
+                    "progressToken" | IDEMPOTENCY_KEY | TRACEPARENT | TRACESTATE | BAGGAGE
+                )
         };
         let modern = version.era() == Era::Modern;
         let keyed = self.idempotency_key.is_some();
-        if !modern && !self.progress && !keyed && !callers.iter().any(|(key, _)| kept(key)) {
+        let traced = self.trace != OutgoingTrace::default();
+        let added = modern || self.progress || keyed || traced;
+        if !added && !callers.iter().any(|(key, _)| kept(key)) {
             return;
         }
         separate_params.before(out);
@@ -197,6 +216,9 @@ impl<'a> OutgoingRequest<'a> {
             }
             push_string(out, key);
         }
+        if traced {
+            self.push_trace(out, &mut separate);
+        }
         for (key, value) in callers.iter().filter(|(key, _)| kept(key)) {
             separate.before(out);
             push_string(out, key);
@@ -204,6 +226,21 @@ impl<'a> OutgoingRequest<'a> {
             out.extend_from_slice(value.get().as_bytes());
         }
         out.push(b'}');
+    }
+
+    fn push_trace(&self, out: &mut Vec<u8>, separate: &mut Separator) {
+        let parent = self.trace.context.map(TraceContext::to_ascii);
+        let parent = parent.as_ref().and_then(|parent| std::str::from_utf8(parent).ok());
+        let fields =
+            [(TRACEPARENT, parent), (TRACESTATE, self.trace.state), (BAGGAGE, self.trace.baggage)];
+        for (key, value) in fields {
+            let Some(value) = value else { continue };
+            separate.before(out);
+            for part in ["\"", key, "\":"] {
+                out.extend_from_slice(part.as_bytes());
+            }
+            push_string(out, value);
+        }
     }
 }
 
@@ -323,6 +360,39 @@ mod tests {
         assert_eq!(
             text(request.render(7, ProtocolVersion::V2025_11_25)),
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"_meta":{"dev.switchyard/idempotencyKey":"0193","a":1}}}"#
+        );
+    }
+
+    #[test]
+    fn the_trace_stands_as_it_is_given_and_never_as_the_caller_wrote_it() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let params = r#"{"arguments":{"a": 1.0},"_meta":{"traceparent":"x","tracestate":"y","baggage":7,"a":1}}"#;
+        let object = RawObject::parse(params).unwrap();
+        let with = |trace| {
+            let sent_as = AtomicU64::new(0);
+            let request = OutgoingRequest {
+                params: Some(&object),
+                trace,
+                sent_as: Some(&sent_as),
+                ..OutgoingRequest::new("tools/call")
+            };
+            let line = text(request.render(7, ProtocolVersion::V2025_11_25));
+            assert_eq!(sent_as.into_inner(), 7);
+            let head = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"arguments":{"a": 1.0},"_meta":{"#;
+            line.strip_prefix(head).unwrap().strip_suffix("}}}").unwrap().to_owned()
+        };
+        assert_eq!(with(OutgoingTrace::default()), r#""a":1"#);
+        let context = TraceContext::parse(parent);
+        assert_eq!(
+            with(OutgoingTrace { context, state: Some("k=\"v\""), baggage: None }),
+            format!(r#""traceparent":"{parent}","tracestate":"k=\"v\"","a":1"#)
+        );
+        let baggage = OutgoingTrace { baggage: Some("b=1"), ..OutgoingTrace::default() };
+        assert_eq!(with(baggage), r#""baggage":"b=1","a":1"#);
+        let request = OutgoingRequest { trace: baggage, ..OutgoingRequest::new("prompts/get") };
+        assert_eq!(
+            text(request.render(1, ProtocolVersion::V2025_11_25)),
+            r#"{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"_meta":{"baggage":"b=1"}}}"#
         );
     }
 

@@ -27,7 +27,7 @@ use crate::model::{
 };
 use crate::pool::{
     Children, ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState,
-    Urgency,
+    Target, Urgency,
 };
 use crate::protocol::{LogLevel, OutgoingRequest, RawObject};
 use crate::redact::{InForce, Payload, Strictness};
@@ -53,6 +53,8 @@ pub struct ServerHandle {
     pub revision: i64,
     /// When it was added.
     pub created_at: Timestamp,
+    /// Host and port it is reached at, where it is reached over HTTP.
+    pub peer: Option<(Arc<str>, u16)>,
     /// Its metrics.
     pub metrics: ServerMetrics,
     /// Calls at it and waiting for it.
@@ -169,6 +171,7 @@ impl ServerHandle {
             Some(problem) => Err(problem.clone()),
             None => target(&row.spec, means.environment),
         };
+        let peer = usable.as_ref().ok().and_then(Target::peer);
         let (client, tasks) = (means.client, means.tasks);
         let isolated = match (&usable, row.spec.sessions) {
             (Ok(target), SessionMode::Isolated) => {
@@ -212,6 +215,7 @@ impl ServerHandle {
             retired: row.retired,
             revision: row.revision,
             created_at: row.created_at,
+            peer,
             metrics,
             pool,
             isolated,

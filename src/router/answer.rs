@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::RouteError;
+use super::spans::rpc_code;
 use crate::error::ErrorCode;
 use crate::model::{CallId, Outcome, ServerName, ToolCall};
 use crate::protocol::{AnswerKind, ResultFacts};
@@ -20,6 +21,16 @@ pub struct UpstreamAnswer {
     pub facts: ResultFacts,
     /// What that makes of the call.
     pub outcome: Outcome,
+}
+
+impl UpstreamAnswer {
+    /// The code, where it is a JSON-RPC error.
+    pub(super) fn rpc_code(&self) -> Option<String> {
+        match self.kind {
+            AnswerKind::Error => rpc_code(&self.value),
+            AnswerKind::Result => None,
+        }
+    }
 }
 
 /// The end of a call.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::audit::AuditUnavailable;
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
-use crate::model::{BreakerProbe, BreakerScope, Era, Failure, Outcome, Uptime};
+use crate::model::{BreakerProbe, BreakerScope, CallerTrace, Era, Failure, Outcome, Uptime};
 use crate::policy::{self, Deadline, Verdict};
 use crate::pool::{PoolError, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
@@ -81,6 +81,14 @@ pub(super) async fn attempt(
             .render(arguments.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok())),
     };
     let wishes = relay.as_ref().map(|relay| relay.wishes());
+    let (caller, operation) = (record.call.trace.clone(), record.operation.clone());
+    let trace = match &operation {
+        Some(operation) => {
+            let baggage = caller.as_deref().and_then(|caller| caller.baggage.as_deref());
+            operation.outgoing(record.attempt_span(), baggage)
+        }
+        None => caller.as_deref().map(CallerTrace::unchanged).unwrap_or_default(),
+    };
     let mut key = [0; 36];
     let request = OutgoingRequest {
         params: parsed.as_ref(),
@@ -98,6 +106,8 @@ pub(super) async fn attempt(
         progress: wishes.is_some_and(|wishes| wishes.progress_token.is_some()),
         log_level: wishes.filter(|wishes| wishes.asks_for_log).and_then(|wishes| wishes.log_level),
         idempotency_key: Some(record.call.id.encode(&mut key)),
+        trace,
+        sent_as: operation.as_deref().map(|operation| &operation.sent_as),
         ..OutgoingRequest::new("tools/call")
     };
     let left = deadline.attempt(clock::uptime(), entry.timeout);
@@ -126,10 +136,12 @@ pub(super) async fn attempt(
                 (AnswerKind::Result, true) => Outcome::ToolError,
                 (AnswerKind::Result, false) => Outcome::Ok,
             };
-            record.attempt_ends(now, AttemptEnd::answered(outcome));
+            let answer = UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome };
+            let rpc_code = if record.is_traced() { answer.rpc_code() } else { None };
+            record.attempt_ends(now, AttemptEnd::answered(outcome, rpc_code));
             permits.answered(outcome, now);
             server.answered(now.since(began), clock::timestamp());
-            Ok(UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome })
+            Ok(answer)
         }
         Err(error) => {
             if !lease.is_alive() {
@@ -231,6 +243,7 @@ fn fail(
             failure: Some(failed.failure),
             error: Some(failed.problem.clone()),
             http_status: failed.source.http_status(),
+            rpc_code: None,
         },
     );
     RouteError::Upstream(Box::new(failed))

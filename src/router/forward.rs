@@ -4,17 +4,23 @@
 //! deadline, one attempt) and make no ledger entry: the ledger is of tool calls.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use super::error::{UpstreamError, UpstreamFailure};
+use super::spans::{self, Ended};
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
-use crate::model::{CallId, Caller, Outcome, ProtocolVersion, Requester, SessionRef};
-use crate::policy::{Deadline, Verdict};
-use crate::pool::{PoolError, Relay, Urgency};
-use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
+use crate::error::ErrorCode;
+use crate::model::{
+    CallId, Caller, CallerTrace, Entrance, Outcome, ProtocolVersion, Requester, SessionRef,
+};
+use crate::policy::{self, Deadline, Verdict};
+use crate::pool::{PoolError, Relay, TransportError, Urgency};
+use crate::protocol::{Answer, AnswerKind, OutgoingRequest, RawObject, ResultFacts};
 use crate::registry::{LeaseError, Permit, ServerHandle, Turn};
+use crate::telemetry::Operation;
 
 use super::attempt::{LEASE_MARGIN, Trial};
 
@@ -43,6 +49,10 @@ pub struct Forward {
     pub reference: Option<String>,
     /// What the client can do, as JSON.
     pub client_capabilities: Option<Bytes>,
+    /// To which trace it belongs, where the client says so.
+    pub trace: Option<Arc<CallerTrace>>,
+    /// The id of its JSON-RPC request, as JSON.
+    pub request_id: Option<Bytes>,
 }
 
 impl Router {
@@ -54,6 +64,22 @@ impl Router {
         &self,
         forward: &Forward,
         relay: Option<&Arc<Relay>>,
+    ) -> Result<UpstreamAnswer, RouteError> {
+        let operation = self.begin(forward.trace.as_deref());
+        let mut span = operation.map(|operation| Underway { forward, operation, ended: None });
+        let operation = span.as_ref().map(|span| &span.operation);
+        let answer = self.admit_and_forward(forward, relay, operation).await;
+        if let Some(span) = &mut span {
+            span.ended = Some(ended_for_client(forward, &answer));
+        }
+        answer
+    }
+
+    async fn admit_and_forward(
+        &self,
+        forward: &Forward,
+        relay: Option<&Arc<Relay>>,
+        operation: Option<&Operation>,
     ) -> Result<UpstreamAnswer, RouteError> {
         let server = &forward.server;
         if !server.enabled {
@@ -67,7 +93,7 @@ impl Router {
             server: server.name.clone(),
             limit: server.settings.max_concurrency,
         })?;
-        let answer = self.forward_once(forward, deadline, relay).await;
+        let answer = self.forward_once(forward, deadline, relay, operation).await;
         let took = clock::uptime().since(began);
         let ok = answer.as_ref().is_ok_and(|answer| answer.outcome == Outcome::Ok);
         self.metrics.observe_operation(forward.method, forward.version, ok, took);
@@ -79,6 +105,7 @@ impl Router {
         forward: &Forward,
         deadline: Deadline,
         relay: Option<&Arc<Relay>>,
+        operation: Option<&Operation>,
     ) -> Result<UpstreamAnswer, RouteError> {
         let server = &forward.server;
         let began = clock::uptime();
@@ -91,6 +118,14 @@ impl Router {
             .acquire(began, lease, Turn::First)
             .map_err(|rejection| RouteError::breaker(&server.breaker, rejection))?;
         let urgency = if permit.is_probe() { Urgency::AtOnce } else { Urgency::Patient };
+        let attempt = operation.and_then(Operation::attempt);
+        let note = |version: Option<ProtocolVersion>, ended: Ended| {
+            if let Some((operation, attempt)) = operation.zip(attempt) {
+                let sent_as = operation.sent_as.load(Ordering::Relaxed);
+                let said = spans::forward_attempt(forward, version, sent_as, ended);
+                operation.attempted(attempt, began, clock::uptime(), said);
+            }
+        };
         let session = forward.session.as_deref();
         let requester = Requester { id: forward.id, caller: &forward.caller, session };
         let leased = tokio::time::timeout(limit, server.lease_for(&requester, urgency)).await;
@@ -98,6 +133,7 @@ impl Router {
         let lease = match leased.unwrap_or_else(|_elapsed| waited()) {
             Ok(lease) => lease,
             Err(LeaseError::Pool(error)) => {
+                note(None, Ended::failed(policy::outcome_of(error.failure())));
                 return Err(self.failed(forward, permit, error.into(), Trial::of(limit)));
             }
             Err(LeaseError::SessionsFull { limit }) => {
@@ -113,6 +149,13 @@ impl Router {
         let (params, capabilities) = (text(&forward.params), text(&forward.client_capabilities));
         let params = params.as_deref().and_then(|text| RawObject::parse(text).ok());
         let wishes = relay.map(|relay| relay.wishes());
+        let caller = forward.trace.as_deref();
+        let trace = match operation {
+            Some(operation) => {
+                operation.outgoing(attempt, caller.and_then(|caller| caller.baggage.as_deref()))
+            }
+            None => caller.map(CallerTrace::unchanged).unwrap_or_default(),
+        };
         let request = OutgoingRequest {
             params: params.as_ref(),
             name: forward.name.as_deref(),
@@ -123,14 +166,19 @@ impl Router {
             log_level: wishes
                 .filter(|wishes| wishes.asks_for_log)
                 .and_then(|wishes| wishes.log_level),
+            trace,
+            sent_as: operation.map(|operation| &operation.sent_as),
             ..OutgoingRequest::new(forward.method)
         };
         let left = deadline.attempt(clock::uptime(), server.settings.timeout);
         if left.is_zero() {
             let error = PoolError::Waited { waited: limit };
+            note(None, Ended::failed(policy::outcome_of(error.failure())));
             return Err(self.failed(forward, permit, error.into(), Trial::of(limit)));
         }
-        match lease.request(&request, left, relay).await {
+        let answered = lease.request(&request, left, relay).await;
+        note(Some(lease.peer().version), ended_at_server(&answered));
+        match answered {
             Ok(answer) => {
                 let now = clock::uptime();
                 server.answered(now.since(began), clock::timestamp());
@@ -174,5 +222,40 @@ impl Router {
         let failed = UpstreamFailure::new(server, subject, error, trial.limit, true);
         permit.report(verdict, clock::uptime(), Some(&self.audit.redacted(&failed.problem)));
         RouteError::Upstream(Box::new(failed))
+    }
+}
+
+/// A request under way; dropped before it ended, its client went away.
+struct Underway<'a> {
+    forward: &'a Forward,
+    operation: Operation,
+    ended: Option<Ended>,
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        let cancelled =
+            || Ended::refused(ErrorCode::Cancelled, Entrance::Mcp(self.forward.version));
+        let ended = self.ended.take().unwrap_or_else(cancelled);
+        if self.operation.trace().is_some() {
+            self.operation.ends(clock::uptime(), spans::forwarded(self.forward, ended));
+        }
+    }
+}
+
+fn ended_for_client(forward: &Forward, answer: &Result<UpstreamAnswer, RouteError>) -> Ended {
+    match answer {
+        Ok(answer) => Ended::answered(answer.outcome, answer.rpc_code()),
+        Err(error) => Ended::refused(error.code(), Entrance::Mcp(forward.version)),
+    }
+}
+
+fn ended_at_server(answer: &Result<Answer, TransportError>) -> Ended {
+    match answer {
+        Ok(Answer { kind: AnswerKind::Result, .. }) => Ended::answered(Outcome::Ok, None),
+        Ok(Answer { kind: AnswerKind::Error, value }) => {
+            Ended::answered(Outcome::RpcError, spans::rpc_code(value))
+        }
+        Err(error) => Ended::failed(policy::outcome_of(error.failure())),
     }
 }

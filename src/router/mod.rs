@@ -14,6 +14,7 @@ mod error;
 mod forward;
 mod record;
 mod resolve;
+mod spans;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,9 @@ use crate::audit::AuditWriter;
 use crate::catalogue::{CatalogueHandle, Discovery};
 use crate::clock;
 use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
-use crate::model::{ToolCall, ViewName};
+use crate::model::{CallerTrace, Outcome, ToolCall, ViewName};
 use crate::policy::Deadline;
+use crate::telemetry::{Operation, Tracer};
 
 pub use answer::{CallAnswer, UpstreamAnswer};
 pub use error::{Reason, RouteError, UpstreamError, UpstreamFailure};
@@ -42,6 +44,8 @@ pub struct Router {
     rebuilt: watch::Receiver<u64>,
     audit: AuditWriter,
     metrics: Arc<Metrics>,
+    /// Records spans, where they go anywhere.
+    tracer: Option<Tracer>,
     /// For calls to tools that are not in the catalogue.
     other: Arc<ToolMetrics>,
 }
@@ -49,7 +53,12 @@ pub struct Router {
 impl Router {
     /// A router over a catalogue and a ledger.
     #[must_use]
-    pub fn new(discovery: Arc<Discovery>, audit: AuditWriter, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        discovery: Arc<Discovery>,
+        audit: AuditWriter,
+        metrics: Arc<Metrics>,
+        tracer: Option<Tracer>,
+    ) -> Self {
         Self {
             catalogue: Arc::clone(discovery.catalogue()),
             rebuilt: discovery.subscribe(),
@@ -57,6 +66,7 @@ impl Router {
             audit,
             other: metrics.tool(None, None),
             metrics,
+            tracer,
         }
     }
 
@@ -66,16 +76,22 @@ impl Router {
     /// What the server says about the call before it answers goes to `relay`.
     pub async fn call(&self, call: ToolCall, relay: Option<Arc<Relay>>) -> CallAnswer {
         let started = clock::uptime();
+        let operation = self.begin(call.trace.as_deref()).map(Arc::new);
         let slot = match self.audit.admit().await {
             Ok(slot) => slot,
             Err(why) => {
-                let total = clock::uptime().since(started);
-                return CallAnswer::unrecorded(&call, RouteError::AuditUnavailable(why), total);
+                let (error, now) = (RouteError::AuditUnavailable(why), clock::uptime());
+                if let Some(operation) = operation {
+                    let ended = spans::Ended::refused(error.code(), call.entrance);
+                    operation.ends(now, spans::call(&call, None, (Outcome::Refused, 0), ended));
+                }
+                return CallAnswer::unrecorded(&call, error, now.since(started));
             }
         };
         let other = Arc::clone(&self.other);
         let view = self.view_metrics(call.view.as_ref());
-        let mut record = record::CallRecord::begin(call, relay, started, slot, other, view);
+        let mut record =
+            record::CallRecord::begin(call, relay, started, slot, (other, view), operation);
         let result = self.run(&mut record).await;
         record.finish(result, self.audit.durability()).await
     }
@@ -112,10 +128,20 @@ impl Router {
     /// Puts a refusal on record that happened before there was a call to route: no key, no
     /// permission, malformed parameters.
     pub async fn refuse(&self, refusal: Refusal) {
+        let operation = self.begin(refusal.trace.as_deref());
+        if let Some(operation) = &operation {
+            operation.ends(clock::uptime(), spans::refusal(&refusal));
+        }
         if let Ok(slot) = self.audit.admit().await {
             let view = self.view_metrics(refusal.view.as_ref());
-            record::record_refusal(slot, refusal, view.as_deref());
+            let trace = record::trace_of(operation.as_ref(), refusal.trace.as_deref());
+            record::record_refusal(slot, refusal, trace, view.as_deref());
         }
+    }
+
+    /// The beginning of an operation, where spans are recorded.
+    fn begin(&self, caller: Option<&CallerTrace>) -> Option<Operation> {
+        self.tracer.as_ref()?.begin(caller)
     }
 
     fn view_metrics(&self, view: Option<&ViewName>) -> Option<Arc<ViewMetrics>> {

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::answer::code_of;
+use super::spans::{self, Ended, Turn};
 use super::{CallAnswer, RouteError, UpstreamAnswer};
 use crate::audit::{
     AttemptEntry, Attempts, AuditEntry, AuditSlot, CallBegun, Durability, NotRecorded, ToolLabel,
@@ -14,12 +16,14 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, Entrance, Failure, Knowledge, Outcome,
-    ProtocolVersion, ResultsLevel, Timestamp, ToolCall, Uptime, ViewName, cut_after,
+    ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, CallerTrace, Entrance, Failure,
+    Knowledge, Outcome, ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId,
+    Uptime, ViewName, cut_after,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
 use crate::redact::Pointers;
+use crate::telemetry::Operation;
 
 /// Characters that the ledger has of a JSON-RPC error.
 const RPC_ERROR: usize = 1024;
@@ -30,6 +34,8 @@ const ERROR_LINE: usize = 300;
 struct OpenAttempt {
     began: Uptime,
     probe: bool,
+    /// The id of its span, where it is recorded.
+    span: Option<SpanId>,
 }
 
 /// How an attempt ended.
@@ -40,13 +46,15 @@ pub(super) struct AttemptEnd {
     /// Without the server's secrets.
     pub(super) error: Option<String>,
     pub(super) http_status: Option<u16>,
+    /// The code of the JSON-RPC error that was the answer; read only where spans are recorded.
+    pub(super) rpc_code: Option<String>,
 }
 
 impl AttemptEnd {
     /// The server answered.
-    pub(super) fn answered(outcome: Outcome) -> Self {
+    pub(super) fn answered(outcome: Outcome, rpc_code: Option<String>) -> Self {
         let failure = (outcome != Outcome::Ok).then_some(Failure::Answered);
-        Self { outcome, failure, error: None, http_status: None }
+        Self { outcome, failure, error: None, http_status: None, rpc_code }
     }
 }
 
@@ -71,6 +79,8 @@ pub(super) struct CallRecord {
     open: Option<OpenAttempt>,
     upstream: Duration,
     upstream_version: Option<ProtocolVersion>,
+    /// Where spans are recorded, or would be.
+    pub(super) operation: Option<Arc<Operation>>,
 }
 
 impl CallRecord {
@@ -79,8 +89,8 @@ impl CallRecord {
         relay: Option<Arc<Relay>>,
         started: Uptime,
         slot: AuditSlot,
-        other: Arc<ToolMetrics>,
-        view: Option<Arc<ViewMetrics>>,
+        (other, view): (Arc<ToolMetrics>, Option<Arc<ViewMetrics>>),
+        operation: Option<Arc<Operation>>,
     ) -> Self {
         Self {
             call,
@@ -98,6 +108,7 @@ impl CallRecord {
             open: None,
             upstream: Duration::ZERO,
             upstream_version: None,
+            operation,
         }
     }
 
@@ -120,7 +131,26 @@ impl CallRecord {
     }
 
     pub(super) fn attempt_begins(&mut self, began: Uptime, probe: bool) {
-        self.open = Some(OpenAttempt { began, probe });
+        let span = self.operation.as_ref().and_then(|operation| {
+            operation.sent_as.store(0, Ordering::Relaxed);
+            operation.attempt()
+        });
+        self.open = Some(OpenAttempt { began, probe, span });
+    }
+
+    /// The span of the attempt under way.
+    pub(super) fn attempt_span(&self) -> Option<SpanId> {
+        self.open.as_ref()?.span
+    }
+
+    /// Whether what is only told by spans is of use.
+    pub(super) fn is_traced(&self) -> bool {
+        self.operation.as_ref().is_some_and(|operation| operation.trace().is_some())
+    }
+
+    /// The trace in which the call can be found.
+    fn trace(&self) -> Option<TraceId> {
+        trace_of(self.operation.as_deref(), self.call.trace.as_deref())
     }
 
     /// Whether the beginning of the call must still be put on record before it is sent to `entry`.
@@ -153,6 +183,7 @@ impl CallRecord {
             tool: entry.exposed.as_str(),
             upstream_tool: &entry.tool,
             server: &entry.server.name,
+            trace_id: self.trace(),
         }
     }
 
@@ -171,7 +202,7 @@ impl CallRecord {
     }
 
     pub(super) fn attempt_ends(&mut self, now: Uptime, end: AttemptEnd) {
-        let Some(OpenAttempt { began, probe }) = self.open.take() else { return };
+        let Some(OpenAttempt { began, probe, span }) = self.open.take() else { return };
         let took = now.since(began);
         self.upstream += took;
         if let Some(entry) = &self.entry {
@@ -181,6 +212,20 @@ impl CallRecord {
                 end.outcome,
                 took,
             );
+            if let Some((operation, span)) = self.operation.as_ref().zip(span) {
+                let turn = Turn {
+                    number: self.attempts.len().saturating_add(1),
+                    after: self.attempts.iter().last().and_then(|before| before.failure),
+                    version: self.upstream_version,
+                    sent_as: operation.sent_as.load(Ordering::Relaxed),
+                    http_status: end.http_status,
+                };
+                let ended = match end.failure {
+                    None | Some(Failure::Answered) => Ended::answered(end.outcome, end.rpc_code),
+                    Some(_) => Ended::failed(end.outcome),
+                };
+                operation.attempted(span, began, now, spans::attempt(entry, &turn, ended));
+            }
         }
         self.attempts.push(AttemptEntry {
             began: began.since(self.started),
@@ -238,6 +283,13 @@ impl CallRecord {
             Entrance::Mcp(_) => 200,
         };
         self.observe(entry.outcome, entry.error_code, total);
+        if self.is_traced() {
+            let ended = match &result {
+                Ok(answer) => Ended::answered(answer.outcome, answer.rpc_code()),
+                Err(error) => Ended::refused(error.code(), self.call.entrance),
+            };
+            self.operation_ends(now, (entry.outcome, attempts), ended);
+        }
         let answer = CallAnswer {
             id: self.call.id,
             tool: std::mem::take(&mut self.call.target.tool),
@@ -246,6 +298,7 @@ impl CallRecord {
             total,
             result,
         };
+        let trace = entry.trace_id;
         if let Some(slot) = self.slot.take() {
             match durability {
                 Durability::Batched => slot.record(entry),
@@ -258,7 +311,12 @@ impl CallRecord {
                 }
                 Durability::Strict => {
                     if let Err(error) = slot.record_durably(entry).await {
-                        tracing::error!(call.id = %answer.id, %error, "{error}");
+                        tracing::error!(
+                            call.id = %answer.id,
+                            trace_id = trace.map(tracing::field::display),
+                            %error,
+                            "{error}"
+                        );
                         let known = match &answer.result {
                             Ok(_) => Knowledge::Executed,
                             Err(error) => error.knowledge(),
@@ -303,7 +361,14 @@ impl CallRecord {
         self.entry.as_ref().map_or(&self.other, |entry| &entry.metrics).observe_call(labels, total);
     }
 
+    fn operation_ends(&self, now: Uptime, how: (Outcome, u32), ended: Ended) {
+        if let Some(operation) = &self.operation {
+            operation.ends(now, spans::call(&self.call, self.entry.as_deref(), how, ended));
+        }
+    }
+
     fn entry_base(&mut self, total: Duration) -> AuditEntry {
+        let trace_id = self.trace();
         let call = &mut self.call;
         let routed = self.entry.as_ref();
         let client = match &call.session {
@@ -350,6 +415,7 @@ impl CallRecord {
             result: None,
             levels,
             pointers: recording.and_then(|recording| recording.pointers.clone()),
+            trace_id,
         }
     }
 }
@@ -365,9 +431,14 @@ impl Drop for CallRecord {
                 failure: Some(Failure::Cancelled),
                 error: None,
                 http_status: None,
+                rpc_code: None,
             },
         );
         let total = now.since(self.started);
+        if self.is_traced() {
+            let ended = Ended::refused(ErrorCode::Cancelled, self.call.entrance);
+            self.operation_ends(now, (Outcome::Cancelled, self.attempts.len()), ended);
+        }
         let mut entry = self.entry_base(total);
         entry.error_code = Some(ErrorCode::Cancelled);
         entry.error = Some("the caller went away before the answer".to_owned());
@@ -380,6 +451,15 @@ fn class_of(call: &ToolCall) -> CallerClass {
     let client = call.session.as_ref().map(|session| session.client.as_ref());
     let client = client.or(call.client.as_ref());
     CallerClass::of(call.caller.auth, client.is_some_and(|client| !client.name.is_empty()))
+}
+
+/// The trace in which an operation can be found: the one it was recorded in, else its caller's.
+pub(super) fn trace_of(
+    operation: Option<&Operation>,
+    caller: Option<&CallerTrace>,
+) -> Option<TraceId> {
+    let callers = || caller?.context.map(|context| context.trace);
+    operation.and_then(Operation::trace).or_else(callers)
 }
 
 /// What a ledger row shows of a tool's own error message.
@@ -398,6 +478,8 @@ pub struct Refusal {
     pub entrance: Entrance,
     /// At which view.
     pub view: Option<ViewName>,
+    /// To which trace it belongs, where its sender says so.
+    pub trace: Option<Arc<CallerTrace>>,
     /// The tool asked for, where it could be read.
     pub tool: String,
     /// Why it was refused.
@@ -410,7 +492,12 @@ pub struct Refusal {
     pub request_bytes: u64,
 }
 
-pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&ViewMetrics>) {
+pub(super) fn record_refusal(
+    slot: AuditSlot,
+    refusal: Refusal,
+    trace_id: Option<TraceId>,
+    view: Option<&ViewMetrics>,
+) {
     if let Some(view) = view {
         view.count(Outcome::Refused);
     }
@@ -444,5 +531,6 @@ pub(super) fn record_refusal(slot: AuditSlot, refusal: Refusal, view: Option<&Vi
         result: None,
         levels: (ArgumentsLevel::None, ResultsLevel::None),
         pointers: None,
+        trace_id,
     });
 }

@@ -23,7 +23,7 @@ pub type Hash = [u8; 32];
 
 /// The columns of a call after `seq` and before `hash`, in the order in which they are hashed. A new
 /// one comes last and may be null.
-pub(super) const CALL_COLUMNS: [&str; 27] = [
+pub(super) const CALL_COLUMNS: [&str; 28] = [
     "id",
     "started_at_ms",
     "caller",
@@ -51,7 +51,11 @@ pub(super) const CALL_COLUMNS: [&str; 27] = [
     "arguments_digest",
     "result_digest",
     "payload_digest",
+    "trace_id",
 ];
+
+/// The place of the digest of what is kept of payloads among them.
+pub(super) const PAYLOAD_DIGEST: usize = 26;
 
 /// The same of an entry.
 pub(super) const ENTRY_COLUMNS: [&str; 5] = ["at_ms", "kind", "actor", "subject", "detail"];
@@ -325,6 +329,11 @@ mod tests {
             prop_assert_eq!(form(Kind::Call, &one) == form(Kind::Call, &other), same);
             prop_assert_ne!(form(Kind::Call, &one), form(Kind::Entry, &one));
         }
+    }
+
+    #[test]
+    fn the_digest_of_payloads_is_where_it_is_looked_for() {
+        assert_eq!(CALL_COLUMNS[PAYLOAD_DIGEST], "payload_digest");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use super::chain::{
-    ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, Kind, LedgerKey, Value,
-    canonical_call, canonical_entry,
+    ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, Kind, LedgerKey, PAYLOAD_DIGEST,
+    Value, canonical_call, canonical_entry,
 };
 use super::spool::{Cell, cell, hex, unhex, value};
 use super::verified::{Fault, Verified};
@@ -404,7 +404,7 @@ impl<'a> Check<'a> {
             }
             return;
         }
-        let digest = match row.values.last() {
+        let digest = match row.values.get(PAYLOAD_DIGEST) {
             Some(Value::Blob(bytes)) => Some(bytes.as_ref()),
             _ => None,
         };

@@ -16,7 +16,7 @@ use super::chain::Hash;
 use crate::error::ErrorCode;
 use crate::model::{
     CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scopes, ServerName,
-    ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus, ViewName,
+    ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus, TraceId, ViewName,
 };
 
 /// One server of the registry.
@@ -334,6 +334,8 @@ pub struct CallRow {
     /// Its link in the chain; given by the store. `None` before, and for calls from before there was
     /// a chain.
     pub hash: Option<Hash>,
+    /// The trace it belongs to.
+    pub trace_id: Option<TraceId>,
 }
 
 impl CallRow {
@@ -370,6 +372,7 @@ impl CallRow {
             arguments_digest: None,
             result_digest: None,
             hash: None,
+            trace_id: None,
         }
     }
 }
@@ -446,6 +449,8 @@ pub struct AuditFilter {
     pub error_code: Option<String>,
     /// Calls that came in at this view.
     pub view: Option<String>,
+    /// Calls of this trace.
+    pub trace: Option<TraceId>,
     /// Calls that came in at or after this.
     pub since: Option<Timestamp>,
     /// Calls that came in before this.

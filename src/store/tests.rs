@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
-    ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scope, Scopes, ToolStatus,
+    ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scope, Scopes, ToolStatus, TraceId,
     TransportSpec, ViewName,
 };
 
@@ -46,6 +46,10 @@ fn tool(server: &str, tool: &str, definition: &str, position: u32) -> ToolRow {
         first_seen_at: at(10),
         last_seen_at: at(10),
     }
+}
+
+fn trace(number: u64) -> TraceId {
+    TraceId::from_bytes((u128::from(number) << 96 | 0xabc).to_be_bytes()).unwrap()
 }
 
 fn call(number: u64) -> CallRow {
@@ -85,6 +89,7 @@ fn call(number: u64) -> CallRow {
         arguments_digest: Some([1; 32]),
         result_digest: number.is_multiple_of(2).then_some([2; 32]),
         hash: None,
+        trace_id: number.is_multiple_of(5).then(|| trace(number / 10)),
     }
 }
 
@@ -426,6 +431,9 @@ async fn the_ledger_is_paged_and_filtered() {
         (AuditFilter { session: text("0123456789abcdef"), ..none() }, 200),
         (AuditFilter { view: text("support"), ..none() }, 143),
         (AuditFilter { view: text("Support"), ..none() }, 0),
+        (AuditFilter { trace: Some(trace(7)), ..none() }, 2),
+        (AuditFilter { trace: Some(trace(700)), ..none() }, 0),
+        (AuditFilter { trace: Some(trace(7)), caller: text("bob"), ..none() }, 1),
         (AuditFilter { since: Some(at(990)), ..none() }, 10),
         (AuditFilter { until: Some(at(5)), ..none() }, 5),
         (AuditFilter { text: text("100% OF 30_s"), ..none() }, 10),

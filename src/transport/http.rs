@@ -20,7 +20,7 @@ use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk, check_refusal};
 use super::error::{Sent, TransportError};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
-use crate::model::{Era, ProtocolVersion};
+use crate::model::{BAGGAGE, Era, ProtocolVersion, TRACEPARENT, TRACESTATE};
 use crate::protocol::{Answer, OutgoingRequest, encode_header, render_notification};
 
 pub(super) const METHOD: HeaderName = HeaderName::from_static("mcp-method");
@@ -136,6 +136,7 @@ impl HttpConnection {
         } else {
             cancel = Some(CancelOnDrop { connection: self, session, id, ticket });
         }
+        trace_request(&mut headers, request);
         let outcome = async {
             let begin = || {
                 // It is taken already when a session was lost; the request goes out all the same.
@@ -281,6 +282,21 @@ pub(super) fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_
     }
     for (name, value) in request.headers {
         headers.insert(name.clone(), value.clone());
+    }
+}
+
+/// The headers that say to which trace a request belongs, for what is in front of a server and does not
+/// read bodies.
+pub(super) fn trace_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_>) {
+    if let Some(context) = request.trace.context
+        && let Ok(value) = HeaderValue::from_bytes(&context.to_ascii())
+    {
+        headers.insert(HeaderName::from_static(TRACEPARENT), value);
+    }
+    for (name, value) in [(TRACESTATE, request.trace.state), (BAGGAGE, request.trace.baggage)] {
+        if let Some(Ok(value)) = value.map(HeaderValue::from_str) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use url::Url;
 use super::channel::Ticket;
 use super::endpoint::{Body, Endpoint, check_refusal, shown};
 use super::error::{TransportError, sample};
+use super::http::trace_request;
 use super::{ConnectOptions, Offers, PeerInfo};
 use crate::model::ProtocolVersion;
 use crate::protocol::{Answer, AnswerError, AnswerKind, OutgoingRequest, RawObject};
@@ -147,7 +148,9 @@ impl JsonrpcConnection {
         // Nothing can be said before the answer.
         let body = OutgoingRequest { progress: false, idempotency_key: None, ..*request }
             .render(id, VERSION);
-        let exchange = self.calls.post_if(self.headers.clone(), body, || ticket.take()).await?;
+        let mut headers = self.headers.clone();
+        trace_request(&mut headers, request);
+        let exchange = self.calls.post_if(headers, body, || ticket.take()).await?;
         let answer = match self.calls.read_json(exchange, id).await? {
             Body::Answer(answer) => answer,
             Body::Whole(message) => read_answer(&message, id).map_err(|source| {

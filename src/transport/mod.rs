@@ -100,6 +100,17 @@ impl Target {
             Self::Jsonrpc { .. } => TransportKind::Jsonrpc,
         }
     }
+
+    /// Host and port, where it is reached over HTTP.
+    #[must_use]
+    pub fn peer(&self) -> Option<(Arc<str>, u16)> {
+        match self {
+            Self::Http { url, .. } | Self::Sse { url, .. } | Self::Jsonrpc { url, .. } => {
+                Some((url.host_str()?.into(), url.port_or_known_default()?))
+            }
+            Self::Stdio { .. } => None,
+        }
+    }
 }
 
 impl fmt::Debug for Target {

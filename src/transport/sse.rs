@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -23,6 +23,7 @@ use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
 use super::endpoint::{Endpoint, is_event_stream, is_session_gone, shown};
 use super::error::{Sent, TransportError, sample};
 use super::handshake;
+use super::http::trace_request;
 use super::pace::Pace;
 use super::relay::Relay;
 use super::socket::Exchange;
@@ -120,7 +121,10 @@ impl SseConnection {
         relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
         let id = self.shared.channel.next_id();
-        self.shared.exchange(id, request.render(id, self.peer.version), limit, relay).await
+        let body = request.render(id, self.peer.version);
+        let mut headers = self.shared.posts.headers.clone();
+        trace_request(&mut headers, request);
+        self.shared.ask(id, (headers, body), limit, relay).await
     }
 
     pub(super) fn notify(&self, method: &str, params: Option<&str>) {
@@ -250,14 +254,17 @@ async fn post_in_order(mut asides: Asides, posts: Arc<Endpoint>, ended: Cancella
     }
 }
 
+/// The headers and the body of a request.
+type Message = (HeaderMap, Vec<u8>);
+
 /// Posts one request; what comes back is of interest only when it is no acknowledgement.
 async fn post(
     posts: Arc<Endpoint>,
     id: u64,
-    body: Vec<u8>,
+    (headers, body): Message,
     ticket: Arc<Ticket>,
 ) -> Result<Option<Answer>, TransportError> {
-    let exchange = posts.post_if(posts.headers.clone(), body, || ticket.take()).await?;
+    let exchange = posts.post_if(headers, body, || ticket.take()).await?;
     posts.acknowledged(exchange, id).await
 }
 
@@ -279,11 +286,7 @@ impl Carrier for Shared {
         limit: Duration,
         relay: Option<&Arc<Relay>>,
     ) -> Reply {
-        let mut call = self.register(id, relay)?;
-        match tokio::time::timeout(limit, self.converse(id, bytes, &mut call)).await {
-            Ok(outcome) => outcome,
-            Err(_elapsed) => Err(self.posts.out_of_time(&call.ticket, limit)),
-        }
+        self.ask(id, (self.posts.headers.clone(), bytes), limit, relay).await
     }
 
     fn gone(&self) -> TransportError {
@@ -296,9 +299,24 @@ impl Carrier for Shared {
 }
 
 impl Shared {
+    /// Sends a rendered request and waits for its answer, at most `limit`.
+    async fn ask(
+        &self,
+        id: u64,
+        message: Message,
+        limit: Duration,
+        relay: Option<&Arc<Relay>>,
+    ) -> Reply {
+        let mut call = self.register(id, relay)?;
+        match tokio::time::timeout(limit, self.converse(id, message, &mut call)).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => Err(self.posts.out_of_time(&call.ticket, limit)),
+        }
+    }
+
     /// Posts a request and waits for its answer on the stream, whichever comes first.
-    async fn converse(&self, id: u64, body: Vec<u8>, call: &mut Call<'_, Self>) -> Reply {
-        let posting = post(Arc::clone(&self.posts), id, body, Arc::clone(&call.ticket));
+    async fn converse(&self, id: u64, message: Message, call: &mut Call<'_, Self>) -> Reply {
+        let posting = post(Arc::clone(&self.posts), id, message, Arc::clone(&call.ticket));
         let mut posting = Box::pin(posting);
         let posted = tokio::select! {
             biased;
@@ -335,7 +353,8 @@ impl Shared {
         let id = self.channel.next_id();
         let body = handshake::render_initialize(id, &self.channel.hearing.client_capabilities);
         let mut call = self.register(id, None)?;
-        let reply = tokio::time::timeout(limit, self.converse(id, body, &mut call)).await;
+        let message = (self.posts.headers.clone(), body);
+        let reply = tokio::time::timeout(limit, self.converse(id, message, &mut call)).await;
         // Never cancelled: the specification forbids that for `initialize`.
         call.let_go();
         let answer = match reply {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -31,6 +31,8 @@ struct Server {
     streams: Arc<Mutex<HashMap<usize, mpsc::UnboundedSender<String>>>>,
     opened: Arc<Mutex<usize>>,
     tools: Arc<Mutex<Vec<&'static str>>>,
+    /// Headers and body of each call.
+    calls: Arc<Mutex<Vec<(HeaderMap, Value)>>>,
 }
 
 impl Server {
@@ -92,9 +94,11 @@ fn predecessor() -> Router<Server> {
         State(server): State<Server>,
         method: Method,
         uri: Uri,
+        headers: HeaderMap,
         body: String,
     ) -> Response {
         let request = server.note(&method, &uri, &body);
+        server.calls.lock().push((headers, request.clone()));
         let id = &request["id"];
         json_answer(match (request["method"].as_str(), request["params"]["name"].as_str()) {
             (Some("tools/call"), Some("echo")) => {
@@ -146,9 +150,13 @@ fn older() -> Router<Server> {
         Query(query): Query<HashMap<String, usize>>,
         method: Method,
         uri: Uri,
+        headers: HeaderMap,
         body: String,
     ) -> Response {
         let request = server.note(&method, &uri, &body);
+        if request["method"] == "tools/call" {
+            server.calls.lock().push((headers, request.clone()));
+        }
         let Some(stream) = server.streams.lock().get(&query["s"]).cloned() else {
             return (StatusCode::NOT_FOUND, "Could not find session").into_response();
         };
@@ -312,4 +320,35 @@ async fn a_session_that_ends_fails_what_was_under_way_and_the_next_call_opens_an
     .await;
     assert_eq!(*server.opened.lock(), 2);
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_trace_goes_on_in_headers_and_meta() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (routes, transport, path) in [(predecessor(), "jsonrpc", ""), (older(), "sse", "/sse")] {
+        let server = Server::new();
+        let address = server.serve(routes).await;
+        let yaml =
+            format!("mcp_servers:\n  up: {{url: \"{address}{path}\", transport: {transport}}}\n");
+        let app = TestApp::start(&yaml).await.ready().await;
+        let call = app
+            .http()
+            .request(&Method::POST, "/mcp/call")
+            .header("traceparent", PARENT)
+            .header("tracestate", "a=1")
+            .header("baggage", "b=2");
+        let body = format!(r#"{{"tool_name":"up__echo","arguments":{ARGUMENTS}}}"#);
+        result_of(&call.body(body).send().await.expect(200));
+        let (headers, body) = server.calls.lock().pop().unwrap();
+        for (name, value) in [("traceparent", PARENT), ("tracestate", "a=1"), ("baggage", "b=2")] {
+            assert_eq!(headers[name], value, "{transport}");
+            assert_eq!(body["params"]["_meta"][name], value, "{transport}");
+        }
+        // Nothing of one call is left for the next.
+        result_of(&app.http().call("up__echo", ARGUMENTS).await.expect(200));
+        let (headers, body) = server.calls.lock().pop().unwrap();
+        assert!(!headers.contains_key("traceparent"), "{transport}");
+        assert!(body["params"]["_meta"].get("traceparent").is_none(), "{transport}");
+        app.stop().await;
+    }
 }

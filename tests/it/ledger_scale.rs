@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use switchyard::audit::AuditQuery;
 use switchyard::error::ErrorCode;
-use switchyard::model::{CallId, Entrance, Outcome, ServerName, Timestamp, ToolName, ViewName};
+use switchyard::model::{
+    CallId, Entrance, Outcome, ServerName, Timestamp, ToolName, TraceId, ViewName,
+};
 use switchyard::store::{AuditFilter, CallRow, PruneUntil, StatsBy, StatsPer, StatsQuery, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -131,12 +133,18 @@ impl Calls {
             arguments_digest: None,
             result_digest: None,
             hash: None,
+            trace_id: TraceId::from_bytes(trace_of(self.made / 3)),
         }
     }
 
     fn batch(&mut self, count: usize) -> Vec<CallRow> {
         (0..count).map(|_| self.next()).collect()
     }
+}
+
+/// The id of a trace: as good as random, and the same for the same number.
+fn trace_of(number: usize) -> [u8; 16] {
+    Rng::with_seed(u64::try_from(number).unwrap()).u128(1..).to_be_bytes()
 }
 
 /// Processor time of this process so far.
@@ -189,6 +197,7 @@ fn filters(now: Timestamp) -> Vec<(String, AuditFilter)> {
         ("session", AuditFilter { session, ..none() }),
         ("error_code", AuditFilter { error_code: text("MCPTimeoutError"), ..none() }),
         ("view", AuditFilter { view: text("support"), ..none() }),
+        ("trace", AuditFilter { trace: TraceId::from_bytes(trace_of(77)), ..none() }),
         ("nothing of it", AuditFilter { outcome: Some(Outcome::Interrupted), ..none() }),
     ];
     let both = |a: &AuditFilter, b: &AuditFilter| AuditFilter {
@@ -199,6 +208,7 @@ fn filters(now: Timestamp) -> Vec<(String, AuditFilter)> {
         session: a.session.clone().or(b.session.clone()),
         error_code: a.error_code.clone().or(b.error_code.clone()),
         view: a.view.clone().or(b.view.clone()),
+        trace: a.trace.or(b.trace),
         ..none()
     };
     let mut all = vec![("everything".to_owned(), none())];
@@ -368,7 +378,7 @@ async fn ledger_scale() {
         }
     }
     let mut whole = clock("verify", 10_000 * (rows as u64).div_ceil(1_000_000));
-    let verified = whole.time("all", Store::verify_ledger(folder.path(), &[])).await.unwrap();
+    let verified = whole.time("all", || Store::verify_ledger(folder.path(), &[])).await.unwrap();
     assert!(verified.faults == 0 && verified.rows >= rows as u64, "{verified:?}");
     forget_half(&store, now).await;
     stop.cancel();

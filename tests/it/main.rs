@@ -63,4 +63,5 @@ mod stdio;
 mod streams;
 mod support;
 mod tidy;
+mod traces;
 mod views;

@@ -87,6 +87,8 @@ fn call_of(tool: &str) -> ToolCall {
         client_capabilities: None,
         entrance: Entrance::Rest,
         view: None,
+        trace: None,
+        request_id: None,
         target: ToolTarget { tool: tool.to_owned(), server: None },
         params: None,
         arguments: Some(key("x").into()),

@@ -635,3 +635,28 @@ async fn progress_and_requests_of_servers_pass_both_ways() {
     assert_eq!(wire.heads("DELETE").len(), 1);
     assert!(wire.seen.lock().iter().any(|(_, body)| body == answer));
 }
+
+/// What a client says of its trace reaches the server as it said it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_goes_through() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let rig = Rig::modern(&["pay"]).await;
+    let router = Router::start(&rig.yaml("up", "")).await;
+    eventually(SOON, "the server is up", || async {
+        (router.http.server("up").await?["state"] == "up").then_some(())
+    })
+    .await;
+    let mut client = Client::start(router.folder.path(), &["--data-dir", "data"]);
+    client.initialize().await;
+    let meta = format!(r#"{{"traceparent":"{PARENT}","tracestate":"a=1","baggage":"b=2"}}"#);
+    let params = format!(r#"{{"name":"up__pay","arguments":{{"key":"k"}},"_meta":{meta}}}"#);
+    client.request("1", "tools/call", &params).await;
+    assert_eq!(text(&client.next().await), "k");
+    let call = rig.calls("pay").pop().unwrap();
+    for (name, value) in [("traceparent", PARENT), ("tracestate", "a=1"), ("baggage", "b=2")] {
+        assert_eq!(call.headers[name], value);
+        assert_eq!(call.body["params"]["_meta"][name], value);
+    }
+    assert_eq!(client.finish().await.0, 0);
+    assert_eq!(router.stop().await.0, 0);
+}

@@ -109,6 +109,7 @@ fn entry(arguments: &str) -> AuditEntry {
         result: Some(Bytes::from_static(br#"{"content":[{"type":"text","text":"hi"}]}"#)),
         levels: (ArgumentsLevel::Redacted, ResultsLevel::Summary),
         pointers: None,
+        trace_id: None,
     }
 }
 
@@ -434,6 +435,7 @@ fn begun<'a>(id: CallId, tool: &'a ToolName, server: &'a ServerName) -> CallBegu
         tool: "bank__pay",
         upstream_tool: tool,
         server,
+        trace_id: None,
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::Shared;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{CallId, Outcome, Timestamp, cut_after, nearest, parse_duration};
+use crate::model::{CallId, Outcome, Timestamp, TraceId, cut_after, nearest, parse_duration};
 use crate::store::AuditFilter;
 
 pub(super) use export::export;
@@ -34,6 +34,7 @@ pub(super) struct AuditParameters {
     session: Option<String>,
     error_code: Option<String>,
     view: Option<String>,
+    trace: Option<String>,
     since: Option<String>,
     until: Option<String>,
     text: Option<String>,
@@ -77,6 +78,15 @@ pub(super) fn outcome(text: &str) -> Result<Outcome, ApiError> {
     })
 }
 
+fn trace(text: &str) -> Result<TraceId, ApiError> {
+    TraceId::parse(&text.to_ascii_lowercase()).ok_or_else(|| {
+        let shown: String = text.chars().take(64).collect();
+        ApiError::invalid(format!(
+            "`trace`: `{shown}` is not the id of a trace; that is 32 hexadecimal digits, not all zeros"
+        ))
+    })
+}
+
 fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
     let outcome = query.outcome.as_deref().map(outcome).transpose()?;
     Ok(AuditFilter {
@@ -87,6 +97,7 @@ fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
         session: query.session.clone(),
         error_code: query.error_code.clone(),
         view: query.view.clone(),
+        trace: query.trace.as_deref().map(trace).transpose()?,
         since: query.since.as_deref().map(|text| point("since", text)).transpose()?,
         until: query.until.as_deref().map(|text| point("until", text)).transpose()?,
         text: query.text.clone(),

@@ -22,11 +22,12 @@ use crate::edge::detach::Detached;
 use crate::edge::sessions::Session;
 use crate::edge::{Edge, Seen};
 use crate::model::{
-    ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, cut_after, did_you_mean,
+    CallerTrace, ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, cut_after,
+    did_you_mean,
 };
 use crate::protocol::{
-    CallParams, HeaderPresence, LogLevel, PeerIdentity, RawObject, RequestId, RpcErrorCode,
-    SERVER_INFO, error_response, progress_token, reference_to,
+    CallParams, HeaderPresence, LogLevel, PeerIdentity, RawObject, RequestId, RequestMeta,
+    RpcErrorCode, SERVER_INFO, error_response, reference_to,
 };
 use crate::router::{CallAnswer, Forward, Relay, RelayWishes};
 
@@ -154,7 +155,7 @@ impl Asked<'_> {
             self.refusing().record(target.tool, &message, status).await;
             return Reply::error(status, Some(self.id), RpcErrorCode::HeaderMismatch, &message);
         }
-        let relay = self.relay(params.progress_token);
+        let relay = self.relay(params.meta.progress_token);
         let call = ToolCall {
             id: self.context.id,
             caller: Arc::clone(&self.context.caller),
@@ -163,6 +164,8 @@ impl Asked<'_> {
             client_capabilities: self.capabilities(),
             entrance: Entrance::Mcp(self.version),
             view: self.context.view.clone(),
+            trace: self.trace(&params.meta),
+            request_id: Some(self.slice(self.id.json())),
             target,
             arguments: params.arguments.map(|raw| self.slice(raw.get())),
             params: self.params.map(|raw| self.slice(raw.get())),
@@ -303,7 +306,15 @@ impl Asked<'_> {
             uri: None,
             reference: None,
             client_capabilities: self.capabilities(),
+            trace: None,
+            request_id: Some(self.slice(self.id.json())),
         }
+    }
+
+    /// To which trace the request belongs: what it says itself comes before what its headers say,
+    /// because those are of the HTTP request that carries it.
+    fn trace(&self, meta: &RequestMeta<'_>) -> Option<Arc<CallerTrace>> {
+        CallerTrace::of_request(CallerTrace::read(&meta.trace), self.context.trace.as_ref())
     }
 
     /// Sends a request on to its server; `cacheable` when its result carries cache fields in the
@@ -314,11 +325,12 @@ impl Asked<'_> {
         members: &RawObject<'_>,
         cacheable: bool,
     ) -> Reply {
-        let token = match progress_token(members) {
-            Ok(token) => token,
+        let meta = match RequestMeta::of(members) {
+            Ok(meta) => meta,
             Err(message) => return self.invalid(&message),
         };
-        let relay = self.relay(token);
+        let forward = Forward { trace: self.trace(&meta), ..forward };
+        let relay = self.relay(meta.progress_token);
         let underway = self.underway(relay.as_ref());
         let (edge, id, era) = (Arc::clone(self.edge), self.slice(self.id.json()), self.era());
         let heard = relay.clone();

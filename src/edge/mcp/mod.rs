@@ -215,6 +215,7 @@ impl Refusing<'_> {
             caller: Arc::clone(&self.context.caller),
             entrance: Entrance::Mcp(ProtocolVersion::LATEST_LEGACY),
             view: self.context.view.clone(),
+            trace: self.context.trace.clone(),
             tool,
             code: match status {
                 StatusCode::FORBIDDEN => ErrorCode::Permission,

@@ -11,7 +11,7 @@ use super::{SqliteStore, hash_of};
 use crate::error::ErrorCode;
 use crate::model::{
     CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, ServerName, Timestamp,
-    ToolName, ViewName,
+    ToolName, TraceId, ViewName,
 };
 use crate::store::chain::Hash;
 use crate::store::{CallRow, StoreError};
@@ -23,7 +23,7 @@ pub(super) const SELECT: &str =
     c.client_version, c.entrance, c.protocol_version, c.tool, c.upstream_tool, c.server,
     c.definition_hash, c.outcome, c.error_code, c.error, c.failure, c.http_status, c.attempts,
     c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes, c.view,
-    c.arguments_digest, c.result_digest, c.hash";
+    c.arguments_digest, c.result_digest, c.hash, c.trace_id";
 
 impl SqliteStore {
     pub(in crate::store) async fn audit_after(
@@ -81,6 +81,7 @@ pub(super) fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
     let failure: Option<&str> = row.try_get("failure")?;
     let server: Option<&str> = row.try_get("server")?;
     let view: Option<&str> = row.try_get("view")?;
+    let trace_id: Option<&str> = row.try_get("trace_id")?;
     let upstream_tool: Option<&str> = row.try_get("upstream_tool")?;
     let definition_hash: Option<&[u8]> = row.try_get("definition_hash")?;
     let client_name: Option<String> = row.try_get("client_name")?;
@@ -133,6 +134,9 @@ pub(super) fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
         arguments_digest: digest(row, "arguments_digest")?,
         result_digest: digest(row, "result_digest")?,
         hash: digest(row, "hash")?,
+        trace_id: trace_id
+            .map(|id| TraceId::parse(id).ok_or_else(|| bad("trace_id", id)))
+            .transpose()?,
     })
 }
 

@@ -14,7 +14,9 @@ use super::SqliteStore;
 use super::verify::{FIRST, Records, State, base, hash_at, hex, read_rows, stored_hash, values};
 use crate::model::Timestamp;
 use crate::store::StoreError;
-use crate::store::chain::{ATTEMPT_COLUMNS, CALL_COLUMNS, ENTRY_COLUMNS, Hash, Kind, Value};
+use crate::store::chain::{
+    ATTEMPT_COLUMNS, CALL_COLUMNS, ENTRY_COLUMNS, Hash, Kind, PAYLOAD_DIGEST, Value,
+};
 use crate::store::export::{Head, Payload, Row, Writer};
 
 /// Rows read at once, and bytes of payloads unless a single row has more.
@@ -130,7 +132,8 @@ impl LedgerExport {
                 }
                 (true, false) => Payload::None,
                 (false, _) => {
-                    let had = values.last().is_some_and(|digest| *digest != Value::Null);
+                    let had =
+                        values.get(PAYLOAD_DIGEST).is_some_and(|digest| *digest != Value::Null);
                     let erased = had && self.is_erased(&mut reader, seq).await?;
                     if erased { Payload::Erased } else { Payload::None }
                 }

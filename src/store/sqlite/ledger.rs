@@ -379,6 +379,7 @@ fn call_values(row: &CallRow, kept: Option<Hash>) -> [Value<'_>; CALL_COLUMNS.le
         digest(&row.arguments_digest),
         digest(&row.result_digest),
         digest(&kept),
+        Value::maybe_text(row.trace_id.map(|trace| trace.to_string())),
     ]
 }
 

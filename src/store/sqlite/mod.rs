@@ -101,6 +101,7 @@ const AUDIT: Schema = Schema {
         include_str!("../../../migrations/sqlite/audit/0002_view.sql"),
         include_str!("../../../migrations/sqlite/audit/0003_attempts.sql"),
         include_str!("../../../migrations/sqlite/audit/0004_chain.sql"),
+        include_str!("../../../migrations/sqlite/audit/0005_trace.sql"),
     ],
     // Retention gives pages back in small steps; this cannot be switched on later.
     new_file: "pragma auto_vacuum = incremental;",

@@ -17,8 +17,8 @@ use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef a
 use super::backup::must_be_whole;
 use super::{AUDIT, Version, connect_options, hash_of, identify, ledger_key};
 use crate::store::chain::{
-    ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, LedgerKey, Value,
-    canonical_call, canonical_entry,
+    ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, LedgerKey, PAYLOAD_DIGEST,
+    Value, canonical_call, canonical_entry,
 };
 use crate::store::export::{self, PRUNED};
 use crate::store::{Checkpoint, Fault, StoreError, Verified};
@@ -358,7 +358,7 @@ impl Means {
             let tried: Option<Vec<_>> = tried.into_iter().collect();
             Some(canonical_call(seq, &values, tried?))
         });
-        let payload_digest = stored_hash(row, hash_column - 1);
+        let payload_digest = stored_hash(row, FIRST + PAYLOAD_DIGEST);
         let has_row = row.try_get::<Option<i64>, _>(hash_column + 1).ok().flatten().is_some();
         let text = |column| row.try_get::<Option<String>, _>(column);
         let kept = match (text(hash_column + 2), text(hash_column + 3)) {

@@ -268,7 +268,7 @@ async fn audit_tamper_outside_the_chain() {
              client_name, client_version, entrance, protocol_version, tool, upstream_tool, server,
              definition_hash, outcome, error_code, error, failure, http_status, attempts, queue_us,
              upstream_us, total_us, request_bytes, response_bytes, view, arguments_digest,
-             result_digest, payload_digest, hash from calls where seq = 30",
+             result_digest, payload_digest, hash, trace_id from calls where seq = 30",
         "insert into attempts values (9999, 1, 0, 0, 'ok', null, null, null, 0)",
         "insert into attempts values (21, 1, 0, 0, 'ok', null, null, null, 0)",
         "insert into attempts values (60, 9, 0, 0, 'ok', null, null, null, 0)",
@@ -301,4 +301,29 @@ async fn audit_tamper_replaced() {
     store.close().await.unwrap();
     let found = Store::verify_ledger(folder.path(), &[signed]).await.unwrap();
     assert_eq!((found.exit_code(), found.faults), (12, 1), "{found:?}");
+}
+
+/// A column that came later does not make the hashes of earlier rows wrong.
+#[tokio::test]
+async fn a_ledger_from_before_traces_still_verifies() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    let untraced = |number| CallRow { trace_id: None, ..tried(number) };
+    let calls: Vec<CallRow> = (0..20).map(untraced).collect();
+    store.append_ledger(&[entry(1)], &calls).await.unwrap();
+    store.close().await.unwrap();
+    tamper(&folder, "alter table calls drop column trace_id; pragma user_version = 4").await;
+    let store = Store::open(folder.path()).await.unwrap();
+    let found = verified(&folder).await;
+    assert!(found.is_good() && found.rows == 21, "{found:?}");
+    store.append_calls(&[tried(5), untraced(6)]).await.unwrap();
+    let found = verified(&folder).await;
+    assert!(found.is_good() && found.rows == 23, "{found:?}");
+    let filter = AuditFilter { trace: Some(trace(0)), ..AuditFilter::default() };
+    let page = store.audit_page(&filter, None, 10).await.unwrap();
+    assert_eq!(page.rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [22]);
+    store.close().await.unwrap();
+    // What says that a call belongs to no trace is covered, too.
+    tamper(&folder, "update calls set trace_id = null where seq = 22").await;
+    assert_eq!(findings(&verified(&folder).await).first().map(|(seq, _)| *seq), Some(22));
 }

@@ -60,6 +60,7 @@ impl Model {
             response_bytes: random.u64(..100_000),
             arguments: (random.u8(..2) == 0).then(|| format!(r#"{{"q":"{}"}}"#, words(random))),
             result: (random.u8(..2) == 0).then(|| words(random)),
+            trace_id: (random.u8(..2) == 0).then(|| paired(random.u64(..12))),
             ..call(1)
         }
     }
@@ -132,7 +133,20 @@ impl Model {
             (random.u8(..4) == 0).then(|| at(1_790_000_000_000 + random.i64(-HOUR..length + HOUR)))
         };
         let (since, until) = (time(random), time(random));
-        AuditFilter { server, tool, outcome, caller, session, error_code, view, since, until, text }
+        let trace = (random.u8(..5) == 0).then(|| paired(random.u64(..13)));
+        AuditFilter {
+            server,
+            tool,
+            outcome,
+            caller,
+            session,
+            error_code,
+            view,
+            trace,
+            since,
+            until,
+            text,
+        }
     }
 
     async fn compare(&mut self) {
@@ -151,6 +165,7 @@ impl Model {
                 session: None,
                 error_code: None,
                 view: None,
+                trace: None,
                 text: None,
                 ..self.filter()
             };
@@ -236,6 +251,12 @@ fn has_text(query: &str, row: &CallRow) -> bool {
     })
 }
 
+/// Two each have the same first half.
+fn paired(number: u64) -> TraceId {
+    let id = u128::from(number / 2) << 96 | u128::from(number + 1);
+    TraceId::from_bytes(id.to_be_bytes()).unwrap()
+}
+
 fn fits(filter: &AuditFilter, row: &CallRow) -> bool {
     let is = |wanted: &Option<String>, has: Option<&str>| {
         wanted.as_deref().is_none_or(|wanted| Some(wanted) == has)
@@ -248,6 +269,7 @@ fn fits(filter: &AuditFilter, row: &CallRow) -> bool {
         && is(&filter.session, row.session.as_deref())
         && is(&filter.error_code, row.error_code.map(ErrorCode::as_str))
         && is(&filter.view, row.view.as_ref().map(ViewName::as_str))
+        && filter.trace.is_none_or(|trace| row.trace_id == Some(trace))
         && filter.since.is_none_or(|since| row.started_at >= since)
         && filter.until.is_none_or(|until| row.started_at < until)
         && filter.text.as_deref().is_none_or(|text| has_text(text, row))

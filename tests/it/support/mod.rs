@@ -3,6 +3,7 @@
 
 mod app;
 mod clocks;
+mod collector;
 mod figures;
 mod http;
 mod mcp;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use app::TestApp;
 pub use clocks::{Attended, fastest, poll_once, processor_time, withheld_from};
+pub use collector::{Collector, Received, Verdict};
 pub use figures::{breaker_state, figure, total, transitions};
 pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};

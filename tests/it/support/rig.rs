@@ -192,6 +192,18 @@ impl Rig {
         rig
     }
 
+    pub fn host(&self) -> String {
+        self.address.ip().to_string()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    pub fn is_modern(&self) -> bool {
+        self.inner.modern
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}/mcp", self.address)
     }

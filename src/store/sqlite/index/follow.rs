@@ -234,6 +234,7 @@ impl Follower {
             open.write(&mut transaction).await?;
             add_up(open, &rows, &mut sums).await;
             write_text(&mut transaction, done, last).await?;
+            write_traces(&mut transaction, done, last).await?;
             done = last;
             let Some(later) = next_call(&mut transaction, done).await? else {
                 more = false;
@@ -570,6 +571,26 @@ async fn write_text(
         }
     };
     copy_text(transaction, part, generation, after, last).await
+}
+
+/// Indexes the traces of the calls after `after`, up to `last`.
+async fn write_traces(
+    transaction: &mut Transaction<'_, Sqlite>,
+    after: i64,
+    last: i64,
+) -> Result<(), StoreError> {
+    // In the order of the table. An id that is none is found by nobody.
+    sqlx::query(
+        "insert or ignore into traces (part, trace, seq)
+         select c.seq / ?1, unhex(substr(c.trace_id, 1, 16)) as half, c.seq from ledger.calls c
+         where c.seq > ?2 and c.seq <= ?3 and half is not null order by 1, 2, 3",
+    )
+    .bind(PART)
+    .bind(after)
+    .bind(last)
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
 }
 
 /// Makes the table for a part's text.

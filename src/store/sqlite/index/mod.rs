@@ -40,7 +40,7 @@ const FILE: &str = "audit-index.db";
 const APPLICATION_ID: i64 = 0x5377_5969;
 
 /// Counts forms of the file. There are no migrations: another form is made anew.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Rows of a statement that inserts many.
 const CHUNK_OF_ROWS: usize = 50;
@@ -97,6 +97,16 @@ create table rollups (
     server integer not null,
     cells  blob not null,
     primary key (width, start, server)
+) strict, without rowid;
+
+-- The calls of a trace, by the first half of its id; part N has the numbers from N * 262144 on. An
+-- id is in few calls, so that a bitmap for each would be many times as large; and ids come in no
+-- order, so that only the pages of one part are written at a time.
+create table traces (
+    part  integer not null,
+    trace blob not null,
+    seq   integer not null,
+    primary key (part, trace, seq)
 ) strict, without rowid;
 
 -- The tables of text: part N has the numbers from N * 262144 on, in table text_N_GENERATION.

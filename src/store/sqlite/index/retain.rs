@@ -17,6 +17,8 @@ use crate::store::sqlite::SqliteStore;
 
 /// Chunks, sums and words of one step.
 const CHUNKS_AT_ONCE: i64 = 16;
+/// Calls in traces that are forgotten at once.
+const TRACES_AT_ONCE: i64 = 8192;
 const ROWS_AT_ONCE: i64 = 512;
 /// Pages given back in one step.
 const PAGES_AT_ONCE: i64 = 1024;
@@ -31,6 +33,12 @@ impl SqliteStore {
             follower.forget_memory();
             let writer = follower.writer(&self.index).await?;
             if !forget_chunks(writer, chunk).await? {
+                break;
+            }
+        }
+        loop {
+            let mut follower = self.index.follower.lock().await;
+            if !forget_traces(follower.writer(&self.index).await?, seq / PART).await? {
                 break;
             }
         }
@@ -195,6 +203,18 @@ async fn forget_chunks(writer: &mut SqliteConnection, below: i64) -> Result<bool
     }
     transaction.commit().await?;
     Ok(true)
+}
+
+async fn forget_traces(writer: &mut SqliteConnection, below: i64) -> Result<bool, StoreError> {
+    let forgotten = sqlx::query(
+        "delete from traces where (part, trace, seq) in
+            (select part, trace, seq from traces where part < ? order by 1, 2, 3 limit ?)",
+    )
+    .bind(below)
+    .bind(TRACES_AT_ONCE)
+    .execute(writer)
+    .await?;
+    Ok(forgotten.rows_affected() > 0)
 }
 
 async fn forget_part(writer: &mut SqliteConnection, below: i64) -> Result<bool, StoreError> {

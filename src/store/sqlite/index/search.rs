@@ -12,7 +12,7 @@ use super::follow::text_table;
 use super::fts::TextQuery;
 use super::postings::{CHUNK, Places, chunk_of, decode_times, place_of, seq_of};
 use super::{Dimension, PART, damaged};
-use crate::model::Outcome;
+use crate::model::{Outcome, TraceId};
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::audit::{SELECT, call};
 use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
@@ -26,6 +26,11 @@ const AT_ONCE: usize = 32;
 const FEW: usize = 64;
 /// More hits of a text in a part are not read before it is known which are wanted.
 const MANY_HITS: i64 = 16_384;
+
+/// Bytes of a trace's id that its calls are found by.
+const TRACE_HALF: usize = 8;
+/// Calls of a trace that are looked at at once.
+const OF_TRACE: i64 = 256;
 
 /// Which rows are wanted of the ledger itself.
 struct Range {
@@ -65,7 +70,11 @@ impl SqliteStore {
         if rows.len() <= limit && above > 0 {
             let below = below.min(above.saturating_add(1));
             let need = limit + 1 - rows.len();
-            match self.look_up(filter, text.as_ref(), below, need).await {
+            let older = match &filter.trace {
+                Some(trace) => self.look_up_trace(*trace, filter, text.as_ref(), below, need).await,
+                None => self.look_up(filter, text.as_ref(), below, need).await,
+            };
+            match older {
                 Ok(older) => rows.extend(older),
                 Err(error) => {
                     self.index.unread(&error);
@@ -145,6 +154,76 @@ impl SqliteStore {
                 return Ok(rows);
             }
         }
+    }
+
+    /// The newest calls of a trace below `below`, by the index; what else is wanted of them is asked
+    /// of the ledger, for there are few.
+    async fn look_up_trace(
+        &self,
+        trace: TraceId,
+        filter: &AuditFilter,
+        text: Option<&TextQuery>,
+        mut below: i64,
+        need: usize,
+    ) -> Result<Vec<CallRow>, StoreError> {
+        let readers = self.index.readers().ok_or(StoreError::Closed)?;
+        let half = trace.as_bytes().iter().copied().take(TRACE_HALF).collect::<Vec<u8>>();
+        let mut rows = Vec::new();
+        while rows.len() < need {
+            let part: Option<i64> =
+                sqlx::query_scalar("select max(part) from traces where part <= ?")
+                    .bind(below.saturating_sub(1).div_euclid(PART))
+                    .fetch_one(&readers)
+                    .await?;
+            let Some(part) = part else { break };
+            let seqs: Vec<i64> = sqlx::query_scalar(
+                "select seq from traces where part = ? and trace = ? and seq < ?
+                 order by seq desc limit ?",
+            )
+            .bind(part)
+            .bind(&half)
+            .bind(below)
+            .bind(OF_TRACE)
+            .fetch_all(&readers)
+            .await?;
+            // The next look begins before these, or in the part before.
+            let full = i64::try_from(seqs.len()).is_ok_and(|found| found == OF_TRACE);
+            below = match seqs.last() {
+                Some(last) if full => *last,
+                _ => part * PART,
+            };
+            let missing = need - rows.len();
+            rows.extend(self.calls_of(&seqs, filter, text, missing).await?);
+        }
+        Ok(rows)
+    }
+
+    /// The newest `need` of the calls with these numbers that the filter wants.
+    async fn calls_of(
+        &self,
+        seqs: &[i64],
+        filter: &AuditFilter,
+        text: Option<&TextQuery>,
+        need: usize,
+    ) -> Result<Vec<CallRow>, StoreError> {
+        let list: Vec<String> = seqs.iter().map(i64::to_string).collect();
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(", p.arguments, p.result from calls c left join payloads p on p.seq = c.seq");
+        query.push(" where c.seq in (select value from json_each(");
+        query.push_bind(format!("[{}]", list.join(",")));
+        query.push("))");
+        push_filter(&mut query, filter);
+        query.push(" order by c.seq desc");
+        let mut found = query.build().fetch(&self.audit.readers);
+        let mut rows = Vec::new();
+        while rows.len() < need
+            && let Some(row) = found.try_next().await?
+        {
+            if text.is_none_or(|text| has_text(text, &row)) {
+                rows.push(call(&row)?);
+            }
+        }
+        Ok(rows)
     }
 
     /// The calls with these numbers, newest first.
@@ -305,6 +384,12 @@ impl SqliteStore {
         tokio::task::yield_now().await;
         Ok(candidates)
     }
+}
+
+/// Whether a row with payloads has the text.
+fn has_text(text: &TextQuery, row: &SqliteRow) -> bool {
+    let column = |name| row.try_get(name).unwrap_or_default();
+    text.matches([column("error"), column("arguments"), column("result")])
 }
 
 /// A text in the table of one part.
@@ -554,6 +639,9 @@ pub(in crate::store::sqlite) fn push_filter(
             either.push_bind_unseparated(value.to_owned());
         }
         query.push(")");
+    }
+    if let Some(trace) = filter.trace {
+        query.push(" and c.trace_id = ").push_bind(trace.to_string());
     }
     if let Some(since) = filter.since {
         query.push(" and c.started_at_ms >= ").push_bind(since.as_millis());
