@@ -61,6 +61,7 @@ pub struct Metrics {
     attempts: HistogramVec,
     /// Exposed names to servers: one of the two histograms does not say whose tool it is.
     owners: Mutex<HashMap<String, String>>,
+    upstream_enabled: IntGaugeVec,
     upstream_up: IntGaugeVec,
     upstream_unauthorised: IntGaugeVec,
     upstream_last_success: GaugeVec,
@@ -83,6 +84,7 @@ pub struct Metrics {
     auth_failures: IntCounterVec,
     config_reloads: IntCounterVec,
     config_last_reload: Gauge,
+    config_last_reload_successful: IntGauge,
 }
 
 /// Why a request was not let in; the `reason` label.
@@ -151,6 +153,12 @@ impl Metrics {
                 &tool::CLIENT_LABELS,
             )?,
             owners: Mutex::new(HashMap::new()),
+            upstream_enabled: gauges(
+                &registry,
+                "switchyard_upstream_enabled",
+                "Whether calls are routed to the server (1) or it is disabled (0).",
+                &["server"],
+            )?,
             upstream_up: gauges(
                 &registry,
                 "switchyard_upstream_up",
@@ -286,6 +294,14 @@ impl Metrics {
                 registry.register(Box::new(gauge.clone()))?;
                 gauge
             },
+            config_last_reload_successful: {
+                let gauge = IntGauge::new(
+                    "switchyard_config_last_reload_successful",
+                    "Whether the configuration was taken over when it was last read (1) or not (0).",
+                )?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge
+            },
             registry,
         };
         metrics.sessions.with_label_values(&[Era::Legacy.as_str()]).set(0);
@@ -314,6 +330,7 @@ impl Metrics {
         let server = server.as_str();
         let statuses = [ToolStatus::Active, ToolStatus::Stale, ToolStatus::Gone, ToolStatus::Held];
         ServerMetrics {
+            enabled: self.upstream_enabled.with_label_values(&[server]),
             up: self.upstream_up.with_label_values(&[server]),
             unauthorised: self.upstream_unauthorised.with_label_values(&[server]),
             definition_tokens: self.definition_tokens.with_label_values(&[server]),
@@ -363,6 +380,7 @@ impl Metrics {
         self.forget_children(server);
         let server = server.as_str();
         // An error means that there was no such series, which is what is wanted.
+        let _ = self.upstream_enabled.remove_label_values(&[server]);
         let _ = self.upstream_up.remove_label_values(&[server]);
         let _ = self.upstream_unauthorised.remove_label_values(&[server]);
         let _ = self.definition_tokens.remove_label_values(&[server]);
@@ -391,17 +409,19 @@ impl Metrics {
     /// Notes a reload that worked, at `seconds` since the Unix epoch.
     pub fn reload_succeeded(&self, seconds: f64) {
         self.config_reloads.with_label_values(&["success"]).inc();
-        self.config_last_reload.set(seconds);
+        self.config_loaded(seconds);
     }
 
     /// Notes a reload that changed nothing because the file is broken.
     pub fn reload_failed(&self) {
         self.config_reloads.with_label_values(&["failure"]).inc();
+        self.config_last_reload_successful.set(0);
     }
 
     /// Notes when the configuration was loaded at start, in seconds since the Unix epoch.
     pub fn config_loaded(&self, seconds: f64) {
         self.config_last_reload.set(seconds);
+        self.config_last_reload_successful.set(1);
     }
 
     /// Sets the number of open legacy sessions.
@@ -414,6 +434,8 @@ impl Metrics {
 /// Handles for one server.
 #[derive(Debug)]
 pub struct ServerMetrics {
+    /// Calls are routed to it.
+    pub enabled: IntGauge,
     /// Last contact succeeded.
     pub up: IntGauge,
     /// Last contact was answered 401 or 403.

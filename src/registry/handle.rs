@@ -195,6 +195,7 @@ impl ServerHandle {
         let pool = usable
             .map(|target| ConnectionPool::new(target, client.clone(), options, tasks.clone()));
         metrics.up.set(0);
+        metrics.enabled.set(i64::from(row.is_enabled()));
         metrics.unauthorised.set(0);
         if let Some(metrics) = &child_metrics {
             metrics.limit.set(match (row.is_enabled(), row.spec.sessions) {

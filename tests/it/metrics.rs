@@ -177,6 +177,7 @@ async fn a_servers_series_are_there_from_the_start() {
     .await;
     for (sample, value) in [
         (r#"switchyard_upstream_up{server="quiet"}"#, 0.0),
+        (r#"switchyard_upstream_enabled{server="quiet"}"#, 0.0),
         (r#"switchyard_upstream_inflight{server="quiet"}"#, 0.0),
         (r#"switchyard_upstream_queue_depth{server="quiet"}"#, 0.0),
         (r#"switchyard_upstream_last_success_timestamp_seconds{server="quiet"}"#, 0.0),
@@ -199,6 +200,7 @@ async fn a_removed_servers_series_go_and_a_used_ones_follow() {
     let body = format!(r#"{{"name":"brief","url":"{}"}}"#, up.url());
     app.socket().post("/mcp/servers", body).await.expect(201);
     assert_eq!(app.metric(r#"switchyard_upstream_up{server="brief"}"#).await, Some(1.0));
+    assert_eq!(app.metric(r#"switchyard_upstream_enabled{server="brief"}"#).await, Some(1.0));
     let tools = r#"switchyard_upstream_tools{server="brief",status="active"}"#;
     assert_eq!(app.metric(tools).await, Some(11.0));
     app.http().call("brief__echo", r#"{"text":"hi"}"#).await.expect(200);

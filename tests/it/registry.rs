@@ -240,6 +240,11 @@ async fn a_broken_file_changes_nothing_and_says_why() {
     }
     let failed = app.metric(r#"switchyard_config_reloads_total{result="failure"}"#).await;
     assert!(failed >= Some(4.0), "{failed:?}");
+    let last = "switchyard_config_last_reload_successful";
+    assert_eq!(app.metric(last).await, Some(0.0));
+    app.write_config(&good);
+    app.socket().post("/admin/reload", "").await.expect(200);
+    assert_eq!(app.metric(last).await, Some(1.0));
     app.stop().await;
 }
 
