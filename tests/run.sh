@@ -25,7 +25,7 @@ echo "== cargo test"
 cargo test --quiet
 
 if [ "$level" = core ]; then
-    echo "skipped, because SWITCHYARD_TEST=core: real servers and clients from npm and PyPI, promtool, the conformance suite"
+    echo "skipped, because SWITCHYARD_TEST=core: real servers and clients from npm and PyPI, Prometheus, the conformance suite"
     exit 0
 fi
 
@@ -37,6 +37,9 @@ if [ -z "$binary" ]; then
     binary=$target/debug/switchyard
 fi
 PATH=$PATH:/usr/sbin tests/interop/run.sh "$binary" "$target/interop"
+
+echo "== dashboards and alerts, before a real Prometheus"
+tests/observability/run.sh "$binary" "$target/observability"
 
 echo "== the official conformance suite"
 tests/conformance.sh "$binary" "$target/conformance"

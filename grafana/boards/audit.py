@@ -2,7 +2,7 @@
 
 from .parts import (
     AT_SERVER, CALL, HERE, SERVED, TRIED, Board, bad_from, datasource, good_from, grown, quantile, query,
-    rate, router, server, share, steps, tool,
+    rate, router, server, share, steps, tool, values,
 )
 
 ASKED = CALL + ',gen_ai_tool_name=~"$tool"'
@@ -107,21 +107,27 @@ def record(made):
     made.row("Is the record complete")
     made.stat("Rows lost", "Calls in the time shown that will never be in the ledger; an entry audit.gap in the chain says "
               "how many and when. Bad: any.", "none", grown("switchyard_audit_dropped_total", HERE, window=RANGE),
-              bad_from(1, 1), width=4, graph="none", decimals=0)
+              bad_from(1, 1), width=3, graph="none", decimals=0)
     made.stat("Rows written", "Calls committed in the time shown. Bad: 0 while calls come in.", "short",
-              grown("switchyard_audit_events_total", HERE, window=RANGE), width=4, decimals=0, graph="none")
+              grown("switchyard_audit_events_total", HERE, window=RANGE), width=3, decimals=0, graph="none")
     made.stat("Rows removed", "Rows removed in the time shown because of age or size, or on demand. Bad: any that nobody "
-              "expects.", "short", grown("switchyard_audit_pruned_total", HERE, window=RANGE), width=4, decimals=0,
+              "expects.", "short", grown("switchyard_audit_pruned_total", HERE, window=RANGE), width=3, decimals=0,
               graph="none")
     made.stat("Waiting in the spool", "Bytes of rows that wait beside the database because it cannot be written. Bad: above "
               "zero for more than a minute.", "bytes", f"sum(switchyard_audit_spool_bytes{{{HERE}}})", bad_from(1, 1),
-              width=4, graph="none")
+              width=3, graph="none")
+    made.stat("Spool", "Whether there is a spool in which rows wait when the database cannot be written. Bad: none, where "
+              "audit.spool names one.", "none", f"min(switchyard_audit_spool_open{{{HERE}}})", width=3,
+              mappings=values((1, "open", "green"), (0, "none", "blue")), graph="none")
+    made.stat("Rows put aside", "Rows of the spool that the database did not take, since the router started; they are in "
+              "a file beside it. Bad: any.", "none", f"sum(switchyard_audit_rejected_total{{{HERE}}})", bad_from(1, 1),
+              width=3, graph="none", decimals=0)
     made.stat("Index behind", "How old the newest rows are that the index does not have; lists and sums are complete all the "
               "same, but slower. Bad: minutes.", "s", f"max(switchyard_audit_index_lag_seconds{{{HERE}}})",
-              bad_from(60, 300), width=4, graph="none")
+              bad_from(60, 300), width=3, graph="none")
     made.stat("Goes back", "Age of the oldest call in the ledger. Bad: less than audit.retention, once it has run for "
               "so long; the size limit then takes rows first.", "s",
-              f"time() - min(switchyard_audit_oldest_timestamp_seconds{{{HERE}}} > 0)", width=4, graph="none")
+              f"time() - min(switchyard_audit_oldest_timestamp_seconds{{{HERE}}} > 0)", width=3, graph="none")
     made.lines("Rows by outcome", "Calls committed to the ledger, a second, by how they ended. `interrupted` calls were "
                "under way when the router was cut off. Bad: interrupted ones without a crash that you know of.", "reqps",
                query(rate("switchyard_audit_events_total", HERE, "outcome"), "{{outcome}}"), stacked=True)
