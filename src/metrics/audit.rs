@@ -137,7 +137,7 @@ impl AuditMetrics {
     }
 
     /// A call ended, and its row is on its way to the ledger.
-    pub(crate) fn ended(&self, class: CallerClass, outcome: Outcome) {
+    pub fn ended(&self, class: CallerClass, outcome: Outcome) {
         let place = self.calls.get(class as usize);
         if let Some(counter) = place.and_then(|counters| counters.get(outcome.index())) {
             counter.inc();

@@ -14,6 +14,7 @@ mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
@@ -50,6 +51,10 @@ pub struct MetricsError(#[from] prometheus::Error);
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// The two histograms with a series for each tool.
+    durations: Registry,
+    /// Bytes of the last exposition.
+    rendered: AtomicUsize,
     /// The ledger's.
     pub audit: AuditMetrics,
     /// The data folder's.
@@ -125,7 +130,7 @@ impl Metrics {
     /// # Errors
     /// Only when two metrics have one name.
     pub fn new() -> Result<Arc<Self>, MetricsError> {
-        let registry = Registry::new();
+        let (registry, durations) = (Registry::new(), Registry::new());
         registry.register(Box::new(ProcessCollector::for_self()))?;
         let build_info = IntGaugeVec::new(
             Opts::new("switchyard_build_info", "Version and revision of this router; always 1."),
@@ -141,13 +146,13 @@ impl Metrics {
             traces: TraceMetrics::register(&registry)?,
             breakers: breaker::BreakerFamilies::register(&registry)?,
             operations: histogram(
-                &registry,
+                &durations,
                 "mcp_server_operation_duration_seconds",
                 "Duration of MCP operations as clients see them, in seconds.",
                 &tool::SERVER_LABELS,
             )?,
             attempts: histogram(
-                &registry,
+                &durations,
                 "mcp_client_operation_duration_seconds",
                 "Duration of single attempts at upstream servers, in seconds.",
                 &tool::CLIENT_LABELS,
@@ -303,6 +308,8 @@ impl Metrics {
                 gauge
             },
             registry,
+            durations,
+            rendered: AtomicUsize::new(0),
         };
         metrics.sessions.with_label_values(&[Era::Legacy.as_str()]).set(0);
         for failure in AuthFailure::ALL {
@@ -319,8 +326,14 @@ impl Metrics {
     /// # Errors
     /// Only when a metric has no name or samples of two kinds.
     pub fn render(&self) -> Result<Vec<u8>, MetricsError> {
-        let mut out = Vec::with_capacity(64 * 1024);
-        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        // As large as the last one was and a bit: growing would hold up to three times of it.
+        let last = self.rendered.load(Ordering::Relaxed);
+        let mut out = Vec::with_capacity((last + last / 16).max(64 * 1024));
+        for registry in [&self.registry, &self.durations] {
+            // One after the other: what is gathered is several times what it says.
+            TextEncoder::new().encode(&registry.gather(), &mut out)?;
+        }
+        self.rendered.store(out.len(), Ordering::Relaxed);
         Ok(out)
     }
 

@@ -1,5 +1,6 @@
 //! `/metrics` as Prometheus reads it.
 
+mod bounds;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
