@@ -86,6 +86,38 @@ impl ErrorCode {
         Self::Unexpected,
     ];
 
+    /// Whether a call that ends with it failed through a fault of the server or the router, and not
+    /// through one of its caller or as its tool said: what counts against `slo`.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        match self {
+            Self::Rpc
+            | Self::Timeout
+            | Self::Connection
+            | Self::CircuitOpen
+            | Self::Overloaded
+            | Self::ResponseTooLarge
+            | Self::Protocol
+            | Self::AuditUnavailable
+            | Self::LimitReached
+            | Self::ShuttingDown
+            | Self::Unexpected => true,
+            Self::Tool
+            | Self::ToolNotFound
+            | Self::ServerNotFound
+            | Self::ServerDisabled
+            | Self::Permission
+            | Self::Cancelled
+            | Self::InvalidRequest
+            | Self::Authentication
+            | Self::ForbiddenOrigin
+            | Self::RequestTooLarge
+            | Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::Conflict => false,
+        }
+    }
+
     /// The stable name: `error_code` in answers, the ledger and the metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

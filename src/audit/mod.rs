@@ -10,6 +10,7 @@ mod entry;
 mod export;
 mod query;
 mod retention;
+mod slo;
 mod summary;
 mod writer;
 
@@ -23,4 +24,5 @@ pub use query::{
     CallStatsRow, Payloads,
 };
 pub use retention::Retention;
+pub use slo::{Promise, Standings};
 pub use writer::{AuditSettings, AuditSlot, AuditUnavailable, AuditWriter, NotRecorded};

@@ -21,7 +21,7 @@ const AT_ONCE: usize = 32;
 /// Reads the ledger.
 #[derive(Debug, Clone)]
 pub struct AuditQuery {
-    store: Store,
+    pub(super) store: Store,
 }
 
 /// One call, without payloads.

@@ -20,6 +20,7 @@ mod reload;
 mod schema;
 mod serve;
 mod servers;
+mod slo;
 mod stdio;
 mod table;
 mod temp_folder;
@@ -147,6 +148,8 @@ enum Command {
     Call(call::Args),
     /// Read the ledger: every call, also refused and failed ones
     Audit(audit::Args),
+    /// See what is promised of servers and tools, and how much of the error budget is left
+    Slo(slo::Args),
     /// Look at circuit breakers and their history; open, close and reset them
     Breakers(breakers::Args),
     /// Make, list and revoke keys
@@ -207,6 +210,7 @@ impl Cli {
             Some(Command::Tools(args)) => Box::pin(tools::run(&context, args)).await,
             Some(Command::Call(args)) => Box::pin(call::run(&context, args)).await,
             Some(Command::Audit(args)) => Box::pin(audit::run(&context, args)).await,
+            Some(Command::Slo(args)) => Box::pin(slo::run(&context, args)).await,
             Some(Command::Breakers(args)) => Box::pin(breakers::run(&context, args)).await,
             Some(Command::Keys(args)) => Box::pin(keys::run(&context, args)).await,
             Some(Command::Backup(args)) => Box::pin(backup::backup(&context, args)).await,

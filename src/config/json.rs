@@ -11,7 +11,8 @@ use super::raw::RawConfig;
 use super::reader::Reader;
 use super::scalar::from_yaml;
 use crate::model::{
-    AuditLevels, ServerName, ServerSpec, ToolFilter, ToolOverride, TransportSpec, format_duration,
+    AuditLevels, ServerName, ServerSpec, SloSpec, ToolFilter, ToolOverride, TransportSpec,
+    format_duration,
 };
 
 /// The JSON Schema of the configuration file, for editors.
@@ -157,6 +158,9 @@ pub fn server_to_json_full(spec: &ServerSpec) -> Value {
     if spec.audit != AuditLevels::default() {
         put("audit", levels(&spec.audit));
     }
+    if let Some(promised) = spec.slo {
+        put("slo", slo(promised));
+    }
     for (key, value) in knobs::shown(&spec.knobs) {
         put(key, value);
     }
@@ -185,6 +189,25 @@ fn levels(levels: &AuditLevels) -> Value {
     out.into()
 }
 
+fn slo(promised: SloSpec) -> Value {
+    let mut out = Map::new();
+    let latencies = [
+        ("latency_p50", promised.latency_p50),
+        ("latency_p95", promised.latency_p95),
+        ("latency_p99", promised.latency_p99),
+    ];
+    for (key, within) in latencies {
+        if let Some(within) = within {
+            out.insert(key.to_owned(), format_duration(within).into());
+        }
+    }
+    if let Some(success) = promised.success {
+        out.insert("success".to_owned(), success.into());
+    }
+    out.insert("window".to_owned(), format_duration(promised.window).into());
+    out.into()
+}
+
 fn tool_override(said: &ToolOverride) -> Value {
     let mut out = Map::new();
     if let Some(replay) = said.replay {
@@ -198,6 +221,9 @@ fn tool_override(said: &ToolOverride) -> Value {
     }
     if said.audit != AuditLevels::default() {
         out.insert("audit".to_owned(), levels(&said.audit));
+    }
+    if let Some(promised) = said.slo {
+        out.insert("slo".to_owned(), slo(promised));
     }
     out.into()
 }

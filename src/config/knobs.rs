@@ -10,8 +10,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use serde_yaml::Spanned;
 
-use super::raw::{RawBudget, RawFilter, RawLevels, RawOverride};
+use super::raw::{RawBudget, RawFilter, RawLevels, RawOverride, RawSlo};
 use super::reader::Reader;
 use super::scalar::{Bytes, Field};
 use crate::model::{
@@ -194,6 +195,9 @@ knobs! {
         on_change: Option<Field<OnChange>>,
         /// What the ledger keeps of its calls.
         audit: Option<RawLevels>,
+        /// What is promised of its calls.
+        #[schemars(with = "Option<RawSlo>")]
+        slo: Option<Spanned<RawSlo>>,
     }
 }
 

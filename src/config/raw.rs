@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_yaml::Spanned;
 
 use super::knobs::{RawKnobs, RawServer};
-use super::scalar::{Bytes, Field, Key, Node};
+use super::scalar::{Bytes, Field, Key, Node, Part};
 use super::{AuthMode, Durability, IntentMode};
 use crate::model::{ArgumentsLevel, NamingMode, Replay, ResultsLevel};
 
@@ -134,6 +134,30 @@ pub(super) struct RawOverride {
     pub(super) hidden: Option<Field<bool>>,
     /// What the ledger keeps of its calls.
     pub(super) audit: Option<RawLevels>,
+    /// What is promised of its calls.
+    #[schemars(with = "Option<RawSlo>")]
+    pub(super) slo: Option<Spanned<RawSlo>>,
+}
+
+/// What is promised of the calls of a server or a tool; `switchyard slo` says how it stands.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawSlo {
+    /// Half of the answers take no longer: from 1 ms to 300 s.
+    #[schemars(extend("minimum" = 0.001, "maximum" = 300))]
+    pub(super) latency_p50: Option<Field<Duration>>,
+    /// 95 of 100 answers take no longer.
+    #[schemars(extend("minimum" = 0.001, "maximum" = 300))]
+    pub(super) latency_p95: Option<Field<Duration>>,
+    /// 99 of 100 answers take no longer.
+    #[schemars(extend("minimum" = 0.001, "maximum" = 300))]
+    pub(super) latency_p99: Option<Field<Duration>>,
+    /// The part of calls that do not fail through a fault of the server or the router, as `99.9%`
+    /// or 0.999: above 0 and below 100 %.
+    pub(super) success: Option<Field<Part>>,
+    /// Over which time, up to now: from 1h to 366d. Default: 30d.
+    #[schemars(extend("minimum" = 3600, "maximum" = 31_622_400))]
+    pub(super) window: Option<Field<Duration>>,
 }
 
 /// Payload levels.

@@ -11,14 +11,20 @@ use serde_yaml::{Location, Spanned};
 use super::error::{Problem, position};
 use super::expand::{self, Variables};
 use super::knobs::RawServer;
-use super::raw::{RawLevelRule, RawLevels, RawOverride};
+use super::raw::{RawLevelRule, RawLevels, RawOverride, RawSlo};
 use super::refuse;
 use super::scalar::{Field, FromScalar, Node, from_yaml};
 use super::secrecy::{self, Place};
 use crate::model::{
-    AuditLevels, LevelRule, Secret, ServerSpec, ToolFilter, ToolOverride, TransportKind,
+    AuditLevels, LevelRule, SLO_WINDOW, Secret, ServerSpec, SloSpec, ToolFilter, ToolOverride,
+    TransportKind,
     TransportSpec,
 };
+
+/// What a promised latency may be: what the metrics' buckets reach.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(300);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Reads fields and collects what is wrong with them.
 pub(super) struct Reader<'a> {
@@ -231,7 +237,52 @@ impl<'a> Reader<'a> {
             timeout: self.span("timeout", raw.timeout.as_ref()),
             hidden: self.get(raw.hidden.as_ref()).unwrap_or(false),
             audit: self.levels(raw.audit.as_ref()),
+            slo: self.slo(raw.slo.as_ref()),
         }
+    }
+
+    fn slo(&mut self, raw: Option<&Spanned<RawSlo>>) -> Option<SloSpec> {
+        let at = raw?.referenced;
+        let raw = &raw?.value;
+        let fine = |span: &Duration| (SHORTEST..=LONGEST).contains(span);
+        let mut latency = |key: &str, field: Option<&Field<Duration>>| {
+            self.check(key, field, "from 1ms to 300s", fine)
+        };
+        let (latency_p50, latency_p95, latency_p99) = (
+            latency("latency_p50", raw.latency_p50.as_ref()),
+            latency("latency_p95", raw.latency_p95.as_ref()),
+            latency("latency_p99", raw.latency_p99.as_ref()),
+        );
+        let success = self
+            .check("success", raw.success.as_ref(), "above 0 and below 100%", |part| {
+                part.0 > 0.0 && part.0 < 1.0
+            })
+            .map(|part| part.0);
+        let window = self.check("window", raw.window.as_ref(), "from 1h to 366d", |window| {
+            (HOUR..=366 * 24 * HOUR).contains(window)
+        });
+        let said = [&raw.latency_p50, &raw.latency_p95, &raw.latency_p99];
+        if raw.success.is_none() && said.iter().all(|said| said.is_none()) {
+            self.problem(
+                &at,
+                "`slo` promises nothing; give `success` (99.9%) or one of `latency_p50`, `latency_p95` and `latency_p99` (2s)",
+            );
+        }
+        let ordered: Vec<_> =
+            [latency_p50, latency_p95, latency_p99].into_iter().flatten().collect();
+        if !ordered.is_sorted() {
+            self.problem(
+                &at,
+                "`slo` contradicts itself: `latency_p50` may not be above `latency_p95`, nor that above `latency_p99`",
+            );
+        }
+        Some(SloSpec {
+            latency_p50,
+            latency_p95,
+            latency_p99,
+            success,
+            window: window.unwrap_or(SLO_WINDOW),
+        })
     }
 
     /// Reads one server; `at` is where it stands.
@@ -263,6 +314,7 @@ impl<'a> Reader<'a> {
         spec.trust_annotations = self.get(raw.trust_annotations.as_ref()).unwrap_or(true);
         spec.on_change = self.get(raw.on_change.as_ref()).unwrap_or_default();
         spec.audit = self.levels(raw.audit.as_ref());
+        spec.slo = self.slo(raw.slo.as_ref());
         Some(spec)
     }
 

@@ -367,6 +367,50 @@ impl FromScalar for Bytes {
     }
 }
 
+/// A part of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Part(pub(super) f64);
+
+impl FromScalar for Part {
+    const EXPECTED: &'static str =
+        "a part of all (a text such as 99.9%, or a number such as 0.999)";
+
+    fn read(node: &Node) -> Result<Self, String> {
+        let text = match node {
+            Node::Text(text) => text.clone(),
+            Node::Integer(value) => value.to_string(),
+            Node::Float(value) => value.to_string(),
+            _ => return Err(wrong::<Self>(node)),
+        };
+        let number =
+            |text: &str| text.trim().parse().ok().filter(|number: &f64| number.is_finite());
+        let part = match text.trim().strip_suffix('%') {
+            // Not divided: 99.9 / 100 is not the number nearest to 0.999.
+            Some(percent) => {
+                number(percent).and_then(|_| format!("{}e-2", percent.trim()).parse().ok())
+            }
+            None => match number(&text) {
+                Some(number) if number > 1.0 => {
+                    return Err(format!(
+                        "`{text}` is more than all; write `{text}%` for a percentage"
+                    ));
+                }
+                number => number,
+            },
+        };
+        part.map(Self).ok_or_else(|| format!("`{text}` is not {}", Self::EXPECTED))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1 },
+                { "type": "string", "pattern": "^ *[0-9.]+ *%? *$|\\$\\{", "examples": ["99%", "99.9%"] }
+            ]
+        })
+    }
+}
+
 /// Reads one of a closed set of words.
 pub(super) fn choice<T: Copy>(node: &Node, choices: &[(&str, T)]) -> Result<T, String> {
     let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();

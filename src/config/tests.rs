@@ -1,6 +1,7 @@
 //! What a file may say, and what is said back when it may not.
 
 mod knobs;
+mod slo;
 
 use proptest::prelude::*;
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::model::{
     BreakerSettings, ServerName, ServerSettings, ToolFilter, ViewName, ViewSpec, did_you_mean,
-    nearest,
+    format_duration, nearest,
 };
 
 /// Key names whose values the ledger never keeps, unless the file has a list of its own.
@@ -299,6 +299,14 @@ fn note_what_waits(reader: &mut Reader<'_>, config: &Config) {
         }
     }
     for (name, spec) in &config.servers {
+        let of_tools = spec.tool_overrides.values().map(|said| said.slo);
+        let windows = of_tools.chain([spec.slo]).flatten().map(|slo| slo.window);
+        if windows.max().is_some_and(|window| window > config.audit.retention) {
+            note(format!(
+                "server `{name}`: `slo.window` is longer than calls are kept (`audit.retention: {}`)",
+                format_duration(config.audit.retention)
+            ));
+        }
         let own = &spec.knobs;
         let all = own.or(&config.defaults);
         let mut idle = |key: &str, needs: &str| {

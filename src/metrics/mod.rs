@@ -7,6 +7,7 @@
 
 mod audit;
 mod breaker;
+mod rules;
 mod store;
 mod tool;
 mod trace;
@@ -27,6 +28,7 @@ use crate::model::{Era, ServerName, ToolStatus};
 
 pub use audit::AuditMetrics;
 pub use breaker::{BreakerMetrics, RetryMetrics};
+pub use rules::{RuleScope, RuleTarget, burn_rate_rules};
 pub use store::{FileSample, StoreMetrics};
 pub use tool::{CallLabels, ToolMetrics};
 pub use trace::TraceMetrics;

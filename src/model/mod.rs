@@ -14,6 +14,7 @@ mod secret;
 mod server;
 mod session;
 mod settings;
+mod slo;
 mod time;
 mod trace;
 mod units;
@@ -39,6 +40,7 @@ pub use settings::{
     BreakerProbe, BreakerScope, BreakerSettings, Knobs, RetryBudget, RetryJitter, RetryMode,
     RetrySettings, RetryTimeouts, ServerSettings,
 };
+pub use slo::{Objective, SLO_WINDOW, SloSpec, Standing};
 pub use time::{Timestamp, Uptime};
 pub use trace::{
     BAGGAGE, CallerTrace, OutgoingTrace, SpanId, TRACEPARENT, TRACESTATE, TraceContext,

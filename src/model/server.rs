@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Knobs;
+use super::{Knobs, SloSpec};
 
 /// How to talk to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -145,6 +145,9 @@ pub struct ServerSpec {
     /// What the ledger keeps for this server's calls.
     #[serde(default)]
     pub audit: AuditLevels,
+    /// What is promised of its calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<SloSpec>,
 }
 
 const fn yes() -> bool {
@@ -166,6 +169,7 @@ impl ServerSpec {
             trust_annotations: true,
             on_change: OnChange::default(),
             audit: AuditLevels::default(),
+            slo: None,
         }
     }
 
@@ -247,6 +251,9 @@ pub struct ToolOverride {
     pub hidden: bool,
     /// What the ledger keeps for this tool's calls.
     pub audit: AuditLevels,
+    /// What is promised of its calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slo: Option<SloSpec>,
 }
 
 /// Whether a call may be repeated after a failure that may have run it.

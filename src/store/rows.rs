@@ -515,6 +515,8 @@ pub struct StatsQuery {
     pub since: Timestamp,
     /// Of calls that came in before this, up to the minute.
     pub until: Timestamp,
+    /// How many answers took no longer than each of these is counted besides.
+    pub within: Vec<Duration>,
 }
 
 /// The calls of one name in one span.
@@ -532,6 +534,13 @@ pub struct StatsRow {
     pub p50: Option<Duration>,
     /// 95 of 100 took no longer, within 5 %.
     pub p95: Option<Duration>,
+    /// How many ended so, in the order of [`Outcome::ALL`].
+    pub outcomes: [u64; Outcome::ALL.len()],
+    /// Those of the refused ones whose code [is a fault](ErrorCode::is_fault) of server or router.
+    pub faults: u64,
+    /// How many of those that ended as `ok` or `tool_error` took no longer than each of
+    /// [`StatsQuery::within`], within 5 % of that time.
+    pub within: Vec<u64>,
     /// Bytes of their requests.
     pub request_bytes: u64,
     /// Bytes of their answers.

@@ -44,6 +44,8 @@ const ROUTES: &[(Method, &str, Option<&str>)] = &[
     (Method::GET, "/mcp/audit", Some("audit")),
     (Method::GET, "/mcp/audit/tail", Some("audit")),
     (Method::GET, "/mcp/audit/0193e0a4-0000-7000-8000-000000000000", Some("audit")),
+    (Method::GET, "/mcp/slo", Some("audit")),
+    (Method::GET, "/mcp/slo/rules", Some("audit")),
     (Method::POST, "/mcp/audit/purge", Some("admin")),
     (Method::POST, "/mcp/audit/erase", Some("admin")),
     (Method::POST, "/admin/reload", Some("admin")),

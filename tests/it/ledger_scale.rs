@@ -331,8 +331,14 @@ async fn ledger_scale() {
     ] {
         for back in [1, 15] {
             let since = now.minus(DAY * back + Duration::from_mins(17));
-            let query =
-                StatsQuery { by, per, filter: filter.clone(), since, until: since.plus(DAY) };
+            let query = StatsQuery {
+                by,
+                per,
+                filter: filter.clone(),
+                since,
+                until: since.plus(DAY),
+                within: Vec::new(),
+            };
             let ask = async || store.audit_stats(&query).await;
             let answer = sums.time(&format!("{name}, {back} days ago"), ask).await.unwrap();
             assert!(!answer.rows.is_empty());

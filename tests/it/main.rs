@@ -58,6 +58,7 @@ mod resume;
 mod retries;
 mod sessions;
 mod shutdown;
+mod slo;
 mod snapshots;
 mod stdio;
 mod streams;

@@ -64,6 +64,7 @@ pub(super) async fn stats(
         per: query.per.as_deref().map(per).transpose()?.unwrap_or(StatsPer::Total),
         since: time("since", query.since.as_deref())?.unwrap_or_else(|| now.minus(SINCE)),
         until: time("until", query.until.as_deref())?.unwrap_or(now),
+        within: Vec::new(),
         filter: AuditFilter {
             server: query.server,
             tool: query.tool,

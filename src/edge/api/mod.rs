@@ -10,6 +10,7 @@ mod breakers;
 mod call;
 mod health;
 mod servers;
+mod slo;
 mod tools;
 mod upkeep;
 mod views;
@@ -74,7 +75,9 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/mcp/audit/export", get(audit::export))
         .route("/mcp/audit/tail", get(audit::tail))
         .route("/mcp/audit/stats", get(audit_stats::stats))
-        .route("/mcp/audit/{id}", get(audit::show));
+        .route("/mcp/audit/{id}", get(audit::show))
+        .route("/mcp/slo", get(slo::list))
+        .route("/mcp/slo/rules", get(slo::rules));
     let metrics = Router::new().route("/metrics", get(metrics));
     let scoped = |routes: Router<Shared>, scope: Scope| {
         routes

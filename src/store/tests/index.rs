@@ -53,7 +53,12 @@ impl Model {
             upstream_tool: known.then(|| ToolName::parse(&format!("tool_{server}")).unwrap()),
             server: known.then(|| name(&format!("s{server}"))),
             outcome,
-            error_code: (outcome == Outcome::Timeout).then_some(ErrorCode::Timeout),
+            error_code: match outcome {
+                Outcome::Timeout => Some(ErrorCode::Timeout),
+                Outcome::Refused if random.u8(..2) == 0 => Some(ErrorCode::CircuitOpen),
+                Outcome::Refused => Some(ErrorCode::ToolNotFound),
+                _ => None,
+            },
             error: (random.u8(..3) == 0).then(|| words(random)),
             total: Duration::from_micros(random.u64(..1 << magnitude)),
             request_bytes: random.u64(..100_000),
@@ -179,8 +184,15 @@ impl Model {
         let since = filter.since.unwrap_or(at(0)).as_millis().div_euclid(MINUTE) * MINUTE;
         let until = filter.until.unwrap_or(at(self.now + 1));
         let until = (until.as_millis() + MINUTE - 1).div_euclid(MINUTE) * MINUTE;
-        let query =
-            StatsQuery { by, per, filter: filter.clone(), since: at(since), until: at(until) };
+        let within = [Duration::from_millis(3), Duration::from_secs(2)];
+        let query = StatsQuery {
+            by,
+            per,
+            filter: filter.clone(),
+            since: at(since),
+            until: at(until),
+            within: within.to_vec(),
+        };
         let found = self.store.audit_stats(&query).await.unwrap();
         assert_eq!((found.since, found.until), (at(since), at(until.max(since))));
         let mut expected: BTreeMap<(i64, Option<String>), Vec<&CallRow>> = BTreeMap::new();
@@ -210,6 +222,22 @@ impl Model {
             assert_eq!(sum.calls, rows.len() as u64, "{query:?}");
             let errors = rows.iter().filter(|row| row.outcome != Outcome::Ok).count();
             assert_eq!(sum.errors, errors as u64);
+            let of = |outcome| rows.iter().filter(|row| row.outcome == outcome).count() as u64;
+            assert_eq!(sum.outcomes, Outcome::ALL.map(of), "{query:?}");
+            let is_fault = |row: &&&CallRow| {
+                row.outcome == Outcome::Refused && row.error_code == Some(ErrorCode::CircuitOpen)
+            };
+            assert_eq!(sum.faults, rows.iter().filter(is_fault).count() as u64, "{query:?}");
+            for (limit, found) in within.iter().zip(&sum.within) {
+                let below = |part: f64| {
+                    let answers = rows.iter().filter(|row| {
+                        matches!(row.outcome, Outcome::Ok | Outcome::ToolError)
+                            && row.total <= limit.mul_f64(part)
+                    });
+                    answers.count() as u64
+                };
+                assert!((below(0.95)..=below(1.05)).contains(found), "{found} within {limit:?}");
+            }
             assert_eq!(sum.request_bytes, rows.iter().map(|row| row.request_bytes).sum::<u64>());
             assert_eq!(sum.response_bytes, rows.iter().map(|row| row.response_bytes).sum::<u64>());
             let mut times: Vec<u128> = rows.iter().map(|row| row.total.as_micros()).collect();

@@ -14,9 +14,11 @@ use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, Transaction
 use tokio_util::sync::CancellationToken;
 
 use super::postings::{CHUNK, Places, chunk_of, decode_times, encode, encode_times, place_of};
-use super::rollup::{CellKey, Cells, merge};
+use super::rollup::{CellKey, Cells, FAULT, merge};
 use super::{CHUNK_OF_ROWS, Dimension, Index, PART, damaged, is_damage};
 use crate::clock;
+use crate::error::ErrorCode;
+use crate::model::Outcome;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 
@@ -414,6 +416,17 @@ impl OpenChunk {
         self.posted.get(slot).map_or(0, |posted| posted.id)
     }
 
+    /// The word in a slot; none is empty.
+    fn word(&self, counted: &Counted, dimension: Dimension) -> &str {
+        let slot = counted.slots.get(dimension.slot()).copied().unwrap_or(NONE);
+        self.posted.get(slot).map_or("", |posted| &posted.value)
+    }
+
+    /// Whether the call was refused through a fault of server or router.
+    fn is_fault(&self, counted: &Counted) -> bool {
+        is_fault(self.word(counted, Dimension::Outcome), self.word(counted, Dimension::ErrorCode))
+    }
+
     async fn write(&mut self, transaction: &mut Transaction<'_, Sqlite>) -> Result<(), StoreError> {
         self.name(transaction).await?;
         let (min, max) = (self.times.iter().min(), self.times.iter().max());
@@ -487,6 +500,12 @@ impl OpenChunk {
     }
 }
 
+/// Whether a call that ended so was refused through a fault of server or router.
+pub(super) fn is_fault(outcome: &str, code: &str) -> bool {
+    outcome == Outcome::Refused.as_str()
+        && ErrorCode::ALL.iter().any(|known| known.as_str() == code && known.is_fault())
+}
+
 /// Adds the rows to the sums of their minutes and hours.
 async fn add_up(open: &OpenChunk, rows: &[Counted], sums: &mut Sums) {
     for (n, row) in rows.iter().enumerate() {
@@ -498,7 +517,7 @@ async fn add_up(open: &OpenChunk, rows: &[Counted], sums: &mut Sums) {
             tool,
             upstream_tool,
             caller: open.id(row, Dimension::Caller),
-            outcome: open.id(row, Dimension::Outcome),
+            outcome: open.id(row, Dimension::Outcome) | if open.is_fault(row) { FAULT } else { 0 },
         };
         for width in [MINUTE, HOUR] {
             let start = row.at.div_euclid(width) * width;

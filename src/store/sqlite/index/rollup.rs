@@ -58,6 +58,12 @@ impl Histogram {
         }
     }
 
+    /// How many took no longer than `micros`, off by those within 5 % of it at most.
+    pub(super) fn within(&self, micros: u64) -> u64 {
+        let fitting = (0_u16..).zip(&self.0).take_while(|(bucket, _)| middle(*bucket) <= micros);
+        fitting.map(|(_, count)| count).sum()
+    }
+
     /// The latency in microseconds below which `part` (0 to 1) of all lie, off by 5 % at most;
     /// `None` when there are none.
     pub(super) fn quantile(&self, part: f64) -> Option<u64> {
@@ -83,6 +89,10 @@ impl Histogram {
     }
 }
 
+/// Marks, in [`CellKey::outcome`], refused calls whose code is a fault of server or router. No word has
+/// so large a number.
+pub(super) const FAULT: i64 = 1 << 40;
+
 /// What calls have in common, beside their server: numbers of words, 0 for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct CellKey {
@@ -92,8 +102,20 @@ pub(super) struct CellKey {
     pub(super) upstream_tool: i64,
     /// The caller.
     pub(super) caller: i64,
-    /// The outcome.
+    /// The outcome, perhaps with [`FAULT`].
     pub(super) outcome: i64,
+}
+
+impl CellKey {
+    /// The number of the outcome's word.
+    pub(super) const fn outcome_word(&self) -> i64 {
+        self.outcome & !FAULT
+    }
+
+    /// Whether [`FAULT`] is set.
+    pub(super) const fn is_fault(&self) -> bool {
+        self.outcome & FAULT != 0
+    }
 }
 
 /// What is counted.
@@ -271,6 +293,16 @@ mod tests {
             let rank = rank.unwrap_or(values.len());
             let (exact, found) = (values[rank - 1] as f64, histogram.quantile(part).unwrap() as f64);
             prop_assert!((found - exact).abs() <= exact * 0.05, "{found} for {exact}");
+        }
+
+        #[test]
+        fn what_is_within_a_time_is_off_by_what_is_near_it(values in proptest::collection::vec(0..1_u64 << 30, 0..200), micros in 0..1_u64 << 30) {
+            let mut histogram = Histogram::default();
+            values.iter().for_each(|value| histogram.record(*value));
+            let below = |limit: f64| values.iter().filter(|value| **value as f64 <= limit).count() as u64;
+            let found = histogram.within(micros);
+            prop_assert!(below(micros as f64 * 0.95 - 1.0) <= found, "{found}");
+            prop_assert!(found <= below(micros as f64 * 1.05 + 1.0), "{found}");
         }
 
         #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, SqlitePool};
 
-use super::follow::{HOUR, MINUTE};
+use super::follow::{HOUR, MINUTE, is_fault};
 use super::rollup::{Cell, CellKey, for_each};
 use super::search::push_filter;
 use super::{Dimension, damaged};
@@ -30,7 +30,33 @@ const ROWS_AT_ONCE: usize = 128;
 #[derive(Default)]
 struct Sum {
     cell: Cell,
-    errors: u64,
+    outcomes: [u64; Outcome::ALL.len()],
+    faults: u64,
+    /// Of calls that were answered, where that is asked for.
+    answered: Cell,
+}
+
+impl Sum {
+    /// Counts calls that ended so.
+    fn ended(&mut self, outcome: Option<Outcome>, is_fault: bool, calls: u64) {
+        if let Some(count) = outcome.and_then(|outcome| self.outcomes.get_mut(outcome.index())) {
+            *count = count.saturating_add(calls);
+        }
+        if is_fault {
+            self.faults = self.faults.saturating_add(calls);
+        }
+    }
+
+    /// All but those that ended as `ok`.
+    fn errors(&self) -> u64 {
+        let fine = self.outcomes.get(Outcome::Ok.index()).copied().unwrap_or(0);
+        self.cell.calls.saturating_sub(fine)
+    }
+}
+
+/// Whether the time of a call that ended so is that of an answer.
+fn is_answer(outcome: Option<Outcome>) -> bool {
+    matches!(outcome, Some(Outcome::Ok | Outcome::ToolError))
 }
 
 /// From when until when, in whole minutes.
@@ -75,7 +101,8 @@ struct Filter {
     tool: Option<(i64, i64)>,
     caller: Option<i64>,
     outcome: Option<i64>,
-    ok: i64,
+    /// The numbers of all outcomes, 0 for one that the index has not met.
+    outcomes: [i64; Outcome::ALL.len()],
 }
 
 impl Filter {
@@ -89,7 +116,11 @@ impl Filter {
         let caller = number(connection, Dimension::Caller, filter.caller.as_deref()).await?;
         let outcome = filter.outcome.map(Outcome::as_str);
         let outcome = number(connection, Dimension::Outcome, outcome).await?;
-        let ok = number(connection, Dimension::Outcome, Some(Outcome::Ok.as_str())).await?;
+        let mut outcomes = [0; Outcome::ALL.len()];
+        for (id, outcome) in outcomes.iter_mut().zip(Outcome::ALL) {
+            let known = number(connection, Dimension::Outcome, Some(outcome.as_str())).await?;
+            *id = known.unwrap_or(0);
+        }
         let tool = filter.tool.as_deref();
         let exposed = number(connection, Dimension::Tool, tool).await?;
         let upstream = number(connection, Dimension::UpstreamTool, tool).await?;
@@ -97,12 +128,18 @@ impl Filter {
         if [server, caller, outcome].contains(&Some(0)) || tool == Some((0, 0)) {
             return Ok(None);
         }
-        Ok(Some(Self { server, tool, caller, outcome, ok: ok.unwrap_or(0) }))
+        Ok(Some(Self { server, tool, caller, outcome, outcomes }))
+    }
+
+    /// The outcome with this number.
+    fn outcome_of(&self, key: &CellKey) -> Option<Outcome> {
+        let place = self.outcomes.iter().position(|id| *id == key.outcome_word() && *id != 0);
+        place.and_then(|place| Outcome::ALL.get(place).copied())
     }
 
     fn admits(&self, key: &CellKey) -> bool {
         self.caller.is_none_or(|caller| caller == key.caller)
-            && self.outcome.is_none_or(|outcome| outcome == key.outcome)
+            && self.outcome.is_none_or(|outcome| outcome == key.outcome_word())
             && self.tool.is_none_or(|(exposed, upstream)| {
                 key.tool != 0
                     && (key.tool == exposed || (upstream != 0 && key.upstream_tool == upstream))
@@ -147,7 +184,9 @@ impl SqliteStore {
             Some(summed) => summed,
             None => {
                 let latest = self.latest(query, span, 0).await?;
-                let row = |((start, name), sum): ((i64, Option<String>), Sum)| sum.row(start, name);
+                let row = |((start, name), sum): ((i64, Option<String>), Sum)| {
+                    sum.row(start, name, &query.within)
+                };
                 (latest.into_iter().map(row).collect(), 0)
             }
         };
@@ -193,21 +232,21 @@ impl SqliteStore {
                     let start = span.start(row.try_get(0)?);
                     if open.as_ref().is_none_or(|(open, _)| *open != start) {
                         if let Some((start, sums)) = open.take() {
-                            finish(&mut rows, start, sums)?;
+                            finish(&mut rows, start, sums, &query.within)?;
                         }
                         open = Some((start, latest.remove(&start).unwrap_or_default()));
                     }
                     let Some((_, sums)) = &mut open else { continue };
-                    self.add(sums, query.by, &filter, row.try_get(1)?, row.try_get(2)?)?;
+                    self.add(sums, query, &filter, row.try_get(1)?, row.try_get(2)?)?;
                     tokio::task::yield_now().await;
                 }
             }
             if let Some((start, sums)) = open {
-                finish(&mut rows, start, sums)?;
+                finish(&mut rows, start, sums, &query.within)?;
             }
         }
         for (start, sums) in latest {
-            finish(&mut rows, start, sums)?;
+            finish(&mut rows, start, sums, &query.within)?;
         }
         let ids = rows.iter().map(|(id, _)| *id).filter(|id| *id > 0).collect();
         names.extend(names_of(&mut transaction, &ids).await?);
@@ -221,7 +260,7 @@ impl SqliteStore {
     fn add(
         &self,
         sums: &mut HashMap<i64, Sum>,
-        by: StatsBy,
+        query: &StatsQuery,
         filter: &Filter,
         server: i64,
         cells: &[u8],
@@ -230,7 +269,7 @@ impl SqliteStore {
             if !filter.admits(&key) {
                 return Some(());
             }
-            let name = match by {
+            let name = match query.by {
                 StatsBy::Server => server,
                 StatsBy::Tool => key.tool,
                 StatsBy::Caller => key.caller,
@@ -238,9 +277,12 @@ impl SqliteStore {
             let sum = sums.entry(name).or_default();
             let before = sum.cell.calls;
             cell.add_to(&mut sum.cell)?;
-            if key.outcome != filter.ok {
-                sum.errors = sum.errors.saturating_add(sum.cell.calls - before);
+            let outcome = filter.outcome_of(&key);
+            if is_answer(outcome) && !query.within.is_empty() {
+                cell.add_to(&mut sum.answered)?;
             }
+            let calls = sum.cell.calls.saturating_sub(before);
+            sum.ended(outcome, key.is_fault(), calls);
             Some(())
         })
         .ok_or_else(|| damaged(&self.index.path, "rollups"))
@@ -256,7 +298,7 @@ impl SqliteStore {
         let mut sums: HashMap<(i64, Option<String>), Sum> = HashMap::new();
         let mut sql = QueryBuilder::<Sqlite>::new(
             "select c.server, c.tool, c.upstream_tool, c.caller, c.outcome, c.started_at_ms,
-                    c.total_us, c.request_bytes, c.response_bytes
+                    c.total_us, c.request_bytes, c.response_bytes, c.error_code
              from calls c where c.seq > ",
         );
         sql.push_bind(indexed).push(" and c.started_at_ms >= ").push_bind(span.since);
@@ -291,9 +333,14 @@ impl SqliteStore {
             let unsigned =
                 |column| row.try_get::<i64, _>(column).map(|n| u64::try_from(n).unwrap_or(0));
             sum.cell.record(unsigned(6)?, unsigned(7)?, unsigned(8)?);
-            if row.try_get::<&str, _>(4)? != Outcome::Ok.as_str() {
-                sum.errors = sum.errors.saturating_add(1);
+            let outcome: &str = row.try_get(4)?;
+            let code: Option<&str> = row.try_get(9)?;
+            let is_fault = is_fault(outcome, code.unwrap_or_default());
+            let outcome = Outcome::parse(outcome);
+            if is_answer(outcome) && !query.within.is_empty() {
+                sum.answered.record(unsigned(6)?, 0, 0);
             }
+            sum.ended(outcome, is_fault, 1);
             if sums.len() > MOST_ROWS {
                 return Err(StoreError::TooManySums { most: MOST_ROWS });
             }
@@ -303,15 +350,24 @@ impl SqliteStore {
 }
 
 impl Sum {
-    fn row(&self, start: i64, name: Option<String>) -> StatsRow {
+    fn row(&self, start: i64, name: Option<String>, within: &[Duration]) -> StatsRow {
         let quantile = |part| self.cell.latency.quantile(part).map(Duration::from_micros);
         StatsRow {
             start: Timestamp::from_millis(start),
             name,
             calls: self.cell.calls,
-            errors: self.errors,
+            errors: self.errors(),
             p50: quantile(0.5),
             p95: quantile(0.95),
+            outcomes: self.outcomes,
+            faults: self.faults,
+            within: within
+                .iter()
+                .map(|limit| {
+                    let micros = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
+                    self.answered.latency.within(micros)
+                })
+                .collect(),
             request_bytes: self.cell.request_bytes,
             response_bytes: self.cell.response_bytes,
         }
@@ -323,8 +379,9 @@ fn finish(
     rows: &mut Vec<(i64, StatsRow)>,
     start: i64,
     sums: HashMap<i64, Sum>,
+    within: &[Duration],
 ) -> Result<(), StoreError> {
-    rows.extend(sums.into_iter().map(|(id, sum)| (id, sum.row(start, None))));
+    rows.extend(sums.into_iter().map(|(id, sum)| (id, sum.row(start, None, within))));
     if rows.len() > MOST_ROWS {
         return Err(StoreError::TooManySums { most: MOST_ROWS });
     }
@@ -394,6 +451,7 @@ mod tests {
                 filter: AuditFilter::default(),
                 since: Timestamp::from_millis(since),
                 until: Timestamp::from_millis(since + length),
+                within: Vec::new(),
             });
             prop_assert!(span.since <= since && since < span.since + MINUTE);
             prop_assert!(span.until >= since + length && span.until < since + length + MINUTE);
