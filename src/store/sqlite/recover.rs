@@ -78,16 +78,20 @@ pub(in crate::store) async fn recover(
 ) -> Result<Vec<Recovered>, StoreError> {
     let _lock = prepare_folder(folder).await?;
     finish_restore(folder)?;
-    let mut moved = Vec::new();
+    // Both before either is moved: what cannot be opened for another reason leaves all as it is.
+    let mut damaged = Vec::new();
     for schema in [&STATE, &AUDIT] {
-        let path = folder.join(schema.file);
-        let detail = match look(folder, schema, u64::MAX).await {
-            Ok(_) => continue,
-            Err(StoreError::Damaged { detail, .. }) => detail,
+        match look(folder, schema, u64::MAX).await {
+            Ok(_) => {}
+            Err(StoreError::Damaged { detail, .. }) => damaged.push((schema.file, detail)),
             Err(error) => return Err(error),
-        };
+        }
+    }
+    let mut moved = Vec::new();
+    for (file, detail) in damaged {
+        let path = folder.join(file);
         let end = ending(&path, now);
-        if schema.file == AUDIT.file {
+        if file == AUDIT.file {
             for name in OF_LEDGER {
                 move_away(&folder.join(name), &beside(&folder.join(name), &end))?;
             }
@@ -95,7 +99,7 @@ pub(in crate::store) async fn recover(
         for part in BESIDE {
             move_away(&beside(&path, part), &beside(&beside(&path, &end), part))?;
         }
-        moved.push(Recovered { file: schema.file, moved_to: beside(&path, &end), detail });
+        moved.push(Recovered { file, moved_to: beside(&path, &end), detail });
     }
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(files("write", folder))?;
     Ok(moved)
