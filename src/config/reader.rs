@@ -17,8 +17,7 @@ use super::scalar::{Field, FromScalar, Node, from_yaml};
 use super::secrecy::{self, Place};
 use crate::model::{
     AuditLevels, LevelRule, SLO_WINDOW, Secret, ServerSpec, SloSpec, ToolFilter, ToolOverride,
-    TransportKind,
-    TransportSpec,
+    TransportKind, TransportSpec,
 };
 
 /// What a promised latency may be: what the metrics' buckets reach.

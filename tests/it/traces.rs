@@ -1,15 +1,20 @@
 //! Traces: what callers say of theirs goes on to servers, what is recorded reaches a collector, and the
 //! ledger says which call belongs to which trace.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Method;
+use axum::response::IntoResponse as _;
+use http::{HeaderMap, Method, StatusCode};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::support::{
-    Answer, Collector, Fault, Http, Legacy, MODERN, Received, Rig, Role, Router, SOON, Stage,
-    TestApp, Verdict, eventually, figure, hanging, legacy_body, modern_params, play, refusing,
-    switchyard, total,
+    Answer, Collector, Fault, Http, LEGACY, Legacy, MODERN, Received, Rig, Role, Router, SOON,
+    Stage, TestApp, Verdict, eventually, figure, hanging, legacy_body, modern_params, play,
+    refusing, switchyard, total,
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -570,4 +575,85 @@ async fn the_ledger_finds_the_calls_of_a_trace() {
     assert_eq!(code, 0);
     let verified = switchyard(folder.path(), &["--data-dir", "data", "audit", "verify"]).await;
     assert_eq!(verified.code, 0, "{} {}", verified.out, verified.err);
+}
+
+type Asked = Arc<Mutex<Vec<(HeaderMap, Value)>>>;
+
+/// A server of the legacy era with a tool and a prompt, and what it is asked of the prompt.
+async fn prompter() -> (SocketAddr, Asked) {
+    let asked = Asked::default();
+    let kept = Arc::clone(&asked);
+    let answer = move |headers: HeaderMap, body: String| {
+        let kept = Arc::clone(&kept);
+        async move {
+            let request: Value = serde_json::from_str(&body).unwrap();
+            if request["id"].is_null() {
+                return StatusCode::ACCEPTED.into_response();
+            }
+            let result = match request["method"].as_str().unwrap() {
+                "initialize" => json!({
+                    "protocolVersion": LEGACY, "capabilities": { "tools": {}, "prompts": {} },
+                    "serverInfo": { "name": "prompter", "version": "1" },
+                }),
+                "tools/list" => {
+                    json!({ "tools": [{ "name": "t", "inputSchema": { "type": "object" } }] })
+                }
+                "prompts/list" => json!({ "prompts": [{ "name": "greet" }] }),
+                "prompts/get" => {
+                    kept.lock().push((headers, request.clone()));
+                    json!({ "messages": [] })
+                }
+                _ => Value::Null,
+            };
+            let (member, value) = match result {
+                Value::Null => ("error", json!({ "code": -32601, "message": "no such method" })),
+                result => ("result", result),
+            };
+            let answer = json!({ "jsonrpc": "2.0", "id": request["id"], member: value });
+            ([("content-type", "application/json")], answer.to_string()).into_response()
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = axum::Router::new().route("/mcp", axum::routing::post(answer));
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    (address, asked)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_is_an_operation_too() {
+    let (address, asked) = prompter().await;
+    let collector = Collector::start().await;
+    let yaml =
+        format!("{}mcp_servers:\n  up: {{url: \"http://{address}/mcp\"}}\n", collector.yaml());
+    let app = TestApp::start(&yaml).await.ready().await;
+    let client = Legacy::connect(app.http()).await;
+    eventually(SOON, "the prompt is listed", || async {
+        let listed = client.request("prompts/list", "{}").await.json();
+        (listed["result"]["prompts"][0]["name"] == "up__greet").then_some(())
+    })
+    .await;
+    let own = parent(TRACE, "01");
+    let params =
+        format!(r#"{{"name":"up__greet","_meta":{{"own":1{}}}}}"#, meta(&own, "m=1", "a=1"));
+    let answer = client.request("prompts/get", &params).await.expect(200).json();
+    assert!(answer["result"]["messages"].is_array(), "{answer}");
+    let [server, attempt] = &collector.trace(TRACE, 2).await[..] else { unreachable!() };
+    assert!(server.is_server() && attempt.is_client());
+    assert_eq!((server.parent(), attempt.parent()), (SPAN.to_owned(), server.id()));
+    for got in [server, attempt] {
+        assert_eq!(got.span.name, "prompts/get greet");
+        assert_eq!(got.get("mcp.method.name"), some("prompts/get"));
+        assert_eq!(got.get("gen_ai.prompt.name"), some("greet"));
+        assert_eq!((got.get("gen_ai.operation.name"), got.get("error.type")), (None, None));
+    }
+    let (headers, body) = asked.lock().pop().unwrap();
+    let next = format!("00-{TRACE}-{}-01", attempt.id());
+    for (name, value) in [("traceparent", next.as_str()), ("tracestate", "m=1"), ("baggage", "a=1")]
+    {
+        assert_eq!(headers[name], value);
+        assert_eq!(body["params"]["_meta"][name], value, "{body}");
+    }
+    assert_eq!(attempt.get("jsonrpc.request.id"), Some(body["id"].to_string()));
+    app.stop().await;
 }

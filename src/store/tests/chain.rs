@@ -312,6 +312,7 @@ async fn a_ledger_from_before_traces_still_verifies() {
     let calls: Vec<CallRow> = (0..20).map(untraced).collect();
     store.append_ledger(&[entry(1)], &calls).await.unwrap();
     store.close().await.unwrap();
+    drop(store);
     tamper(&folder, "alter table calls drop column trace_id; pragma user_version = 4").await;
     let store = Store::open(folder.path()).await.unwrap();
     let found = verified(&folder).await;
