@@ -414,7 +414,7 @@ async fn keep_up(store: &Store, calls: &mut Calls) {
     let took = began.elapsed();
     let cpu = (cpu() - cpu_before).as_secs_f64();
     let lag = furthest as f64 / per_second as f64;
-    println!(
+    eprintln!(
         "{per_second} rows/s for {:.0} s, at most {:.2} s late: the index {furthest} rows behind at most, {lag:.1} s; {cpu:.1} s of processor",
         took.as_secs_f64(),
         late.as_secs_f64(),
@@ -435,7 +435,7 @@ async fn forget_half(store: &Store, now: Timestamp) {
     let rows = store.audit_count().await.unwrap();
     let gone = pruned.rows as f64 / (pruned.rows + rows) as f64;
     let freed = (before - after) as f64 / (before as f64 * gone);
-    println!(
+    eprintln!(
         "{} rows pruned in {:.1} s, longest step {:.1} ms, {:.1} % of their space freed",
         pruned.rows,
         took.as_secs_f64(),
