@@ -371,6 +371,8 @@ impl CallRecord {
         let trace_id = self.trace();
         let call = &mut self.call;
         let routed = self.entry.as_ref();
+        // Before the client is taken out of the call.
+        let class = class_of(call);
         let client = match &call.session {
             Some(session) => Some(Arc::clone(&session.client)),
             None => call.client.take().map(Arc::new),
@@ -384,7 +386,7 @@ impl CallRecord {
             id: call.id,
             started_at: self.started_at,
             caller: Arc::clone(&call.caller.name),
-            class: class_of(call),
+            class,
             session: call.session.as_ref().map(|session| Arc::clone(&session.hash)),
             client,
             entrance: call.entrance,
