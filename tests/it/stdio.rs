@@ -71,6 +71,16 @@ impl Client {
         parse(&self.line().await)
     }
 
+    /// The next answer. A router that has just begun may say in between that its lists changed.
+    async fn answer(&mut self) -> Value {
+        loop {
+            let next = self.next().await;
+            if next["method"] != "notifications/tools/list_changed" {
+                return next;
+            }
+        }
+    }
+
     /// Shakes hands as clients of the legacy era do.
     async fn initialize(&mut self) -> Value {
         let params = format!(
@@ -349,11 +359,12 @@ async fn a_session_the_router_forgot_is_begun_anew() {
         client.call(&id.to_string(), "up__echo", r#"{"text":"hi"}"#).await;
     }
     for _ in 0..10 {
-        assert_eq!(text(&client.next().await), "hi");
+        assert_eq!(text(&client.answer().await), "hi");
     }
     assert_eq!((sessions(&router).await.as_str(), up.stats().calls()), ("1", 10));
     let (code, out, _) = client.finish().await;
-    assert_eq!((code, out.as_str()), (0, ""));
+    assert_eq!(code, 0);
+    assert!(out.lines().all(|line| line.contains("list_changed")), "{out}");
     assert_eq!(sessions(&router).await, "0");
     assert_eq!(router.stop().await.0, 0);
 }
@@ -370,12 +381,12 @@ async fn a_call_that_may_have_run_is_not_repeated() {
     })
     .await;
     let router = Router::start_again(router.kill().await, address).await;
-    let error = client.next().await;
+    let error = client.answer().await;
     assert_eq!((&error["id"], &error["error"]["code"]), (&1.into(), &(-32603).into()), "{error}");
     assert_eq!(error["error"]["data"]["outcome"], "unknown");
     assert_eq!(error["error"]["data"]["reason"], "router_connection_lost");
     client.request("2", "ping", "{}").await;
-    assert_eq!(client.next().await["id"], 2);
+    assert_eq!(client.answer().await["id"], 2);
     assert_eq!(up.stats().calls_of(Tool::Sleep), 1);
     assert_eq!(client.finish().await.0, 0);
     assert_eq!(router.stop().await.0, 0);
