@@ -434,7 +434,7 @@ impl AuditSlot {
     #[must_use]
     pub fn redacted_json(&self, json: &[u8], pointers: &PointerSet) -> String {
         let payload = Payload { pointers: Some(pointers), ..Payload::whole(json) };
-        self.shared.redaction.get().payload(payload, Strictness::Everything)
+        self.shared.redaction.get().uncut(payload, Strictness::Everything)
     }
 
     /// Hands a finished call over. Neither waits nor fails, so it may be done while a cancelled

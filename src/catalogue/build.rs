@@ -116,7 +116,10 @@ fn tool_entry(
     let same = old.filter(|old| old.definition.raw == tool.definition.raw);
     // The transport is among the labels of what is handed on.
     let kind = handle.spec.transport.kind();
-    let measured = old.filter(|old| old.server.spec.transport.kind() == kind);
+    let measured = old.filter(|old| {
+        // The series of a server that was removed are gone, whoever has its name now.
+        old.server.spec.transport.kind() == kind && old.server.created_at == handle.created_at
+    });
     CatalogueEntry {
         metrics: measured.map_or_else(
             || metrics.tool(Some(&handle.name), Some(&exposed)),

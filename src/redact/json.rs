@@ -39,6 +39,23 @@ pub(super) struct Scope<'a> {
     pub(super) base: &'a [Step],
     /// Bytes of the whole, when what is here is its beginning.
     pub(super) whole: Option<usize>,
+    pub(super) limits: Limits,
+}
+
+/// Bytes that are kept.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Of a string.
+    value: usize,
+    /// Of all of it.
+    record: usize,
+}
+
+impl Limits {
+    /// Those of the ledger's payloads.
+    pub(super) const OF_PAYLOADS: Self = Self { value: VALUE_LIMIT, record: RECORD_LIMIT };
+    /// None: what comes out is JSON again.
+    pub(super) const NONE: Self = Self { value: usize::MAX, record: usize::MAX };
 }
 
 /// Whether a text begins as an object or an array does.
@@ -53,7 +70,7 @@ pub(super) fn redact(redactor: &Redactor, text: &str, scope: Scope<'_>) -> Optio
         scope,
         text,
         at: 0,
-        out: String::with_capacity(text.len().min(RECORD_LIMIT) + 16),
+        out: String::with_capacity(text.len().min(scope.limits.record) + 16),
         open: Vec::new(),
         path: scope.base.to_vec(),
         hidden: None,
@@ -80,7 +97,7 @@ impl<'a> Copy<'a> {
         if self.walk().is_none() {
             // What is not whole is not kept: what it would have been is not known.
             let whole = self.scope.whole?;
-            cut(&mut self.out, RECORD_LIMIT, whole);
+            cut(&mut self.out, self.scope.limits.record, whole);
         }
         Some(())
     }
@@ -90,8 +107,9 @@ impl<'a> Copy<'a> {
         loop {
             self.spaces();
             // Once nothing more is kept, the rest need not be read.
-            if self.out.len() > RECORD_LIMIT {
-                cut(&mut self.out, RECORD_LIMIT, self.scope.whole.unwrap_or(self.text.len()));
+            if self.out.len() > self.scope.limits.record {
+                let whole = self.scope.whole.unwrap_or(self.text.len());
+                cut(&mut self.out, self.scope.limits.record, whole);
                 return Some(());
             }
             let Some(byte) = self.peek() else {
@@ -256,7 +274,7 @@ impl<'a> Copy<'a> {
             return None;
         }
         let token = self.rest().get(..length)?;
-        if self.redactor.replace(token, VALUE_LIMIT, self.scope.strictness).is_some() {
+        if self.redactor.replace(token, self.scope.limits.value, self.scope.strictness).is_some() {
             self.emit(MASK_STRING);
             self.at += length;
         } else {
@@ -328,10 +346,10 @@ impl<'a> Copy<'a> {
             return;
         }
         let nested = nested.filter(|nested| nested != value);
-        let strictness = self.scope.strictness;
+        let (strictness, limit) = (self.scope.strictness, self.scope.limits.value);
         let kept = match &nested {
-            Some(nested) => redactor.kept(nested, VALUE_LIMIT, strictness),
-            None => redactor.kept(value, VALUE_LIMIT, strictness),
+            Some(nested) => redactor.kept(nested, limit, strictness),
+            None => redactor.kept(value, limit, strictness),
         };
         match kept.or(nested) {
             Some(kept) => {

@@ -8,9 +8,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::model::Secret;
+use crate::model::{Secret, escape_json};
 
-use super::json::{self, Scope};
+use super::json::{self, Limits, Scope};
 use super::named;
 use super::pointer::PointerSet;
 use super::search::Searcher;
@@ -114,6 +114,22 @@ impl Redactor {
     /// left out as a whole.
     #[must_use]
     pub fn payload(&self, payload: Payload<'_>, strictness: Strictness) -> String {
+        self.within(payload, strictness, Limits::OF_PAYLOADS, RECORD_LIMIT)
+    }
+
+    /// Redacts a payload and cuts nothing: what was JSON stays JSON.
+    #[must_use]
+    pub fn uncut(&self, payload: Payload<'_>, strictness: Strictness) -> String {
+        self.within(payload, strictness, Limits::NONE, usize::MAX)
+    }
+
+    fn within(
+        &self,
+        payload: Payload<'_>,
+        strictness: Strictness,
+        limits: Limits,
+        limit: usize,
+    ) -> String {
         let text = String::from_utf8_lossy(payload.start);
         let whole = usize::try_from(payload.whole).unwrap_or(usize::MAX);
         let scope = Scope {
@@ -122,10 +138,11 @@ impl Redactor {
             pointers: payload.pointers,
             base: &[],
             whole: Some(whole).filter(|whole| *whole > payload.start.len()),
+            limits,
         };
         json::redact(self, &text, scope).unwrap_or_else(|| match payload.pointers {
             Some(_) => MASK.to_owned(),
-            None => self.cut_text(&text, RECORD_LIMIT, strictness),
+            None => self.cut_text(&text, limit, strictness),
         })
     }
 
@@ -141,7 +158,11 @@ impl Redactor {
         // What hides to the end of the text leaves the end of the line.
         let line = lines.trim_end_matches('\n');
         let mut clean = match json::looks_like(line) {
-            true => self.payload(Payload::whole(line.as_bytes()), Strictness::Everything),
+            // A value in which something was found is written anew.
+            true => {
+                escape_json(&self.uncut(Payload::whole(line.as_bytes()), Strictness::Everything))
+                    .into_owned()
+            }
             false => self.text(line, usize::MAX),
         };
         clean.push_str(lines.get(line.len()..).unwrap_or_default());

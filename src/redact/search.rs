@@ -230,6 +230,10 @@ impl Pattern {
                 }
                 let body = rest.get(scheme.len()..)?;
                 let spaces = run(body, |byte| byte == b' ' || byte == b'\t');
+                // Before what follows is read: `basic/basic/…` would be read over and over.
+                if spaces == 0 {
+                    return None;
+                }
                 let credential = body.get(spaces..)?;
                 let length = run(credential, is_token68);
                 // "basic functionality" is prose; encoded credentials are mixed.
@@ -240,16 +244,28 @@ impl Pattern {
                 // The scheme's name stays: it is no secret, and says what was there.
                 let start = at + scheme.len() + spaces;
                 let enough = length >= 8 || (length > 0 && ends_cut(credential, length));
-                (spaces > 0 && enough && !is_prose).then(|| (start, start + length))
+                (enough && !is_prose).then(|| (start, start + length))
             }
             Self::Jwt => {
                 if !begins_word(text, at) {
                     return None;
                 }
-                let length = run(rest, |byte| is_word(byte) || byte == b'.');
-                let token = rest.get(..length)?;
-                let parts = token.split('.').take(3).filter(|part| part.len() >= 4).count();
-                (parts >= 2 || ends_cut(rest, length)).then(|| (at, at + length))
+                // No more is read of what is none than its three parts: `eyJ.eyJ.…` begins anew at each.
+                let (mut seen, mut parts) = (0, 0);
+                for _ in 0..3 {
+                    let part = run(rest.get(seen..)?, is_word);
+                    parts += usize::from(part >= 4);
+                    seen += part;
+                    if !rest.get(seen..)?.starts_with('.') {
+                        break;
+                    }
+                    seen += 1;
+                }
+                if parts >= 2 {
+                    let length = run(rest, |byte| is_word(byte) || byte == b'.');
+                    return Some((at, at + length));
+                }
+                ends_cut(rest, seen).then(|| (at, at + seen))
             }
             Self::Pem => {
                 let body = rest.strip_prefix(PEM_BEGIN)?;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use serde_json::{Value, json};
 
-use super::json::Scope;
+use super::json::{self, Scope};
 use super::redactor::{RECORD_LIMIT, VALUE_LIMIT};
 use super::*;
 use crate::model::{CUT, Secret};
@@ -306,6 +306,43 @@ fn hostile_inputs_take_linear_time() {
             .payload(Payload::whole(text.as_bytes()), Strictness::Everything);
         assert!(out.len() < RECORD_LIMIT + 64, "{piece}");
     }
+    // What is shown of servers is read to its end.
+    let pieces =
+        ["eyJ.", "eyJa.b.c.", "eyJ-_", "basic/", "bearer/", "Basic a/", "sk-.", "://a:", "x=y;"];
+    for piece in pieces {
+        let text = piece.repeat(2_000_000 / piece.len());
+        let out = redactor(&["aaaaaaaaaaaaaaab"]).text(&text, usize::MAX);
+        assert!(out.len() <= text.len(), "{piece}");
+    }
+}
+
+#[test]
+fn tokens_are_found_by_their_first_parts() {
+    for (text, expected) in [
+        ("eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.sig and", "*** and"),
+        ("eyJhbGciOiJub25lIn0.x.sign-ature.more", "***"),
+        ("eyJhbGciOiJub25lIn0.e\u{2026}", "***\u{2026}"),
+        ("eyJhbGciOi\u{2026}", "***\u{2026}"),
+        ("eyJ.a.b.eyJ", "eyJ.a.b.eyJ"),
+        ("eyJhbGciOiJub25lIn0 alone", "eyJhbGciOiJub25lIn0 alone"),
+    ] {
+        assert_eq!(redactor(&[]).text(text, 1000), expected);
+    }
+}
+
+#[test]
+fn a_line_of_the_log_stays_escaped_and_whole() {
+    let hostile = "Bearer abcdefgh12 \u{9b}31m\u{202e}\u{2028}x";
+    let long = "y".repeat(3 * RECORD_LIMIT);
+    let line = crate::model::escape_json(&json!({ "error": hostile, "text": long }).to_string())
+        .into_owned()
+        + "\n";
+    let out = redactor(&[]).log_lines(&line);
+    assert_eq!(out, crate::model::escape_json(&out));
+    let read: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(read["error"], "Bearer *** \u{9b}31m\u{202e}\u{2028}x");
+    assert_eq!(read["text"], long);
+    assert!(out.ends_with("}\n"));
 }
 
 /// The ways in which the property plants a secret into a string.
@@ -469,6 +506,7 @@ proptest! {
             pointers: None,
             base: &[],
             whole: None,
+            limits: json::Limits::NONE,
         };
         let ours = json::redact(&redactor(&[]), &text, scope).is_some();
         let theirs = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();

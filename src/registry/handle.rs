@@ -460,7 +460,7 @@ impl ServerHandle {
     #[must_use]
     pub fn scrub_json(&self, json: &str) -> String {
         let redactor = self.redaction.get();
-        redactor.payload(Payload::whole(json.as_bytes()), Strictness::Everything)
+        redactor.uncut(Payload::whole(json.as_bytes()), Strictness::Everything)
     }
 
     /// What is known of its condition.

@@ -284,6 +284,12 @@ impl Registry {
             gone
         };
         gone.close().await;
+        // Calls that this ended were counted once more.
+        let _changing = self.changing.lock().await;
+        if self.expect_server(name).is_err() {
+            self.breakers.forget(name);
+            self.metrics.forget_server(name);
+        }
         Ok(())
     }
 

@@ -24,8 +24,9 @@ use tokio::sync::watch;
 use crate::audit::AuditWriter;
 use crate::catalogue::{CatalogueHandle, Discovery};
 use crate::clock;
-use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
-use crate::model::{CallerTrace, Outcome, ToolCall, ViewName};
+use crate::error::ErrorCode;
+use crate::metrics::{CallLabels, Metrics, ToolMetrics, ViewMetrics};
+use crate::model::{AuthKind, CallerTrace, Outcome, ToolCall, ViewName};
 use crate::policy::Deadline;
 use crate::telemetry::{Operation, Tracer};
 
@@ -85,6 +86,7 @@ impl Router {
                     let ended = spans::Ended::refused(error.code(), call.entrance);
                     operation.ends(now, spans::call(&call, None, (Outcome::Refused, 0), ended));
                 }
+                self.observe_unrecorded(&call, now.since(started));
                 return CallAnswer::unrecorded(&call, error, now.since(started));
             }
         };
@@ -94,6 +96,17 @@ impl Router {
             record::CallRecord::begin(call, relay, started, slot, (other, view), operation);
         let result = self.run(&mut record).await;
         record.finish(result, self.audit.durability()).await
+    }
+
+    /// A call that the ledger has no place for is in the metrics alone.
+    fn observe_unrecorded(&self, call: &ToolCall, total: Duration) {
+        let entry = self.lookup(&call.target, call.view.as_ref()).ok();
+        let labels = CallLabels {
+            entrance: call.entrance,
+            over_socket: call.caller.auth == AuthKind::Socket,
+            error: Some(ErrorCode::AuditUnavailable),
+        };
+        entry.as_ref().map_or(&self.other, |entry| &entry.metrics).observe_call(labels, total);
     }
 
     async fn run(&self, record: &mut record::CallRecord) -> Result<UpstreamAnswer, RouteError> {

@@ -285,17 +285,26 @@ pub(super) fn name_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_
     }
 }
 
+/// Bytes of a header that is passed on for the sake of traces.
+const LONGEST_TRACE_HEADER: usize = 4 * 1024;
+
 /// The headers that say to which trace a request belongs, for what is in front of a server and does not
 /// read bodies.
 pub(super) fn trace_request(headers: &mut HeaderMap, request: &OutgoingRequest<'_>) {
+    let mut add = |name: &'static str, value: HeaderValue| {
+        // What the configuration says stays.
+        headers.entry(name).or_insert(value);
+    };
     if let Some(context) = request.trace.context
         && let Ok(value) = HeaderValue::from_bytes(&context.to_ascii())
     {
-        headers.insert(HeaderName::from_static(TRACEPARENT), value);
+        add(TRACEPARENT, value);
     }
     for (name, value) in [(TRACESTATE, request.trace.state), (BAGGAGE, request.trace.baggage)] {
+        // Of a line longer than this, servers refuse the request; `_meta` has it anyhow.
+        let value = value.filter(|value| value.len() <= LONGEST_TRACE_HEADER);
         if let Some(Ok(value)) = value.map(HeaderValue::from_str) {
-            headers.insert(HeaderName::from_static(name), value);
+            add(name, value);
         }
     }
 }

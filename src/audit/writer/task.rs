@@ -247,7 +247,7 @@ impl Task {
     fn note(&mut self, mut entry: EntryRow) {
         let redactor = self.shared.redaction.get();
         let detail = Payload::whole(entry.detail.as_bytes());
-        entry.detail = redactor.payload(detail, Strictness::KnownSecrets);
+        entry.detail = redactor.uncut(detail, Strictness::KnownSecrets);
         entry.subject = redactor.text(&entry.subject, usize::MAX);
         self.notes.push(entry);
     }

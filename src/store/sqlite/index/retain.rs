@@ -258,7 +258,7 @@ async fn words_of_sums(
     while let Some(row) = sums.try_next().await? {
         words.insert(row.try_get(0)?);
         for_each(row.try_get(1)?, |key, _| {
-            words.extend([key.tool, key.upstream_tool, key.caller, key.outcome]);
+            words.extend([key.tool, key.upstream_tool, key.caller, key.outcome_word()]);
             Some(())
         })
         .ok_or_else(|| damaged(&index.path, "rollups"))?;
