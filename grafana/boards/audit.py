@@ -142,10 +142,13 @@ def record(made):
     made.lines("Rows in a commit", "Rows that one commit writes, on average. Bad: nothing by itself; few rows and slow "
                "commits together bound strict durability.", "short",
                query(f"{rate('switchyard_audit_events_total', HERE)}"
-                     f" / {rate('switchyard_audit_commit_duration_seconds_count', HERE)}", "rows"), width=12)
+                     f" / {rate('switchyard_audit_commit_duration_seconds_count', HERE)}", "rows"))
     made.lines("Index lag", "How far the index follows behind the ledger, in time. Bad: growth that does not end.", "s",
-               query(f"switchyard_audit_index_lag_seconds{{{HERE}}}", "{{instance}}"), width=12,
+               query(f"switchyard_audit_index_lag_seconds{{{HERE}}}", "{{instance}}"),
                thresholds=steps((None, "green"), (300, "red")))
+    made.lines("Spans of traces", "Spans a second by what became of them, where otlp_endpoint is set. Bad: dropped or failed "
+               "ones; the collector is away or too slow. The ledger has the calls all the same.", "ops",
+               query(rate("switchyard_trace_spans_total", HERE, "result"), "{{result}}"), stacked=True)
 
 
 def size(made):
