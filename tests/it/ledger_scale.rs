@@ -24,6 +24,9 @@ const BATCH: usize = 4096;
 /// Debug builds are about so much slower, and share their machine with other tests.
 const SLACK: u32 = if cfg!(debug_assertions) { 10 } else { 1 };
 
+/// What can be measured once only is the other tests' as much as ours beside them.
+const MEASURED: f64 = if cfg!(debug_assertions) { 10.0 } else { 1.0 };
+
 fn rows() -> usize {
     std::env::var("SWITCHYARD_LEDGER_ROWS").ok().map_or(200_000, |rows| rows.parse().unwrap())
 }
@@ -419,7 +422,7 @@ async fn keep_up(store: &Store, calls: &mut Calls) {
         took.as_secs_f64(),
         late.as_secs_f64(),
     );
-    assert!(lag <= 5.0, "{lag} s behind");
+    assert!(lag <= 5.0 * MEASURED, "{lag} s behind");
 }
 
 /// Half of the rows go while others come in: nobody waits long, and the space is given back.
@@ -443,7 +446,8 @@ async fn forget_half(store: &Store, now: Timestamp) {
         freed * 100.0
     );
     assert!(pruned.rows > 0 && freed >= 0.95, "{freed}");
-    assert!(pruned.longest <= Duration::from_millis(50) * SLACK, "{:?}", pruned.longest);
+    let bound = Duration::from_millis(50).mul_f64(f64::from(SLACK) * MEASURED);
+    assert!(pruned.longest <= bound, "{:?}", pruned.longest);
 }
 
 fn later_word(rank: usize) -> String {
