@@ -17,14 +17,18 @@ fn noted(router: &Router, file: &str) -> Process {
 #[tokio::test]
 async fn what_ran_before_the_router_is_spared() {
     let mark = mark("spared");
-    let script = "sh -c 'sleep 60; true' </dev/null >/dev/null 2>&1 &\necho $! > sidecar";
+    let script = "sh -c 'sleep 600; true' </dev/null >/dev/null 2>&1 &\necho $! > sidecar";
     let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
     answers(&router.http).await;
     let sidecar = noted(&router, "sidecar");
-    let of_sidecar = descendants(sidecar.0);
-    assert_eq!(of_sidecar.len(), 1);
-    let marked = marked(&mark);
-    assert_eq!(marked.len(), 1);
+    let of_sidecar = eventually(SOON, "the sidecar has begun its own", || async {
+        Some(descendants(sidecar.0)).filter(|all| all.len() == 1)
+    })
+    .await;
+    let marked = eventually(SOON, "the child has become one", || async {
+        Some(marked(&mark)).filter(|all| all.len() == 1)
+    })
+    .await;
     let guard = processes().iter().find(|(process, _)| process.0 == marked[0]).unwrap().1.2;
     let guarded = descendants(guard);
     // With a guard that was killed, and with one whose own child was and that ends alike.
@@ -43,8 +47,12 @@ async fn what_ran_before_the_router_is_spared() {
         (super::marked(&mark) != now && works(&router.http).await).then_some(())
     })
     .await;
-    let (_, state, parent) = processes().get(&of_sidecar[0]).cloned().expect("it lives");
-    assert_eq!((state, parent), ('S', router.pid()));
+    let parent = eventually(SOON, "it lives, and sleeps", || async {
+        let (_, state, parent) = processes().get(&of_sidecar[0]).cloned().expect("it lives");
+        (state == 'S').then_some(parent)
+    })
+    .await;
+    assert_eq!(parent, router.pid());
     assert_eq!(router.stop().await.0, 0);
     assert!(processes().contains_key(&of_sidecar[0]));
     kill("KILL", &[of_sidecar[0].0]);
