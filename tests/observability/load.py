@@ -23,6 +23,7 @@ CONFIG = """\
 listen: {instance}
 data_dir: {data}
 health_check_interval: 2
+otlp_endpoint: {collector}
 defaults:
   retry_attempts: 2
   retry_delay: 0.1
@@ -64,7 +65,8 @@ class Load:
         stack.upstream("locked", ports["locked"], "--fault", "http-status", "--status", "401", "--fault-on", "all")
         stack.start("changing", sys.executable, str(HERE / "changing.py"), str(ports["changing"]))
         self.outage = stack.upstream("outage", ports["outage"])
-        self.good = CONFIG.format(instance=stack.instance, data=stack.data, binary=stack.binary, **ports)
+        self.good = CONFIG.format(instance=stack.instance, collector=stack.collector, data=stack.data,
+                                  binary=stack.binary, **ports)
         stack.start_router(self.good)
         eventually("all servers but one have tools", 15, lambda: {
             one["name"] for one in stack.get("/mcp/servers")["servers"] if one["tools"]

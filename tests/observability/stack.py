@@ -1,11 +1,13 @@
 """What the test runs: the router, servers behind it, and a Prometheus that scrapes it every second."""
 
 import http.client
+import http.server
 import json
 import os
 import pathlib
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -35,6 +37,20 @@ def eventually(what, seconds, attempt):
     raise AssertionError(f"not within {seconds} s: {what} ({last})")
 
 
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes spans and keeps none."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/x-protobuf")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 class Stack:
     def __init__(self, binary, work):
         self.binary, self.work = binary, work
@@ -42,6 +58,9 @@ class Stack:
         self.port = free_port()
         self.prometheus_port = free_port()
         self.instance = f"127.0.0.1:{self.port}"
+        collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        self.collector = f"http://127.0.0.1:{collector.server_port}"
         self.data = work / "data"
 
     def start(self, name, *command, **more):

@@ -17,7 +17,9 @@ fn noted(router: &Router, file: &str) -> Process {
 #[tokio::test]
 async fn what_ran_before_the_router_is_spared() {
     let mark = mark("spared");
-    let script = "sh -c 'sleep 600; true' </dev/null >/dev/null 2>&1 &\necho $! > sidecar";
+    // The router spares what is there when it begins.
+    let script = "sh -c 'sleep 600 & echo $! > begun; wait; true' </dev/null >/dev/null 2>&1 &\n\
+                  echo $! > sidecar\nuntil [ -s begun ]; do sleep 0.05; done";
     let router = Router::start_after(script, &server(DEMO, &mark, "")).await;
     answers(&router.http).await;
     let sidecar = noted(&router, "sidecar");
