@@ -428,6 +428,7 @@ async fn keep_up(store: &Store, calls: &mut Calls) {
 /// Half of the rows go while others come in: nobody waits long, and the space is given back.
 async fn forget_half(store: &Store, now: Timestamp) {
     let before = store.size_bytes().audit.database_bytes;
+    let rows_before = store.audit_count().await.unwrap();
     let (first, newest) = (store.audit_oldest().await.unwrap().unwrap(), now);
     let half = (newest.as_millis() - first.as_millis()) / 2;
     let began = Instant::now();
@@ -436,8 +437,10 @@ async fn forget_half(store: &Store, now: Timestamp) {
     let took = began.elapsed();
     let after = store.size_bytes().audit.database_bytes;
     let rows = store.audit_count().await.unwrap();
-    let gone = pruned.rows as f64 / (pruned.rows + rows) as f64;
-    let freed = (before - after) as f64 / (before as f64 * gone);
+    // What came in meanwhile takes space, too: more of it where pruning takes longer.
+    let each = before as f64 / rows_before as f64;
+    let added = (rows + pruned.rows) as f64 - rows_before as f64;
+    let freed = (before as f64 + added * each - after as f64) / (pruned.rows as f64 * each);
     eprintln!(
         "{} rows pruned in {:.1} s, longest step {:.1} ms, {:.1} % of their space freed",
         pruned.rows,
