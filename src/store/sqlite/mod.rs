@@ -15,6 +15,7 @@ mod keys;
 mod ledger;
 mod ledger_key;
 mod offers;
+mod packed;
 mod reading;
 mod recover;
 mod servers;

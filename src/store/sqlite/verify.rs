@@ -5,6 +5,7 @@
 //! the hash of the row before as it stands in the file, so that windows need nothing of each other and
 //! are checked side by side.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::Path;
@@ -15,6 +16,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
 
 use super::backup::must_be_whole;
+use super::packed::{Attempt, Call, Packed};
 use super::{AUDIT, Version, connect_options, hash_of, identify, ledger_key};
 use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, LedgerKey, PAYLOAD_DIGEST,
@@ -27,7 +29,7 @@ use crate::store::{Checkpoint, Fault, StoreError, Verified};
 pub(super) const ERASED: &str = "audit.erased";
 
 /// Rows of a window.
-const WINDOW: i64 = 1_024;
+const WINDOW: i64 = 512;
 /// Windows that are read at once.
 const READERS: usize = 2;
 /// Column of a call's `seq` in what is selected; the others follow.
@@ -271,7 +273,22 @@ impl Means {
             true => Some(self.base_hash),
             false => hash_at(reader, after).await?,
         };
-        let (calls, attempts, entries) = read_rows(reader, after, last).await?;
+        let packed = Packed::read(reader, after, last).await?;
+        let (plain, entries);
+        let (calls, attempts) = match packed.as_ref().and_then(Packed::rows) {
+            Some(rows) => {
+                entries = read_entries(reader, after, last).await?;
+                rows
+            }
+            None => {
+                let (calls, attempts, rows) = read_rows(reader, after, last).await?;
+                (plain, entries) = ((calls, attempts), rows);
+                (
+                    plain.0.iter().map(plain_call).collect::<Result<_, _>>()?,
+                    plain.1.iter().map(plain_attempt).collect::<Result<_, _>>()?,
+                )
+            }
+        };
         // What a router has removed by now is nothing to look for.
         let (base, base_hash) = base(reader).await?.unwrap_or((self.base, self.base_hash));
         let after = if base > after {
@@ -293,32 +310,27 @@ impl Means {
             part.found(seq, Fault::Payload);
         }
         let of_entries: Vec<i64> = entries.iter().filter_map(|row| row.try_get(0).ok()).collect();
-        let orphan = |row: &SqliteRow, part: &mut Verified| {
-            let of: i64 = row.try_get(0).unwrap_or_default();
+        let orphan = |of: i64, part: &mut Verified| {
             if of > after && of_entries.binary_search(&of).is_ok() {
                 part.found(of, Fault::Changed);
             }
         };
-        let mut attempts = attempts.iter().peekable();
-        for row in &calls {
-            let seq: i64 = row.try_get(0)?;
+        let mut attempts = attempts.into_iter().peekable();
+        for call in calls {
+            let seq = call.seq;
             if seq <= after {
                 continue;
             }
-            while let Some(row) =
-                attempts.next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of < seq))
-            {
-                orphan(row, part);
+            while let Some((of, _)) = attempts.next_if(|(of, _)| *of < seq) {
+                orphan(of, part);
             }
             let mut tried = Vec::new();
-            while let Some(row) =
-                attempts.next_if(|row| row.try_get::<i64, _>(0).is_ok_and(|of| of == seq))
-            {
-                tried.push(values(row, FIRST, ATTEMPT_COLUMNS.len()));
+            while let Some((_, values)) = attempts.next_if(|(of, _)| *of == seq) {
+                tried.push(values);
             }
-            links.insert(seq, self.call(row, seq, tried, part, bare));
+            links.insert(seq, self.call(call, tried, part, bare));
         }
-        attempts.for_each(|row| orphan(row, part));
+        attempts.for_each(|(of, _)| orphan(of, part));
         for row in &entries {
             let seq: i64 = row.try_get(0)?;
             let values = values(row, FIRST, ENTRY_COLUMNS.len());
@@ -347,25 +359,24 @@ impl Means {
 
     fn call(
         &self,
-        row: &SqliteRow,
-        seq: i64,
+        call: Call<'_>,
         tried: Vec<Option<Vec<Value<'_>>>>,
         part: &mut Verified,
         bare: &mut Vec<i64>,
     ) -> (Option<Hash>, Option<Canonical>) {
-        let hash_column = FIRST + CALL_COLUMNS.len();
-        let form = values(row, FIRST, CALL_COLUMNS.len()).and_then(|values| {
+        let seq = call.seq;
+        let payload_digest = call.values.as_ref().and_then(|values| {
+            let Some(Value::Blob(digest)) = values.get(PAYLOAD_DIGEST) else { return None };
+            digest.as_ref().try_into().ok()
+        });
+        let form = call.values.and_then(|values| {
             let tried: Option<Vec<_>> = tried.into_iter().collect();
             Some(canonical_call(seq, &values, tried?))
         });
-        let payload_digest = stored_hash(row, FIRST + PAYLOAD_DIGEST);
-        let has_row = row.try_get::<Option<i64>, _>(hash_column + 1).ok().flatten().is_some();
-        let text = |column| row.try_get::<Option<String>, _>(column);
-        let kept = match (text(hash_column + 2), text(hash_column + 3)) {
-            (Ok(arguments), Ok(result)) => self.key.kept(arguments.as_deref(), result.as_deref()),
-            (Err(_), _) | (_, Err(_)) => None,
-        };
-        match (payload_digest, has_row) {
+        let kept = call
+            .payload
+            .and_then(|[arguments, result]| self.key.kept(arguments.as_deref(), result.as_deref()));
+        match (payload_digest, call.has_payload) {
             (Some(_), false) if self.records.is_erased(seq) => part.erased += 1,
             (None, false) => {}
             (Some(_), false) => bare.push(seq),
@@ -373,8 +384,27 @@ impl Means {
             (digest, true) if digest != kept => part.found(seq, Fault::Payload),
             (_, true) => {}
         }
-        (stored_hash(row, hash_column), form)
+        (call.stored, form)
     }
+}
+
+fn plain_call(row: &SqliteRow) -> Result<Call<'_>, StoreError> {
+    let hash_column = FIRST + CALL_COLUMNS.len();
+    let text = |column| row.try_get::<Option<&str>, _>(column).map(|text| text.map(Cow::Borrowed));
+    Ok(Call {
+        seq: row.try_get(0)?,
+        values: values(row, FIRST, CALL_COLUMNS.len()),
+        stored: stored_hash(row, hash_column),
+        has_payload: row.try_get::<Option<i64>, _>(hash_column + 1).ok().flatten().is_some(),
+        payload: match (text(hash_column + 2), text(hash_column + 3)) {
+            (Ok(arguments), Ok(result)) => Some([arguments, result]),
+            (Err(_), _) | (_, Err(_)) => None,
+        },
+    })
+}
+
+fn plain_attempt(row: &SqliteRow) -> Result<Attempt<'_>, StoreError> {
+    Ok((row.try_get(0)?, values(row, FIRST, ATTEMPT_COLUMNS.len())))
 }
 
 pub(super) async fn read_rows(
@@ -388,22 +418,27 @@ pub(super) async fn read_rows(
          where c.seq > ? and c.seq <= ? order by c.seq",
         CALL_COLUMNS.map(|column| format!("c.{column}")).join(", ")
     );
-    let entries = format!(
-        "select seq, {}, hash from entries where seq > ? and seq <= ? order by seq",
-        ENTRY_COLUMNS.join(", ")
-    );
     let attempts = format!(
         "select seq, {} from attempts where seq > ? and seq <= ? order by seq, n",
         ATTEMPT_COLUMNS.join(", ")
     );
-    let mut found = Vec::with_capacity(3);
-    for sql in [calls, attempts, entries] {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(after).bind(last);
-        found.push(rows.fetch_all(&mut *reader).await?);
-    }
-    let mut found = found.into_iter();
-    let mut next = || found.next().unwrap_or_default();
-    Ok((next(), next(), next()))
+    let rows = |sql| sqlx::query(sqlx::AssertSqlSafe(sql)).bind(after).bind(last);
+    let calls = rows(calls).fetch_all(&mut *reader).await?;
+    let attempts = rows(attempts).fetch_all(&mut *reader).await?;
+    Ok((calls, attempts, read_entries(reader, after, last).await?))
+}
+
+async fn read_entries(
+    reader: &mut SqliteConnection,
+    after: i64,
+    last: i64,
+) -> Result<Vec<SqliteRow>, StoreError> {
+    let entries = format!(
+        "select seq, {}, hash from entries where seq > ? and seq <= ? order by seq",
+        ENTRY_COLUMNS.join(", ")
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(entries)).bind(after).bind(last);
+    Ok(rows.fetch_all(reader).await?)
 }
 
 /// Columns as they stand in the file; `None` when one cannot be read as what it says it is.
