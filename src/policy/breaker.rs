@@ -25,6 +25,8 @@ use crate::model::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     generation: u64,
+    /// Answers that were reported before it was given.
+    answers: u64,
     /// When a probe must have reported; `None` for an attempt through a closed breaker.
     lease_until: Option<Uptime>,
 }
@@ -47,6 +49,9 @@ pub enum Verdict {
     Answered,
     /// It did not answer properly.
     Failure,
+    /// It did not answer in a time shorter than it is promised: a failure if nobody else had an answer
+    /// meanwhile either, and nothing if somebody had.
+    Unanswered,
     /// Nothing: the caller went away, or the server turned the attempt away.
     Neutral,
 }
@@ -147,6 +152,8 @@ pub struct Breaker {
     window: Option<Window>,
     last_failure: Option<Uptime>,
     reason: Option<TransitionReason>,
+    /// Answers that were reported.
+    answers: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -177,6 +184,7 @@ impl Breaker {
             window,
             last_failure: None,
             reason: None,
+            answers: 0,
         }
     }
 
@@ -354,10 +362,10 @@ impl Breaker {
         transitions: &mut Vec<Transition>,
     ) -> Result<Ticket, Rejection> {
         self.settle(now, random, transitions);
-        let generation = self.generation;
+        let (generation, answers) = (self.generation, self.answers);
         match &mut self.state {
             State::Closed | State::Forced { kind: Forced::Closed, .. } => {
-                Ok(Ticket { generation, lease_until: None })
+                Ok(Ticket { generation, answers, lease_until: None })
             }
             State::Forced { kind: Forced::Open, since, during } => Err(Rejection::Open {
                 retry_after: during.map(|during| during.saturating_sub(now.since(*since))),
@@ -371,13 +379,14 @@ impl Breaker {
                 let leases = vec![lease_until];
                 let half_open = State::HalfOpen { leases, successes: 0 };
                 transitions.push(self.become_state(half_open, TransitionReason::Timer, now));
-                Ok(Ticket { generation: self.generation, lease_until: Some(lease_until) })
+                let (generation, lease_until) = (self.generation, Some(lease_until));
+                Ok(Ticket { generation, answers, lease_until })
             }
             State::HalfOpen { leases, .. } => {
                 if leases.len() < usize::try_from(self.settings.probes).unwrap_or(usize::MAX) {
                     let lease_until = now.plus(lease);
                     leases.push(lease_until);
-                    return Ok(Ticket { generation, lease_until: Some(lease_until) });
+                    return Ok(Ticket { generation, answers, lease_until: Some(lease_until) });
                 }
                 Err(Rejection::Probing { retry_after: patience(leases, now) })
             }
@@ -398,6 +407,10 @@ impl Breaker {
         self.settle(now, random, transitions);
         if ticket.generation != self.generation {
             return false;
+        }
+        let verdict = self.weigh(ticket, verdict);
+        if matches!(verdict, Verdict::Success | Verdict::Answered) {
+            self.answers = self.answers.wrapping_add(1);
         }
         if verdict == Verdict::Failure {
             self.last_failure = Some(now);
@@ -427,7 +440,7 @@ impl Breaker {
                         self.failures = self.failures.saturating_add(1);
                         transitions.push(self.trip(TransitionReason::ProbeFailed, now, random));
                     }
-                    Verdict::Neutral => {}
+                    Verdict::Neutral | Verdict::Unanswered => {}
                 }
             }
             // Forced states count for the eye only; a half-open one has no tickets without a lease,
@@ -436,6 +449,17 @@ impl Breaker {
             (State::HalfOpen { .. }, None) | (State::Open { .. }, _) => {}
         }
         true
+    }
+
+    /// What `verdict` on the attempt of `ticket` comes to: [`Verdict::Unanswered`] is a failure or
+    /// nothing, all others are what they are.
+    #[must_use]
+    pub const fn weigh(&self, ticket: Ticket, verdict: Verdict) -> Verdict {
+        match verdict {
+            Verdict::Unanswered if ticket.answers == self.answers => Verdict::Failure,
+            Verdict::Unanswered => Verdict::Neutral,
+            Verdict::Success | Verdict::Answered | Verdict::Failure | Verdict::Neutral => verdict,
+        }
     }
 
     /// Does what time alone causes: a lease that ran out, a forced state whose time is over.
@@ -534,7 +558,7 @@ impl Breaker {
             Verdict::Success => self.failures = 0,
             Verdict::Answered if self.settings.tool_error_resets => self.failures = 0,
             Verdict::Failure => self.failures = self.failures.saturating_add(1),
-            Verdict::Answered | Verdict::Neutral => {}
+            Verdict::Answered | Verdict::Neutral | Verdict::Unanswered => {}
         }
     }
 

@@ -1,5 +1,7 @@
 //! From a failure's class to what callers and the ledger are told.
 
+use std::time::Duration;
+
 use super::Verdict;
 use crate::model::{Blame, Failure, Knowledge, Outcome, Replay};
 
@@ -53,9 +55,49 @@ pub const fn verdict_of(blame: Blame, count_http_4xx: bool) -> Verdict {
     }
 }
 
+/// An attempt that had this long can show that a server does not answer, whatever more it was promised.
+const TRIAL: Duration = Duration::from_secs(1);
+
+/// What an attempt says to the breaker that had `limit` for its answer and got none, at a server that
+/// was promised `promised`.
+///
+/// Callers may be in more of a hurry than the server was ever promised to bear, and earlier attempts may
+/// have left little. A tenth goes by before the attempt: callers often give the very limit of the server.
+#[must_use]
+pub fn verdict_of_silence(limit: Duration, promised: Duration) -> Verdict {
+    let had = |whole: Duration| limit >= whole.saturating_sub(whole / 10);
+    if had(promised) {
+        Verdict::Failure
+    } else if had(TRIAL) {
+        Verdict::Unanswered
+    } else {
+        Verdict::Neutral
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silence_says_something_only_of_a_server_that_had_time() {
+        let verdict = |limit, promised| {
+            verdict_of_silence(Duration::from_millis(limit), Duration::from_millis(promised))
+        };
+        for (limit, promised, expected) in [
+            (30_000, 30_000, Verdict::Failure),
+            (27_000, 30_000, Verdict::Failure),
+            (26_999, 30_000, Verdict::Unanswered),
+            (900, 30_000, Verdict::Unanswered),
+            (899, 30_000, Verdict::Neutral),
+            (0, 30_000, Verdict::Neutral),
+            // The server was promised less than that.
+            (450, 500, Verdict::Failure),
+            (449, 500, Verdict::Neutral),
+        ] {
+            assert_eq!(verdict(limit, promised), expected, "{limit} of {promised} ms");
+        }
+    }
 
     #[test]
     fn what_may_have_run_is_repeated_only_when_declared_safe() {

@@ -12,6 +12,6 @@ mod window;
 
 pub use breaker::{Breaker, BreakerStatus, Command, Rejection, Ticket, Transition, Verdict};
 pub use budget::Budget;
-pub use classify::{outcome_of, repeat_is_safe, replay_safe, verdict_of};
+pub use classify::{outcome_of, repeat_is_safe, replay_safe, verdict_of, verdict_of_silence};
 pub use deadline::Deadline;
 pub use retry::{Decision, Failed, SHORTEST_ATTEMPT, SHORTEST_DELAY, Suppressed, decide, delay};

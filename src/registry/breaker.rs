@@ -338,6 +338,7 @@ impl ServerBreaker {
         let mut core = self.core.lock();
         let before = core.breaker.failures();
         let Core { breaker, transitions, retired, .. } = &mut *core;
+        let verdict = breaker.weigh(ticket, verdict);
         let heard = breaker.report(ticket, verdict, now.since(began), now, random(), transitions);
         if !heard || *retired {
             self.metrics.stale_results.inc();

@@ -175,15 +175,12 @@ impl Trial {
         promised: Duration,
         is_probe: bool,
     ) -> Verdict {
-        // A caller may be in more of a hurry than the server was ever promised to bear, and earlier
-        // attempts may have left little. A tenth goes by before the attempt: callers often give the
-        // very limit of the server.
-        let cut_short = self.limit < promised.saturating_sub(promised / 10);
-        let no_trial =
-            self.ours || cut_short && error.ran_out_of_time() || is_probe && error.is_second_hand();
-        let verdict = match no_trial {
-            true => Verdict::Neutral,
-            false => policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx),
+        let verdict = if self.ours || is_probe && error.is_second_hand() {
+            Verdict::Neutral
+        } else if error.ran_out_of_time() {
+            policy::verdict_of_silence(self.limit, promised)
+        } else {
+            policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx)
         };
         if verdict == Verdict::Failure && error.failure() == Failure::NotSent {
             server.unreachable(&error.to_string(), clock::timestamp());
@@ -231,8 +228,8 @@ fn fail(
     }
     let failed = UpstreamFailure::new(server, subject, error, trial.limit, replay_safe(entry));
     let now = clock::uptime();
-    if verdict == Verdict::Failure {
-        permits.failed(failed.failure, now, &record.redacted(&failed.problem));
+    if matches!(verdict, Verdict::Failure | Verdict::Unanswered) {
+        permits.failed(failed.failure, verdict, now, &record.redacted(&failed.problem));
     } else {
         permits.neutral(now);
     }
@@ -336,13 +333,13 @@ impl<'a> Permits<'a> {
 
     /// With a breaker for each tool, what shows that the server is away counts for the server, and
     /// what one tool may have caused counts for the tool.
-    fn failed(self, failure: Failure, now: Uptime, problem: &str) {
+    fn failed(self, failure: Failure, verdict: Verdict, now: Uptime, problem: &str) {
         let of_the_tool =
             self.tool.is_some() && matches!(failure, Failure::Timeout | Failure::Ambiguous);
         let (counts, other) =
             if of_the_tool { (self.tool, self.server) } else { (self.server, self.tool) };
         if let Some(counts) = counts {
-            counts.report(Verdict::Failure, now, Some(&problem));
+            counts.report(verdict, now, Some(&problem));
         }
         if let Some(other) = other {
             other.report(Verdict::Neutral, now, None);

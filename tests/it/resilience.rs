@@ -2,6 +2,7 @@
 //! remembers, and what it leaves alone.
 
 mod forwarded;
+mod hasty;
 mod restarts;
 
 use std::collections::HashSet;
@@ -681,7 +682,7 @@ async fn an_attempt_with_little_time_left_is_no_trial() {
     let rig = Rig::legacy(&["read"]).await;
     rig.annotate("read", json!({ "readOnlyHint": true }));
     let settings =
-        "circuit_breaker_threshold: 2, timeout: 3s, call_deadline: 4s, retry_delay: 100ms";
+        "circuit_breaker_threshold: 2, timeout: 3s, call_deadline: 2400ms, retry_delay: 100ms";
     let app = TestApp::start(&rig.yaml("up", settings)).await.ready().await;
     let attempts = [Fault::after(millis(1500), Fault::Reset), Fault::HangBeforeHeaders];
     for state in ["closed", "open"] {

@@ -84,6 +84,36 @@ fn an_answered_error_ends_a_row_of_failures_only_where_that_is_wanted() {
     assert_eq!(bench.state(), BreakerState::Open);
 }
 
+/// An attempt that was not answered in a caller's own short time is a failure only where the server
+/// answers nobody; a probe is no other.
+#[test]
+fn what_was_not_answered_counts_when_nobody_was() {
+    let mut bench = Bench::new(BreakerSettings { threshold: 3, ..settings() });
+    for answer in [Verdict::Success, Verdict::Answered] {
+        for _ in 0..10 {
+            let hasty = bench.acquire().unwrap();
+            bench.attempt(answer);
+            assert!(bench.report(hasty, Verdict::Unanswered));
+            assert_eq!(bench.breaker.failures(), 0, "{answer:?}");
+        }
+    }
+    // A failure of another is no answer, nor is what was answered before.
+    let hasty = bench.acquire().unwrap();
+    bench.attempt(Verdict::Neutral);
+    bench.fail(1);
+    bench.report(hasty, Verdict::Unanswered);
+    assert_eq!((bench.state(), bench.breaker.failures()), (BreakerState::Closed, 2));
+    bench.attempt(Verdict::Unanswered);
+    assert_eq!(bench.state(), BreakerState::Open);
+    bench.now += 30_000;
+    bench.attempt(Verdict::Unanswered);
+    assert_eq!(bench.state(), BreakerState::Open);
+    assert_eq!(bench.reasons().last(), Some(&TransitionReason::ProbeFailed));
+    bench.now += 30_000;
+    bench.attempt(Verdict::Success);
+    assert_eq!(bench.state(), BreakerState::Closed);
+}
+
 #[test]
 fn an_open_breaker_refuses_until_its_time_is_over_and_then_lets_one_probe_through() {
     let mut bench = Bench::new(settings());

@@ -21,8 +21,12 @@ struct Model {
     generation: u64,
     leases: Vec<u64>,
     successes: u32,
+    answers: u64,
     log: Vec<(&'static str, &'static str, &'static str)>,
 }
+
+/// A ticket: its generation, the lease of a probe, and how many answers there were before it.
+type Given = (u64, Option<u64>, u64);
 
 impl Model {
     fn go(&mut self, word: &'static str, reason: &'static str, since: u64, lasts: Option<u64>) {
@@ -55,18 +59,18 @@ impl Model {
         }
     }
 
-    /// The generation and, for a probe, the lease; or when to ask again.
-    fn acquire(&mut self, now: u64) -> Result<(u64, Option<u64>), Option<u64>> {
+    /// A ticket, or when to ask again.
+    fn acquire(&mut self, now: u64) -> Result<Given, Option<u64>> {
         self.time(now);
         let rest = self.lasts.map(|lasts| (self.since + lasts).saturating_sub(now));
         if self.word == "open" && rest == Some(0) {
             self.go("half_open", "timer", now, None);
         }
         match self.word {
-            "closed" | "forced_closed" => Ok((self.generation, None)),
+            "closed" | "forced_closed" => Ok((self.generation, None, self.answers)),
             "half_open" if self.leases.len() < self.probes => {
                 self.leases.push(now + LEASE_MS);
-                Ok((self.generation, Some(now + LEASE_MS)))
+                Ok((self.generation, Some(now + LEASE_MS), self.answers))
             }
             "half_open" => {
                 let first = self.leases.iter().min().copied().unwrap_or(now);
@@ -76,15 +80,21 @@ impl Model {
         }
     }
 
-    fn report(&mut self, ticket: (u64, Option<u64>), verdict: Verdict, now: u64) -> bool {
+    fn report(&mut self, ticket: Given, verdict: Verdict, now: u64) -> bool {
         self.time(now);
         if ticket.0 != self.generation {
             return false;
         }
+        let verdict = match (verdict, self.answers - ticket.2) {
+            (Verdict::Unanswered, 0) => Verdict::Failure,
+            (Verdict::Unanswered, _) => Verdict::Neutral,
+            (verdict, _) => verdict,
+        };
         if verdict == Verdict::Failure {
             self.last_failure = Some(now);
         }
         let answered = matches!(verdict, Verdict::Success | Verdict::Answered);
+        self.answers += u64::from(answered);
         match self.word {
             "half_open" => {
                 if let Some(at) = self.leases.iter().position(|lease| Some(*lease) == ticket.1) {
@@ -109,7 +119,7 @@ impl Model {
                         self.trip("failures", now);
                     }
                 }
-                Verdict::Answered | Verdict::Neutral => {}
+                Verdict::Answered | Verdict::Neutral | Verdict::Unanswered => {}
             },
         }
         true
@@ -189,14 +199,21 @@ fn live(seed: u64, events: usize) {
         generation: 0,
         leases: Vec::new(),
         successes: 0,
+        answers: 0,
         log: Vec::new(),
     };
     let settings = settings_of(&model);
     let mut breaker = Breaker::new(settings.clone());
     let (mut now, mut wall) = (10_000_u64, 1_000_000_000_000_i64);
-    let mut tickets: Vec<(Ticket, (u64, Option<u64>))> = Vec::new();
+    let mut tickets: Vec<(Ticket, Given)> = Vec::new();
     let mut seen = Vec::new();
-    let verdicts = [Verdict::Success, Verdict::Answered, Verdict::Failure, Verdict::Neutral];
+    let verdicts = [
+        Verdict::Success,
+        Verdict::Answered,
+        Verdict::Failure,
+        Verdict::Unanswered,
+        Verdict::Neutral,
+    ];
     for step in 0..events {
         let what = random.u32(0..100);
         let note = || format!("seed {seed}, step {step}, event {what}");
