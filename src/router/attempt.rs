@@ -177,7 +177,7 @@ impl Trial {
     ) -> Verdict {
         let verdict = if self.ours || is_probe && error.is_second_hand() {
             Verdict::Neutral
-        } else if error.ran_out_of_time() {
+        } else if error.ran_out_of_time(server.settings.connect_timeout) {
             policy::verdict_of_silence(self.limit, promised)
         } else {
             policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx)

@@ -269,13 +269,16 @@ impl UpstreamError {
         matches!(self, Self::Connect(PoolError::Waited { .. }))
     }
 
-    /// Whether more time might have made it another end.
-    pub(super) const fn ran_out_of_time(&self) -> bool {
+    /// Whether more time might have made it another end, where connections are waited for as long as
+    /// `connect_timeout`.
+    pub(super) fn ran_out_of_time(&self, connect_timeout: Duration) -> bool {
         match self {
             Self::Connect(error) => matches!(error, PoolError::Waited { .. }),
-            Self::Request(error) | Self::NoLife(error) => {
-                matches!(error, TransportError::Timeout { .. } | TransportError::NotRead { .. })
-            }
+            Self::Request(error) | Self::NoLife(error) => match error {
+                TransportError::Timeout { .. } | TransportError::NotRead { .. } => true,
+                TransportError::ConnectTimeout { limit, .. } => *limit < connect_timeout,
+                _ => false,
+            },
         }
     }
 

@@ -1,6 +1,8 @@
 //! Callers that allow less time than their server is promised: what they wait for in vain says something
 //! of a server that answers nobody, and nothing of one that does.
 
+use tokio::net::{TcpSocket, TcpStream};
+
 use super::*;
 
 async fn call_within(http: &Http, tool: &str, timeout: &str) -> Value {
@@ -80,5 +82,40 @@ async fn a_tool_that_hangs_opens_its_own_breaker_for_callers_in_a_hurry() {
     refused(&app.http().call("up__slow", "{}").await, &["breaker_open"]);
     assert_eq!(app.http().call("up__quick", "{}").await.json()["success"], true);
     assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+    app.stop().await;
+}
+
+/// Neither does a connection that takes longer than a caller in a hurry allows, and the server is not
+/// down for it.
+#[tokio::test]
+async fn a_connection_that_a_caller_in_a_hurry_does_not_wait_for_is_no_failure() {
+    let rig = Rig::legacy(&["tool"]).await;
+    let settings = format!("{ONCE}, circuit_breaker_threshold: 1");
+    let app = TestApp::start(&rig.yaml("up", &settings)).await.ready().await;
+    rig.down();
+    eventually(SOON, "it is gone", || async { (rig.open() == 0).then_some(()) }).await;
+    // Nobody accepts there, and as many wait for it as may.
+    let address = format!("{}:{}", rig.host(), rig.port()).parse().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    let _listener = socket.listen(1).unwrap();
+    let mut fillers = Vec::new();
+    while let Ok(Ok(filler)) = tokio::time::timeout(millis(300), TcpStream::connect(address)).await
+    {
+        fillers.push(filler);
+        assert!(fillers.len() < 100);
+    }
+    for _ in 0..5 {
+        let json = call_within(app.http(), "tool", "0.05").await;
+        assert_eq!((&json["success"], &json["outcome"]), (&false.into(), &"not_sent".into()));
+    }
+    assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+    let server = app.http().server("up").await.unwrap();
+    assert_eq!((&server["state"], &server["last_error"]), (&"up".into(), &Value::Null), "{server}");
+    // With more time it is one.
+    let json = call_within(app.http(), "tool", "3").await;
+    assert_eq!(json["outcome"], "not_sent", "{json}");
+    assert_eq!(breaker_state(&app.socket(), "up").await, "open");
     app.stop().await;
 }
