@@ -1,7 +1,7 @@
 //! [`Endpoint`]: POST a message to one address and read what comes back.
 //!
-//! Changes when HTTP statuses or content types are read differently. Knows nothing of sessions or
-//! eras beyond telling that a session is gone; event streams are `events.rs`.
+//! Changes when bodies or content types are read differently. Statuses that are no success are
+//! `refusal.rs`, event streams are `events.rs`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, Uri};
 use http_body_util::Full;
 use tokio_util::task::TaskTracker;
 use url::Url;
@@ -19,10 +19,8 @@ use super::channel::Ticket;
 use super::error::{SAMPLE, Sent, TransportError, sample};
 use super::relay::Relay;
 use super::socket::{Exchange, HttpClient, SocketPool};
-use super::{ConnectOptions, Hearing, Offers, handshake};
-use crate::clock;
-use crate::model::Timestamp;
-use crate::protocol::{Answer, AnswerKind, MessageKind, message_kind};
+use super::{ConnectOptions, Hearing, Offers};
+use crate::protocol::Answer;
 
 pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 pub(super) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -293,82 +291,6 @@ impl Endpoint {
             Ok(Reply::SessionGone(error)) | Err(error) => error,
         }
     }
-
-    async fn read_refusal(
-        &self,
-        mut exchange: Exchange,
-        id: u64,
-        session: Option<&HeaderMap>,
-    ) -> Result<Reply, TransportError> {
-        let status = exchange.status();
-        let code = status.as_u16();
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                exchange.finish().await;
-                return Err(TransportError::Unauthorized { status: code });
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after = retry_after(exchange.headers());
-                exchange.finish().await;
-                return Err(TransportError::Throttled { retry_after });
-            }
-            _ if status.is_redirection() => {
-                let location = location(exchange.headers());
-                exchange.finish().await;
-                return Err(TransportError::Redirect { status: code, location });
-            }
-            _ => {}
-        }
-        let retry_after = retry_after(exchange.headers());
-        let mut answer = None;
-        let body = match Content::of(exchange.headers()) {
-            Content::Json => {
-                let body = exchange.collect(self.limit, self.stall).await?;
-                exchange.finish().await;
-                if message_kind(&body) == Ok(MessageKind::Answer(id)) {
-                    answer = Answer::parse(&body, id).ok();
-                }
-                sample(&body)
-            }
-            Content::Events | Content::Other(_) => read_start(&mut exchange).await,
-        };
-        let has_session = session.is_some_and(|headers| headers.contains_key(SESSION_ID));
-        if has_session && is_session_gone(status, &body, answer.is_some()) {
-            return Ok(Reply::SessionGone(TransportError::Rejected { status: code, body }));
-        }
-        match answer {
-            Some(answer) if answer.kind == AnswerKind::Error => Ok(Reply::Answer(answer)),
-            _ if status.is_server_error() => {
-                Err(TransportError::ServerFault { status: code, body, retry_after })
-            }
-            _ => Err(TransportError::Rejected { status: code, body }),
-        }
-    }
-}
-
-/// 404 says it by the specification. Some servers say 400 and that there is no such session, in an
-/// error without our id: they did not look at the request either.
-pub(super) fn is_session_gone(status: StatusCode, body: &str, answers_us: bool) -> bool {
-    status == StatusCode::NOT_FOUND
-        || (status == StatusCode::BAD_REQUEST
-            && !answers_us
-            && names_a_lost_session(&body.to_ascii_lowercase()))
-}
-
-/// How servers of the known SDKs say it. A message that only mentions a session may be the server's
-/// opinion of the arguments.
-fn names_a_lost_session(body: &str) -> bool {
-    const SAID: [&str; 8] = [
-        "session id",
-        "session-id",
-        "session not found",
-        "no valid session",
-        "invalid session",
-        "unknown session",
-        "session expired",
-        "no such session",
-    ];
-    SAID.iter().any(|said| body.contains(said))
 }
 
 /// A body that would have to be inflated is not read: nobody knows how large it becomes.
@@ -385,32 +307,19 @@ pub(super) fn parse(message: &Bytes, id: u64) -> Result<Answer, TransportError> 
         .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(message) })
 }
 
-/// A protocol refusal is told apart from an answer of the tool: it can be repeated.
-pub(super) fn check_refusal(answer: Answer) -> Result<Answer, TransportError> {
-    // The shape is checked by eye first: results, which are most and can be large, are not read.
-    if answer.kind == AnswerKind::Error
-        && let Some(code @ (handshake::UNSUPPORTED_VERSION | handshake::HEADER_MISMATCH)) =
-            handshake::error_code(&answer)
-    {
-        let message = handshake::error_message(&answer);
-        return Err(TransportError::RefusedByProtocol { code, message });
-    }
-    Ok(answer)
-}
-
 /// Whether a stream was opened.
 pub(super) fn is_event_stream(exchange: &Exchange) -> bool {
     exchange.status().is_success() && matches!(Content::of(exchange.headers()), Content::Events)
 }
 
-enum Content {
+pub(super) enum Content {
     Json,
     Events,
     Other(String),
 }
 
 impl Content {
-    fn of(headers: &HeaderMap) -> Self {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
         let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or(b"none");
         let is = |name: &[u8]| {
             value.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
@@ -427,7 +336,7 @@ impl Content {
 }
 
 /// The first bytes of a body that is only of interest in an error.
-async fn read_start(exchange: &mut Exchange) -> String {
+pub(super) async fn read_start(exchange: &mut Exchange) -> String {
     let mut start = Vec::new();
     // One more shows that there are more.
     let enough = SAMPLE + 1;
@@ -440,25 +349,6 @@ async fn read_start(exchange: &mut Exchange) -> String {
         }
     }
     sample(&start)
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    Some(Timestamp::from_millis(at.as_millisecond()).since(clock::timestamp()))
-}
-
-fn location(headers: &HeaderMap) -> String {
-    let Some(text) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else {
-        return "nowhere".to_owned();
-    };
-    match Url::parse(text) {
-        Ok(url) => shown(&url),
-        Err(_) => text.split(['?', '#']).next().map(|s| sample(s.as_bytes())).unwrap_or_default(),
-    }
 }
 
 /// An address without credentials, query and fragment: fit for errors and logs.

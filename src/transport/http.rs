@@ -1,7 +1,7 @@
 //! [`HttpConnection`]: Streamable HTTP, both eras.
 //!
 //! Changes when the rules for requests and sessions over HTTP do. Knows nothing of sockets; those
-//! are `socket.rs`, and statuses and bodies are `endpoint.rs`.
+//! are `socket.rs`, bodies are `endpoint.rs`, and refusals are `refusal.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 
 use super::channel::Ticket;
 use super::detect::{self, Opened};
-use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk, check_refusal};
+use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk};
 use super::error::{Sent, TransportError};
+use super::refusal::check_refusal;
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{BAGGAGE, Era, ProtocolVersion, TRACEPARENT, TRACESTATE};

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::channel::Ticket;
-use super::endpoint::{Body, Endpoint, check_refusal, shown};
+use super::endpoint::{Body, Endpoint, shown};
 use super::error::{TransportError, sample};
 use super::http::trace_request;
+use super::refusal::check_refusal;
 use super::{ConnectOptions, Offers, PeerInfo};
 use crate::model::ProtocolVersion;
 use crate::protocol::{Answer, AnswerError, AnswerKind, OutgoingRequest, RawObject};

@@ -19,6 +19,7 @@ mod jsonrpc;
 mod lines;
 mod notice;
 mod pace;
+mod refusal;
 mod relay;
 mod socket;
 mod sse;

@@ -20,11 +20,12 @@ use url::Url;
 
 use super::aside::{self, Aside, Asides};
 use super::channel::{Call, Carrier, Channel, Reply, Ticket, keep_subscribed};
-use super::endpoint::{Endpoint, is_event_stream, is_session_gone, shown};
+use super::endpoint::{Endpoint, is_event_stream, shown};
 use super::error::{Sent, TransportError, sample};
 use super::handshake;
 use super::http::trace_request;
 use super::pace::Pace;
+use super::refusal::is_session_gone;
 use super::relay::Relay;
 use super::socket::Exchange;
 use super::{ConnectOptions, PeerInfo};
