@@ -1,5 +1,7 @@
 //! Answers of an upstream: the envelope is read, the result stays bytes.
 
+use std::time::Duration;
+
 use crate::model::cut_after;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -36,6 +38,17 @@ pub struct Answer {
     pub kind: AnswerKind,
     /// The `result` or `error` value, a slice of what was received.
     pub value: Bytes,
+    /// What HTTP said beside it, where that was no success.
+    pub refusal: Option<HttpRefusal>,
+}
+
+/// The head of an HTTP response that is no success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpRefusal {
+    /// Its status.
+    pub status: u16,
+    /// How long the server wants to be left alone (`Retry-After`).
+    pub retry_after: Option<Duration>,
 }
 
 /// Which member an answer has.
@@ -85,6 +98,12 @@ struct Header<'a> {
 }
 
 impl Answer {
+    /// An answer beside which nothing is to be said.
+    #[must_use]
+    pub const fn new(kind: AnswerKind, value: Bytes) -> Self {
+        Self { kind, value, refusal: None }
+    }
+
     /// Reads the answer to request `id` from a whole message.
     ///
     /// # Errors
@@ -108,7 +127,7 @@ impl Answer {
         if kind == AnswerKind::Result && !value.get().starts_with('{') {
             return Err(AnswerError::ResultNotObject);
         }
-        Ok(Self { kind, value: message.slice_ref(value.get().as_bytes()) })
+        Ok(Self::new(kind, message.slice_ref(value.get().as_bytes())))
     }
 }
 

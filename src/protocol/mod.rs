@@ -19,7 +19,7 @@ mod splice;
 mod sse;
 mod tool;
 
-pub use answer::{Answer, AnswerError, AnswerKind, MessageKind, message_kind};
+pub use answer::{Answer, AnswerError, AnswerKind, HttpRefusal, MessageKind, message_kind};
 pub use client::{ClientAbilities, LogLevel, declared_abilities, log_level};
 pub use incoming::{
     CallParams, Incoming, IncomingError, ModernMeta, RequestId, RequestMeta, RpcErrorCode, batch,

@@ -253,7 +253,7 @@ fn ended_for_client(forward: &Forward, answer: &Result<UpstreamAnswer, RouteErro
 fn ended_at_server(answer: &Result<Answer, TransportError>) -> Ended {
     match answer {
         Ok(Answer { kind: AnswerKind::Result, .. }) => Ended::answered(Outcome::Ok, None),
-        Ok(Answer { kind: AnswerKind::Error, value }) => {
+        Ok(Answer { kind: AnswerKind::Error, value, .. }) => {
             Ended::answered(Outcome::RpcError, spans::rpc_code(value))
         }
         Err(error) => Ended::failed(policy::outcome_of(error.failure())),

@@ -3,6 +3,7 @@
 //! Changes when the specification's rules for telling eras and transports apart do. Only
 //! `server/discover`, `initialize` and plain `GET`s are ever sent: all do nothing.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method};
@@ -260,7 +261,7 @@ impl Session {
     fn modern(base: &HeaderMap, version: ProtocolVersion) -> Self {
         let mut headers = base.clone();
         headers.insert(PROTOCOL_VERSION, HeaderValue::from_static(version.as_str()));
-        Self { version, headers, generation: 0 }
+        Self { version, headers, generation: 0, lost: AtomicBool::new(false) }
     }
 
     fn legacy(
@@ -275,6 +276,6 @@ impl Session {
             id.set_sensitive(true);
             headers.insert(SESSION_ID, id);
         }
-        Self { version, headers, generation }
+        Self { version, headers, generation, lost: AtomicBool::new(false) }
     }
 }

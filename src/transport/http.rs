@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use super::channel::Ticket;
 use super::detect::{self, Opened};
 use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk};
 use super::error::{Sent, TransportError};
-use super::refusal::check_refusal;
+use super::refusal::{check_refusal, ends_session};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{BAGGAGE, Era, ProtocolVersion, TRACEPARENT, TRACESTATE};
@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) headers: HeaderMap,
     /// Counts sessions, so that one loss is repaired once.
     pub(super) generation: u64,
+    /// The server said in an answer that it is no more.
+    pub(super) lost: AtomicBool,
 }
 
 /// A conversation over Streamable HTTP.
@@ -104,7 +106,10 @@ impl HttpConnection {
         ticket: &Ticket,
         relay: Option<&Arc<Relay>>,
     ) -> Result<Answer, TransportError> {
-        let session = self.session.load_full();
+        let mut session = self.session.load_full();
+        if session.lost.load(Ordering::Relaxed) {
+            session = Box::pin(self.renew(&session)).await?;
+        }
         match self.call(request, ticket, &session, relay).await? {
             Reply::Answer(answer) => Ok(answer),
             // The server did not run it, so once more is safe; twice would be a loop.
@@ -158,8 +163,12 @@ impl HttpConnection {
             Ok(Reply::Answer(answer)) => check_refusal(answer).map(Reply::Answer),
             other => other,
         };
-        if let Err(error) = &outcome {
-            self.note(error, modern);
+        match &outcome {
+            Err(error) => self.note(error, modern),
+            Ok(Reply::Answer(answer)) if !modern && ends_session(answer) => {
+                session.lost.store(true, Ordering::Relaxed);
+            }
+            Ok(_) => {}
         }
         outcome
     }

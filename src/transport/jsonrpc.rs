@@ -122,7 +122,7 @@ impl JsonrpcConnection {
         request: &OutgoingRequest<'_>,
         ticket: &Ticket,
     ) -> Result<Answer, TransportError> {
-        let result = |value: Bytes| Answer { kind: AnswerKind::Result, value };
+        let result = |value: Bytes| Answer::new(AnswerKind::Result, value);
         if request.method == "tools/call" {
             return self.call(request, ticket).await;
         }
@@ -131,12 +131,12 @@ impl JsonrpcConnection {
         match request.method {
             "tools/list" => self.list().await.map(result),
             "ping" => self.list().await.map(|_tools| result(Bytes::from_static(b"{}"))),
-            _ => Ok(Answer {
-                kind: AnswerKind::Error,
-                value: Bytes::from_static(
+            _ => Ok(Answer::new(
+                AnswerKind::Error,
+                Bytes::from_static(
                     br#"{"code":-32601,"message":"the server's dialect has tools only"}"#,
                 ),
-            }),
+            )),
         }
     }
 
@@ -204,7 +204,7 @@ fn read_answer(message: &Bytes, id: u64) -> Result<Answer, AnswerError> {
     };
     match serde_json::from_slice::<Members<'_>>(message) {
         Ok(Members { result, error: None }) => {
-            Ok(Answer { kind: AnswerKind::Result, value: as_content(result.get()) })
+            Ok(Answer::new(AnswerKind::Result, as_content(result.get())))
         }
         _ => Err(refused),
     }

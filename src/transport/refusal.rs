@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{self, HeaderMap};
+use serde::Deserialize;
 use url::Url;
 
 use super::endpoint::{Content, Endpoint, Reply, SESSION_ID, read_start, shown};
@@ -14,7 +15,7 @@ use super::handshake;
 use super::socket::Exchange;
 use crate::clock;
 use crate::model::Timestamp;
-use crate::protocol::{Answer, AnswerKind, MessageKind, message_kind};
+use crate::protocol::{Answer, AnswerKind, HttpRefusal, MessageKind, message_kind};
 
 impl Endpoint {
     /// Reads what a request of ours was refused with, which can be the answer to `id`.
@@ -45,23 +46,38 @@ impl Endpoint {
         }
         let retry_after = retry_after(exchange.headers());
         let mut answer = None;
-        let body = match Content::of(exchange.headers()) {
+        let (body, names_no_session) = match Content::of(exchange.headers()) {
             Content::Json => {
                 let body = exchange.collect(self.limit, self.stall).await?;
                 exchange.finish().await;
                 if message_kind(&body) == Ok(MessageKind::Answer(id)) {
                     answer = Answer::parse(&body, id).ok();
                 }
-                sample(&body)
+                (sample(&body), message_of(&body).is_some_and(|said| is_of_no_session(&said)))
             }
-            Content::Events | Content::Other(_) => read_start(&mut exchange).await,
+            Content::Events | Content::Other(_) => {
+                let body = read_start(&mut exchange).await;
+                let names_no_session = is_of_no_session(&body);
+                (body, names_no_session)
+            }
         };
         let has_session = session.is_some_and(|headers| headers.contains_key(SESSION_ID));
-        if has_session && is_session_gone(status, &body, answer.is_some()) {
+        // What carries our id is the answer: the server has looked at the request, and may have run it.
+        let gone = match status {
+            // By the specification.
+            StatusCode::NOT_FOUND => answer.is_none(),
+            // By the custom of some servers.
+            StatusCode::BAD_REQUEST => answer.is_none() && names_no_session,
+            _ => false,
+        };
+        if has_session && gone {
             return Ok(Reply::SessionGone(TransportError::Rejected { status: code, body }));
         }
         match answer {
-            Some(answer) if answer.kind == AnswerKind::Error => Ok(Reply::Answer(answer)),
+            Some(answer) if answer.kind == AnswerKind::Error || !status.is_server_error() => {
+                let refusal = Some(HttpRefusal { status: code, retry_after });
+                Ok(Reply::Answer(Answer { refusal, ..answer }))
+            }
             _ if status.is_server_error() => {
                 Err(TransportError::ServerFault { status: code, body, retry_after })
             }
@@ -70,18 +86,65 @@ impl Endpoint {
     }
 }
 
-/// 404 says it by the specification. Some servers say 400 and that there is no such session, in an
-/// error without our id: they did not look at the request either.
-pub(super) fn is_session_gone(status: StatusCode, body: &str, answers_us: bool) -> bool {
-    status == StatusCode::NOT_FOUND
-        || (status == StatusCode::BAD_REQUEST
-            && !answers_us
-            && names_a_lost_session(&body.to_ascii_lowercase()))
+/// The message of a JSON-RPC error, or of what looks like one.
+fn message_of(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: Option<Problem>,
+        message: Option<String>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Problem {
+        Text(String),
+        Error { message: String },
+    }
+    let refusal: Refusal = serde_json::from_slice(body).ok()?;
+    match refusal.error {
+        Some(Problem::Text(message) | Problem::Error { message }) => Some(message),
+        None => refusal.message,
+    }
 }
 
-/// How servers of the known SDKs say it. A message that only mentions a session may be the server's
-/// opinion of the arguments.
-fn names_a_lost_session(body: &str) -> bool {
+/// Whether this is how servers of the known SDKs say, before they look at a request, that it belongs to
+/// no session of theirs. It is what they say and not a part of something longer: a message that only
+/// mentions a session may be a tool's.
+fn is_of_no_session(message: &str) -> bool {
+    const SAID: [&str; 10] = [
+        "no valid session id",
+        "invalid session id",
+        "invalid or missing session id",
+        "invalid or expired session id",
+        "missing session id",
+        "mcp-session-id header is required",
+        "session id is required",
+        "session id required",
+        "session id missing",
+        "session not found",
+    ];
+    let message = message.trim().to_ascii_lowercase();
+    let said = ["bad request: ", "not found: "]
+        .iter()
+        .find_map(|status| message.strip_prefix(status))
+        .unwrap_or(&message);
+    SAID.iter().any(|words| said.starts_with(words))
+}
+
+/// Whether an answer says that its session is no more: it stays the answer, and the next request needs
+/// another session.
+pub(super) fn ends_session(answer: &Answer) -> bool {
+    answer.refusal.is_some_and(|refusal| refusal.status == 404)
+        && is_of_no_session(&handshake::error_message(answer))
+}
+
+/// Whether a post to the session of an event stream was turned away because the session is gone.
+/// Nothing is sent again on account of it, so that any word of it will do.
+pub(super) fn is_session_gone(status: StatusCode, body: &str) -> bool {
+    status == StatusCode::NOT_FOUND
+        || (status == StatusCode::BAD_REQUEST && names_a_session(&body.to_ascii_lowercase()))
+}
+
+fn names_a_session(body: &str) -> bool {
     const SAID: [&str; 8] = [
         "session id",
         "session-id",

@@ -340,8 +340,12 @@ pub(super) fn server_request(
 /// The message that answers the server's request `id`, once the client has answered.
 pub(super) async fn reply_of_client(id: &str, reply: oneshot::Receiver<Answer>) -> Vec<u8> {
     match tokio::time::timeout(CLIENT_PATIENCE, reply).await {
-        Ok(Ok(Answer { kind: AnswerKind::Result, value })) => result_response(id, "result", &value),
-        Ok(Ok(Answer { kind: AnswerKind::Error, value })) => result_response(id, "error", &value),
+        Ok(Ok(Answer { kind: AnswerKind::Result, value, .. })) => {
+            result_response(id, "result", &value)
+        }
+        Ok(Ok(Answer { kind: AnswerKind::Error, value, .. })) => {
+            result_response(id, "error", &value)
+        }
         Ok(Err(_gone)) => answer_server(id, ""),
         Err(_elapsed) => {
             error_response(Some(id), -32603, "the client did not answer in time", None)

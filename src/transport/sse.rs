@@ -338,7 +338,7 @@ impl Shared {
             Err(error) => {
                 if let TransportError::Rejected { status, body } = &error
                     && let Ok(status) = StatusCode::from_u16(*status)
-                    && (status == StatusCode::GONE || is_session_gone(status, body, false))
+                    && (status == StatusCode::GONE || is_session_gone(status, body))
                 {
                     self.lost.cancel();
                 }

@@ -5,6 +5,7 @@ mod support;
 mod detect;
 mod http;
 mod jsonrpc;
+mod refusals;
 mod sse;
 mod stdio;
 

@@ -174,7 +174,7 @@ impl Sender<'_> {
             Incoming::Response { id, kind, value } => match &self.session {
                 Some(session) => {
                     let value = Bytes::copy_from_slice(value.get().as_bytes());
-                    session.live().questions.answer(id.get(), Answer { kind: *kind, value });
+                    session.live().questions.answer(id.get(), Answer::new(*kind, value));
                     Reply::Empty(StatusCode::ACCEPTED)
                 }
                 None => session_needed(None),

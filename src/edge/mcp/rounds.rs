@@ -90,8 +90,8 @@ async fn ask(asked: &InputRequired, relay: Option<&Arc<Relay>>) -> Result<Vec<By
     answered
         .into_iter()
         .map(|reply| match reply {
-            Ok(Answer { kind: AnswerKind::Result, value }) => Ok(value),
-            Ok(Answer { kind: AnswerKind::Error, value }) => {
+            Ok(Answer { kind: AnswerKind::Result, value, .. }) => Ok(value),
+            Ok(Answer { kind: AnswerKind::Error, value, .. }) => {
                 let shown = cut_after(&String::from_utf8_lossy(&value), 300);
                 Err(format!("the client answered the server's question with the error {shown}"))
             }

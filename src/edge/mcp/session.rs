@@ -202,7 +202,7 @@ mod tests {
     }
 
     fn result() -> Answer {
-        Answer { kind: AnswerKind::Result, value: "{}".into() }
+        Answer::new(AnswerKind::Result, "{}".into())
     }
 
     #[test]

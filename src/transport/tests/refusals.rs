@@ -1,0 +1,95 @@
+//! Statuses that are no success, and what they say of the request and of its session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::support::{Act, Received, Upstream, call, legacy, result, status};
+use crate::model::Failure;
+use crate::protocol::AnswerKind;
+
+const JSON: &str = "content-type: application/json\r\n";
+
+fn error(id: impl std::fmt::Display, code: i64, message: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":"{message}"}}}}"#)
+}
+
+/// A legacy server that runs each call and does `act` with the first.
+async fn first(act: fn(&Received) -> Act) -> Upstream {
+    let calls = Arc::new(AtomicUsize::new(0));
+    Upstream::start(move |request| {
+        legacy(request, "s1", || match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => act(request),
+            _ => result(request.id(), "{}"),
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_carries_our_id_is_the_answer_and_is_not_asked_for_again() {
+    let answers: [fn(&Received) -> Act; 4] = [
+        |request| status("404 Not Found", JSON, &error(request.id(), -32001, "no such order")),
+        |request| status("404 Not Found", JSON, &error(request.id(), -32001, "Session not found")),
+        |request| {
+            let body = error(request.id(), -32000, "Bad Request: No valid session ID provided");
+            status("400 Bad Request", JSON, &body)
+        },
+        |request| status("410 Gone", JSON, &error(request.id(), -32000, "Session not found")),
+    ];
+    for (number, act) in answers.into_iter().enumerate() {
+        let upstream = first(act).await;
+        let connection = upstream.connect().await;
+        let answer = call(&connection).await.unwrap();
+        assert_eq!(answer.kind, AnswerKind::Error, "{number}");
+        assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (1, 1));
+        // Where the session is gone, the next call has another one from its start.
+        call(&connection).await.unwrap();
+        let sessions = if number == 1 { 2 } else { 1 };
+        assert_eq!(upstream.count("initialize"), sessions, "{number}");
+        assert_eq!(upstream.count("tools/call"), 2, "{number}");
+        assert!(connection.is_alive());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_only_mentions_a_session_is_not_a_lost_one() {
+    let refusals: [fn(&Received) -> Act; 4] = [
+        |_| status("400 Bad Request", "", "your session expired, log in to the shop again"),
+        |_| status("400 Bad Request", JSON, &error("null", -32000, "paid, but session not found")),
+        |_| status("400 Bad Request", JSON, r#"{"detail":"invalid session"}"#),
+        |_| status("410 Gone", "", "Session not found"),
+    ];
+    for (number, act) in refusals.into_iter().enumerate() {
+        let upstream = first(act).await;
+        let connection = upstream.connect().await;
+        let error = call(&connection).await.unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused, "{number}");
+        assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_lost_session_is_understood_in_the_words_of_known_servers() {
+    let refusals: [fn(&Received) -> Act; 8] = [
+        |_| status("404 Not Found", "", ""),
+        |_| status("404 Not Found", JSON, &error("null", -32001, "Session not found")),
+        |_| status("404 Not Found", JSON, &error(r#""server-error""#, -32600, "Session not found")),
+        |_| status("400 Bad Request", "", "Bad Request: No valid session ID provided"),
+        |_| status("400 Bad Request", "", "Invalid session ID\n"),
+        |_| {
+            let said = "Bad Request: Mcp-Session-Id header is required";
+            status("400 Bad Request", JSON, &error("null", -32000, said))
+        },
+        |_| {
+            let body = error(r#""server-error""#, -32600, "Bad Request: Missing session ID");
+            status("400 Bad Request", JSON, &body)
+        },
+        |_| status("400 Bad Request", JSON, r#"{"message":"Session ID missing"}"#),
+    ];
+    for (number, act) in refusals.into_iter().enumerate() {
+        let upstream = first(act).await;
+        let connection = upstream.connect().await;
+        assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Result, "{number}");
+        assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (2, 2));
+    }
+}
