@@ -18,7 +18,7 @@ use super::channel::Ticket;
 use super::detect::{self, Opened};
 use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk};
 use super::error::{Sent, TransportError};
-use super::refusal::{check_refusal, ends_session};
+use super::refusal::{check_refusal, ends_session, speaks_another_era};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{BAGGAGE, Era, ProtocolVersion, TRACEPARENT, TRACESTATE};
@@ -160,14 +160,12 @@ impl HttpConnection {
             cancel.disarm();
         }
         let outcome = match outcome {
-            Ok(Reply::Answer(answer)) => check_refusal(answer).map(Reply::Answer),
+            Ok(Reply::Answer(answer)) if modern => check_refusal(answer).map(Reply::Answer),
             other => other,
         };
         match &outcome {
             Err(error) => self.note(error, modern),
-            Ok(Reply::Answer(answer)) if !modern && ends_session(answer) => {
-                session.lost.store(true, Ordering::Relaxed);
-            }
+            Ok(Reply::Answer(answer)) if !modern => self.heed(answer, session),
             Ok(_) => {}
         }
         outcome
@@ -182,6 +180,15 @@ impl HttpConnection {
             _ => false,
         };
         if changed {
+            self.ended.cancel();
+        }
+    }
+
+    /// Notices what an answer of a legacy server says of the requests after it.
+    fn heed(&self, answer: &Answer, session: &Session) {
+        if ends_session(answer) {
+            session.lost.store(true, Ordering::Relaxed);
+        } else if speaks_another_era(answer) {
             self.ended.cancel();
         }
     }

@@ -19,7 +19,6 @@ use super::channel::Ticket;
 use super::endpoint::{Body, Endpoint, shown};
 use super::error::{TransportError, sample};
 use super::http::trace_request;
-use super::refusal::check_refusal;
 use super::{ConnectOptions, Offers, PeerInfo};
 use crate::model::ProtocolVersion;
 use crate::protocol::{Answer, AnswerError, AnswerKind, OutgoingRequest, RawObject};
@@ -107,11 +106,7 @@ impl JsonrpcConnection {
             Err(_elapsed) => Err(self.calls.out_of_time(&ticket, limit)),
         };
         // What speaks no longer so may speak something else by now: whoever owns this finds out.
-        if let Err(
-            TransportError::Rejected { status: 404 | 405, .. }
-            | TransportError::RefusedByProtocol { .. },
-        ) = &outcome
-        {
+        if let Err(TransportError::Rejected { status: 404 | 405, .. }) = &outcome {
             self.ended.cancel();
         }
         outcome
@@ -152,13 +147,11 @@ impl JsonrpcConnection {
         let mut headers = self.headers.clone();
         trace_request(&mut headers, request);
         let exchange = self.calls.post_if(headers, body, || ticket.take()).await?;
-        let answer = match self.calls.read_json(exchange, id).await? {
-            Body::Answer(answer) => answer,
-            Body::Whole(message) => read_answer(&message, id).map_err(|source| {
-                TransportError::NotAnAnswer { source, sample: sample(&message) }
-            })?,
-        };
-        check_refusal(answer)
+        match self.calls.read_json(exchange, id).await? {
+            Body::Answer(answer) => Ok(answer),
+            Body::Whole(message) => read_answer(&message, id)
+                .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(&message) }),
+        }
     }
 
     /// The tools, as the result of a `tools/list`.

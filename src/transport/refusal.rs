@@ -158,17 +158,30 @@ fn names_a_session(body: &str) -> bool {
     SAID.iter().any(|said| body.contains(said))
 }
 
-/// A protocol refusal is told apart from an answer of the tool: it can be repeated.
+/// A protocol refusal of a modern server is told apart from an answer of the tool: it can be repeated.
 pub(super) fn check_refusal(answer: Answer) -> Result<Answer, TransportError> {
-    // The shape is checked by eye first: results, which are most and can be large, are not read.
-    if answer.kind == AnswerKind::Error
-        && let Some(code @ (handshake::UNSUPPORTED_VERSION | handshake::HEADER_MISMATCH)) =
-            handshake::error_code(&answer)
-    {
+    if let Some(code) = protocol_refusal(&answer) {
         let message = handshake::error_message(&answer);
         return Err(TransportError::RefusedByProtocol { code, message });
     }
     Ok(answer)
+}
+
+/// The code by which a server of the modern era refuses version or headers. In the era before, it is as
+/// good as any that a tool may choose.
+fn protocol_refusal(answer: &Answer) -> Option<i64> {
+    // The shape is checked by eye first: results, which are most and can be large, are not read.
+    (answer.kind == AnswerKind::Error)
+        .then(|| handshake::error_code(answer))
+        .flatten()
+        .filter(|code| matches!(*code, handshake::UNSUPPORTED_VERSION | handshake::HEADER_MISMATCH))
+}
+
+/// Whether a legacy conversation was answered as a modern server would: with such a code and status
+/// 400. It stays the answer, but what the server speaks has to be found out anew.
+pub(super) fn speaks_another_era(answer: &Answer) -> bool {
+    answer.refusal.is_some_and(|refusal| refusal.status == 400)
+        && protocol_refusal(answer).is_some()
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

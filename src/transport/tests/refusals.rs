@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::support::{Act, Received, Upstream, call, legacy, result, status};
+use tokio_util::task::TaskTracker;
+
+use super::jsonrpc::predecessor;
+use super::support::{Act, Received, Upstream, call, json, legacy, options, result, status};
 use crate::model::Failure;
 use crate::protocol::AnswerKind;
+use crate::transport::{Connection, HttpClient, Target};
 
 const JSON: &str = "content-type: application/json\r\n";
 
@@ -92,4 +96,42 @@ async fn a_lost_session_is_understood_in_the_words_of_known_servers() {
         assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Result, "{number}");
         assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (2, 2));
     }
+}
+
+/// The codes by which modern servers refuse version and headers are a tool's own in other eras.
+#[tokio::test]
+async fn codes_of_the_modern_era_mean_nothing_before_it() {
+    for code in [-32020, -32022] {
+        let upstream = Upstream::start(move |request| {
+            legacy(request, "s1", || json(&error(request.id(), code, "the tool says no")))
+        })
+        .await;
+        let connection = upstream.connect().await;
+        assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Error);
+        assert!(connection.is_alive());
+
+        let upstream = Upstream::start(move |request| {
+            predecessor(request, || json(&error(request.id(), code, "the tool says no")))
+        })
+        .await;
+        let url = upstream.url.trim_end_matches("/mcp").parse().unwrap();
+        let target = Target::Jsonrpc { url, headers: Vec::new() };
+        let (client, tasks) = (HttpClient::new(), TaskTracker::new());
+        let connection = Connection::open(&target, &client, &options(), &tasks).await.unwrap();
+        assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Error);
+        assert!(connection.is_alive());
+    }
+}
+
+/// A server that was replaced by a modern one is not asked twice for one call, but found out anew.
+#[tokio::test]
+async fn a_legacy_server_that_became_modern_ends_the_connection() {
+    let upstream = first(|request| {
+        status("400 Bad Request", JSON, &error(request.id(), -32022, "unsupported version"))
+    })
+    .await;
+    let connection = upstream.connect().await;
+    assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Error);
+    assert!(!connection.is_alive());
+    assert_eq!(upstream.count("tools/call"), 1);
 }
