@@ -214,10 +214,10 @@ impl Endpoint {
         id: u64,
         talk: Talk<'_>,
     ) -> Result<Reply, TransportError> {
-        check_encoding(&exchange)?;
         if !exchange.status().is_success() {
             return self.read_refusal(exchange, id, talk.session).await;
         }
+        check_encoding(&exchange)?;
         match Content::of(exchange.headers()) {
             Content::Json => {
                 let body = exchange.collect(self.limit, self.stall).await?;
@@ -240,13 +240,13 @@ impl Endpoint {
         mut exchange: Exchange,
         id: u64,
     ) -> Result<Body, TransportError> {
-        check_encoding(&exchange)?;
         if !exchange.status().is_success() {
             return match self.read_refusal(exchange, id, None).await? {
                 Reply::Answer(answer) => Ok(Body::Answer(answer)),
                 Reply::SessionGone(error) => Err(error),
             };
         }
+        check_encoding(&exchange)?;
         if !matches!(Content::of(exchange.headers()), Content::Json) {
             return Err(self.refused(exchange).await);
         }
@@ -294,7 +294,7 @@ impl Endpoint {
 }
 
 /// A body that would have to be inflated is not read: nobody knows how large it becomes.
-fn check_encoding(exchange: &Exchange) -> Result<(), TransportError> {
+pub(super) fn check_encoding(exchange: &Exchange) -> Result<(), TransportError> {
     let mut encodings = exchange.headers().get_all(header::CONTENT_ENCODING).iter();
     match encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         Some(encoding) => Err(TransportError::Encoding { encoding: sample(encoding.as_bytes()) }),

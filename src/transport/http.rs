@@ -164,7 +164,7 @@ impl HttpConnection {
             other => other,
         };
         match &outcome {
-            Err(error) => self.note(error, modern),
+            Err(error) => self.note(error, modern, session),
             Ok(Reply::Answer(answer)) if !modern => self.heed(answer, session),
             Ok(_) => {}
         }
@@ -173,7 +173,13 @@ impl HttpConnection {
 
     /// Notices that the server no longer speaks what was agreed, so that whoever owns this
     /// connection opens another one and finds out anew.
-    fn note(&self, error: &TransportError, modern: bool) {
+    fn note(&self, error: &TransportError, modern: bool, session: &Session) {
+        if !modern
+            && session.headers.contains_key(SESSION_ID)
+            && matches!(error, TransportError::Rejected { status: 404, .. })
+        {
+            session.lost.store(true, Ordering::Relaxed);
+        }
         let changed = match error {
             TransportError::RefusedByProtocol { .. } => true,
             TransportError::Rejected { status: 400 | 404 | 405, .. } => modern,

@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap};
 use serde::Deserialize;
 use url::Url;
 
-use super::endpoint::{Content, Endpoint, Reply, SESSION_ID, read_start, shown};
+use super::endpoint::{Content, Endpoint, Reply, SESSION_ID, check_encoding, read_start, shown};
 use super::error::{TransportError, sample};
 use super::handshake;
 use super::socket::Exchange;
@@ -45,6 +45,16 @@ impl Endpoint {
             _ => {}
         }
         let retry_after = retry_after(exchange.headers());
+        if check_encoding(&exchange).is_err() {
+            // The status says what there is to say. Whether the answer to `id` stands below cannot be
+            // seen, so that no session is taken for lost here and the request is not sent again.
+            exchange.finish().await;
+            let body = "(compressed)".to_owned();
+            return Err(match status.is_server_error() {
+                true => TransportError::ServerFault { status: code, body, retry_after },
+                false => TransportError::Rejected { status: code, body },
+            });
+        }
         let mut answer = None;
         let (body, names_no_session) = match Content::of(exchange.headers()) {
             Content::Json => {

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
 use super::jsonrpc::predecessor;
-use super::support::{Act, Received, Upstream, call, json, legacy, options, result, status};
+use super::support::{
+    Act, Received, Upstream, call, json, legacy, modern, options, result, status,
+};
 use crate::model::Failure;
 use crate::protocol::AnswerKind;
-use crate::transport::{Connection, HttpClient, Target};
+use crate::transport::{Connection, HttpClient, Target, TransportError};
 
 const JSON: &str = "content-type: application/json\r\n";
+const SEVEN: Duration = Duration::from_secs(7);
 
 fn error(id: impl std::fmt::Display, code: i64, message: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":"{message}"}}}}"#)
@@ -134,4 +138,47 @@ async fn a_legacy_server_that_became_modern_ends_the_connection() {
     assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Error);
     assert!(!connection.is_alive());
     assert_eq!(upstream.count("tools/call"), 1);
+}
+
+/// What is compressed is not read; the status is not, and says the same as ever.
+#[tokio::test]
+async fn the_status_of_a_compressed_refusal_counts() {
+    async fn refused(line: &'static str, headers: &'static str) -> TransportError {
+        let upstream = Upstream::start(move |request| {
+            modern(request, || {
+                let headers = format!("{JSON}content-encoding: gzip\r\n{headers}");
+                status(line, &headers, "\u{1f}\u{8b}")
+            })
+        })
+        .await;
+        call(&upstream.connect().await).await.unwrap_err()
+    }
+    for line in ["401 Unauthorized", "403 Forbidden"] {
+        let error = refused(line, "").await;
+        assert!(matches!(error, TransportError::Unauthorized { .. }), "{error:?}");
+    }
+    let error = refused("429 Too Many Requests", "retry-after: 7\r\n").await;
+    assert_eq!((error.failure(), error.retry_after()), (Failure::Refused, Some(SEVEN)));
+    let error = refused("503 Service Unavailable", "retry-after: 7\r\n").await;
+    assert_eq!((error.failure(), error.retry_after()), (Failure::Ambiguous, Some(SEVEN)));
+    assert!(error.may_pass());
+    let error = refused("400 Bad Request", "").await;
+    assert_eq!((error.failure(), error.http_status()), (Failure::Refused, Some(400)));
+}
+
+/// Nobody can see whether it is the answer, so that the call is not sent again; the next one has a new
+/// session.
+#[tokio::test]
+async fn a_compressed_404_repeats_nothing() {
+    let upstream = first(|_| {
+        let headers = format!("{JSON}content-encoding: gzip\r\n");
+        status("404 Not Found", &headers, "\u{1f}\u{8b}")
+    })
+    .await;
+    let connection = upstream.connect().await;
+    let error = call(&connection).await.unwrap_err();
+    assert_eq!((error.failure(), error.http_status()), (Failure::Refused, Some(404)));
+    assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (1, 1));
+    call(&connection).await.unwrap();
+    assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (2, 2));
 }
