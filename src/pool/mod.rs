@@ -317,14 +317,14 @@ impl ConnectionPool {
     /// that has happened already.
     pub fn invalidate(&self, lease: &Lease) {
         let mut slot = self.0.slot.lock();
-        self.0.retire(&mut slot, |live| Arc::ptr_eq(live, &lease.0));
+        self.0.retire(&mut slot, Cause::Dead, |live| Arc::ptr_eq(live, &lease.0));
     }
 
     /// Drops the connection, whatever its state, and forgets earlier failures: the next lease
     /// connects at once.
     pub fn reset(&self) {
         let mut slot = self.0.slot.lock();
-        self.0.retire(&mut slot, |_| true);
+        self.0.retire(&mut slot, Cause::Wanted, |_| true);
         slot.failed = None;
         slot.failures = 0;
         slot.deaths = 0;
@@ -400,7 +400,7 @@ impl ConnectionPool {
             if live.connection.is_alive() {
                 return Decision::Use(live);
             }
-            inner.retire(&mut slot, |_| true);
+            inner.retire(&mut slot, Cause::Dead, |_| true);
         }
         if let Some(outcome) = &slot.connecting {
             return Decision::Wait(outcome.clone());
@@ -436,6 +436,15 @@ impl fmt::Debug for ConnectionPool {
             .field("state", &self.state())
             .finish_non_exhaustive()
     }
+}
+
+/// Why a connection is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// It is of no use any more.
+    Dead,
+    /// Somebody wants another.
+    Wanted,
 }
 
 enum Decision {
@@ -519,7 +528,7 @@ impl Inner {
     }
 
     /// Takes the connection out, if it is the one meant, and ends it in the background.
-    fn retire(&self, slot: &mut Slot, is_meant: impl FnOnce(&Arc<Live>) -> bool) {
+    fn retire(&self, slot: &mut Slot, cause: Cause, is_meant: impl FnOnce(&Arc<Live>) -> bool) {
         let Some(live) = self.current.load_full().filter(is_meant) else { return };
         self.current.store(None);
         // An HTTP server that changed its mind is asked again at once: that costs one probe, and a
@@ -539,7 +548,8 @@ impl Inner {
                 self.options.children.failed(clock::uptime());
             }
             slot.fail(error, wait);
-        } else {
+        } else if cause == Cause::Wanted || !live.connection.is_stateless() {
+            // What is under way there ends with it, by us.
             live.mark_closed();
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

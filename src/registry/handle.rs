@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::breaker::ServerBreaker;
 use super::breakers::Breakers;
 use super::error::LeaseError;
-use super::isolation::{IsolatedSessions, Opening, SessionLease, is_stateless};
+use super::isolation::{IsolatedSessions, Opening, SessionLease};
 use super::latency::LatencyWindow;
 use super::limiter::Limiter;
 use super::notices::{Notices, Subscriptions, TooManySubscriptions};
@@ -305,7 +305,7 @@ impl ServerHandle {
     #[must_use]
     pub fn keeps_sessions(&self) -> bool {
         let shared = self.pool.as_ref().ok().and_then(ConnectionPool::current);
-        self.isolated.is_some() && !shared.is_some_and(|lease| is_stateless(&lease))
+        self.isolated.is_some() && !shared.is_some_and(|lease| lease.is_stateless())
     }
 
     /// The live connection that is kept for a session of a client alone, if there is one.

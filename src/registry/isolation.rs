@@ -20,7 +20,7 @@ use super::error::LeaseError;
 use super::notices::Notices;
 use crate::clock;
 use crate::model::{
-    Dialect, Era, Requester, ServerName, ServerSettings, SessionHash, SessionScope, Uptime,
+    Dialect, Requester, ServerName, ServerSettings, SessionHash, SessionScope, Uptime,
 };
 use crate::pool::{
     ConnectOptions, Connection, ConnectionPool, Hearing, HttpClient, Lease, PoolError, Target,
@@ -150,7 +150,7 @@ impl IsolatedSessions {
             return Ok(SessionLease { lease, held: known });
         }
         let shared = shared.await?;
-        if is_stateless(&shared) {
+        if shared.is_stateless() {
             return Ok(SessionLease::shared(shared));
         }
         let held = match known {
@@ -207,15 +207,6 @@ impl IsolatedSessions {
         }
         self.0.endings.close();
         self.0.endings.wait().await;
-    }
-}
-
-/// Whether the server keeps nothing between requests. A child has its memory, whatever it speaks.
-pub(super) fn is_stateless(connection: &Connection) -> bool {
-    match connection {
-        Connection::Http(_) => connection.peer().version.era() == Era::Modern,
-        Connection::Jsonrpc(_) => true,
-        Connection::Sse(_) | Connection::Stdio(_) => false,
     }
 }
 

@@ -58,8 +58,8 @@ pub(super) async fn attempt(
     if permits.wants_life(server.settings.breaker.probe) {
         let left = deadline.attempt(clock::uptime(), entry.timeout);
         // Boxed: few attempts are probes.
-        if let Err(error) = Box::pin(show_life(server, &lease, left)).await {
-            let trial = Trial { limit: left, ours: lease.has_ended() };
+        if let Err(error) = Box::pin(show_life(&lease, left)).await {
+            let trial = Trial::ended(server, &lease, left);
             return Err(fail(entry, record, permits, error, trial));
         }
         permits.lives(clock::uptime());
@@ -144,10 +144,7 @@ pub(super) async fn attempt(
             Ok(answer)
         }
         Err(error) => {
-            if !lease.is_alive() {
-                server.give_up(&lease);
-            }
-            let trial = Trial { limit: left, ours: lease.has_ended() };
+            let trial = Trial::ended(server, &lease, left);
             Err(fail(entry, record, permits, error.into(), trial))
         }
     }
@@ -165,6 +162,16 @@ pub(super) struct Trial {
 impl Trial {
     pub(super) const fn of(limit: Duration) -> Self {
         Self { limit, ours: false }
+    }
+
+    /// One that failed over `lease`, which is given up if it is dead by now. That must not look as if
+    /// we had closed it before.
+    pub(super) fn ended(server: &ServerHandle, lease: &SessionLease, limit: Duration) -> Self {
+        let ours = lease.has_ended();
+        if !lease.is_alive() {
+            server.give_up(lease);
+        }
+        Self { limit, ours }
     }
 
     /// What the failure says of the server, which was promised `promised` for an answer.
@@ -190,11 +197,7 @@ impl Trial {
 }
 
 /// Asks a server for a sign of life that runs nothing, before a caller's tool is risked on it.
-async fn show_life(
-    server: &ServerHandle,
-    lease: &SessionLease,
-    limit: Duration,
-) -> Result<(), UpstreamError> {
+async fn show_life(lease: &SessionLease, limit: Duration) -> Result<(), UpstreamError> {
     let method = match lease.peer().version.era() {
         Era::Legacy => "ping",
         Era::Modern => "server/discover",
@@ -202,13 +205,8 @@ async fn show_life(
     // An error is an answer, and an answer proves life.
     match lease.request(&OutgoingRequest::new(method), limit, None).await {
         Ok(_answer) => Ok(()),
-        Err(error) => {
-            if !lease.is_alive() {
-                server.give_up(lease);
-            }
-            // The call itself was not sent.
-            Err(UpstreamError::NoLife(error))
-        }
+        // The call itself was not sent.
+        Err(error) => Err(UpstreamError::NoLife(error)),
     }
 }
 

@@ -198,10 +198,7 @@ impl Router {
                 Ok(UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome })
             }
             Err(error) => {
-                if !lease.is_alive() {
-                    server.give_up(&lease);
-                }
-                let trial = Trial { limit: left, ours: lease.has_ended() };
+                let trial = Trial::ended(server, &lease, left);
                 Err(self.failed(forward, permit, error.into(), trial))
             }
         }

@@ -49,7 +49,7 @@ pub use socket::HttpClient;
 pub use sse::SseConnection;
 pub use stdio::StdioConnection;
 
-use crate::model::{Dialect, ProtocolVersion, Secret, ServerName, TransportKind};
+use crate::model::{Dialect, Era, ProtocolVersion, Secret, ServerName, TransportKind};
 use crate::protocol::{Answer, OutgoingRequest};
 
 /// Where an upstream is, with everything expanded. Secrets are in memory only; `Debug` shows the
@@ -395,6 +395,17 @@ impl Connection {
         match self {
             Self::Stdio(connection) => Some(connection.process_id()),
             Self::Http(_) | Self::Sse(_) | Self::Jsonrpc(_) => None,
+        }
+    }
+
+    /// Whether the server keeps nothing between requests: closing the connection ends none that is under
+    /// way. A child has its memory, whatever it speaks.
+    #[must_use]
+    pub fn is_stateless(&self) -> bool {
+        match self {
+            Self::Http(connection) => connection.peer().version.era() == Era::Modern,
+            Self::Jsonrpc(_) => true,
+            Self::Sse(_) | Self::Stdio(_) => false,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod forwarded;
 mod hasty;
+mod refusals;
 mod restarts;
 
 use std::collections::HashSet;
