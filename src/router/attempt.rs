@@ -13,8 +13,8 @@ use crate::pool::{PoolError, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
 use crate::registry::{LeaseError, Permit, ServerHandle, SessionLease, Turn};
 
-use super::error::{UpstreamError, UpstreamFailure};
 use super::record::{AttemptEnd, CallRecord};
+use super::upstream::{UpstreamError, UpstreamFailure};
 use super::{RouteError, UpstreamAnswer};
 
 /// A probe may take this much longer than its call, before it counts as lost.

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::error::{UpstreamError, UpstreamFailure};
 use super::spans::{self, Ended};
+use super::upstream::{UpstreamError, UpstreamFailure};
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
 use crate::error::ErrorCode;

@@ -15,6 +15,7 @@ mod forward;
 mod record;
 mod resolve;
 mod spans;
+mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +32,10 @@ use crate::policy::Deadline;
 use crate::telemetry::{Operation, Tracer};
 
 pub use answer::{CallAnswer, UpstreamAnswer};
-pub use error::{Reason, RouteError, UpstreamError, UpstreamFailure};
+pub use error::{Reason, RouteError};
 pub use forward::Forward;
 pub use record::Refusal;
+pub use upstream::{UpstreamError, UpstreamFailure};
 
 pub use crate::pool::{ListKind, Notice, Relay, RelayWishes, ServerMessage, ServerRequest};
 
