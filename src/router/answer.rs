@@ -24,6 +24,12 @@ pub struct UpstreamAnswer {
 }
 
 impl UpstreamAnswer {
+    /// A JSON-RPC error.
+    pub(super) fn of_error(value: Bytes) -> Self {
+        let facts = ResultFacts::default();
+        Self { kind: AnswerKind::Error, value, facts, outcome: Outcome::RpcError }
+    }
+
     /// The code, where it is a JSON-RPC error.
     pub(super) fn rpc_code(&self) -> Option<String> {
         match self.kind {

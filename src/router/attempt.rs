@@ -14,7 +14,7 @@ use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
 use crate::registry::{LeaseError, Permit, ServerHandle, SessionLease, Turn};
 
 use super::record::{AttemptEnd, CallRecord};
-use super::upstream::{UpstreamError, UpstreamFailure};
+use super::upstream::{UpstreamError, UpstreamFailure, is_server_fault};
 use super::{RouteError, UpstreamAnswer};
 
 /// A probe may take this much longer than its call, before it counts as lost.
@@ -125,6 +125,10 @@ pub(super) async fn attempt(
     }
     let left = deadline.attempt(clock::uptime(), entry.timeout);
     match lease.request(&request, left, relay.as_ref()).await {
+        Ok(answer) if is_server_fault(&answer) => {
+            let trial = Trial::ended(server, &lease, left);
+            Err(fail(entry, record, permits, UpstreamError::Answered(answer), trial))
+        }
         Ok(answer) => {
             let now = clock::uptime();
             let facts = match answer.kind {

@@ -13,6 +13,7 @@ use crate::pool::TransportError;
 use crate::protocol::RpcErrorCode;
 use crate::registry::ServerBreaker;
 
+use super::answer::UpstreamAnswer;
 use super::upstream::{UpstreamError, UpstreamFailure};
 
 /// The `reason` in error data: stable words for programs.
@@ -200,6 +201,16 @@ impl RouteError {
             failed.repeat_is_safe = policy::repeat_is_safe(failed.known, replay_safe);
         }
         self
+    }
+
+    /// Of an attempt whose failure the server put into an answer, the answer: that is what callers get.
+    pub(super) fn into_answer(self) -> Result<UpstreamAnswer, Self> {
+        match self {
+            Self::Upstream(failed) => {
+                failed.into_answer().map_err(|failed| Self::Upstream(Box::new(failed)))
+            }
+            other => Err(other),
+        }
     }
 
     /// A repeat makes no sense earlier than this.

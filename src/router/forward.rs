@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::spans::{self, Ended};
-use super::upstream::{UpstreamError, UpstreamFailure};
+use super::upstream::{UpstreamError, UpstreamFailure, is_server_fault};
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
 use crate::error::ErrorCode;
@@ -179,6 +179,10 @@ impl Router {
         let answered = lease.request(&request, left, relay).await;
         note(Some(lease.peer().version), ended_at_server(&answered));
         match answered {
+            Ok(answer) if is_server_fault(&answer) => {
+                let trial = Trial::ended(server, &lease, left);
+                self.failed(forward, permit, UpstreamError::Answered(answer), trial).into_answer()
+            }
             Ok(answer) => {
                 let now = clock::uptime();
                 server.answered(now.since(began), clock::timestamp());

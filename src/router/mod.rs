@@ -134,7 +134,8 @@ impl Router {
         match first {
             // Boxed: most calls have one attempt, and do not carry the room for others.
             Err(error @ RouteError::Upstream(_)) => {
-                Box::pin(self.again(entry, error, deadline, record)).await
+                let settled = Box::pin(self.again(entry, error, deadline, record)).await;
+                settled.or_else(RouteError::into_answer)
             }
             settled => settled,
         }

@@ -5,10 +5,17 @@
 use std::time::Duration;
 
 use crate::error::ErrorCode;
-use crate::model::{Blame, Failure, Knowledge, ServerName};
+use crate::model::{Blame, Failure, Knowledge, ServerName, cut_after};
 use crate::policy;
 use crate::pool::{PoolError, TransportError};
+use crate::protocol::{Answer, AnswerKind, RpcErrorCode};
 use crate::registry::ServerHandle;
+
+use super::answer::UpstreamAnswer;
+use super::spans::rpc_code;
+
+/// Characters that a message of ours quotes of a server's error.
+const QUOTED: usize = 200;
 
 /// An attempt without a proper answer, and what is known of its call.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +54,35 @@ pub enum UpstreamError {
     /// the call.
     #[error("the server gave no sign of life: {0}")]
     NoLife(#[source] TransportError),
+    /// It answered with an error of its own, and HTTP says that this is the server's failure. The caller
+    /// gets that error, if no further attempt brings a better answer.
+    #[error("the server answered {status}: `{said}`", status = status_of(.0), said = quoted(.0))]
+    Answered(Answer),
+}
+
+/// Whether an answer is a failure of the server and not only of what it was asked: an error with a 5xx,
+/// unless its code says that the request was wrong.
+pub(super) fn is_server_fault(answer: &Answer) -> bool {
+    const OF_THE_REQUEST: [RpcErrorCode; 4] = [
+        RpcErrorCode::Parse,
+        RpcErrorCode::InvalidRequest,
+        RpcErrorCode::MethodNotFound,
+        RpcErrorCode::InvalidParams,
+    ];
+    answer.kind == AnswerKind::Error
+        && answer.refusal.is_some_and(|refusal| refusal.status >= 500)
+        && !rpc_code(&answer.value).is_some_and(|code| {
+            OF_THE_REQUEST.iter().any(|known| known.number().to_string() == code)
+        })
+}
+
+fn status_of(answer: &Answer) -> u16 {
+    answer.refusal.map_or(200, |refusal| refusal.status)
+}
+
+fn quoted(answer: &Answer) -> String {
+    let text = cut_after(&String::from_utf8_lossy(&answer.value), QUOTED);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl UpstreamFailure {
@@ -74,6 +110,16 @@ impl UpstreamFailure {
     }
 }
 
+impl UpstreamFailure {
+    /// The answer of the server, where that is what failed.
+    pub(super) fn into_answer(self) -> Result<UpstreamAnswer, Self> {
+        match self.source {
+            UpstreamError::Answered(answer) => Ok(UpstreamAnswer::of_error(answer.value)),
+            source => Err(Self { source, ..self }),
+        }
+    }
+}
+
 impl UpstreamError {
     /// The class of the failure.
     #[must_use]
@@ -84,6 +130,7 @@ impl UpstreamError {
             Self::Connect(error) => error.failure(),
             Self::Request(error) => error.failure(),
             Self::NoLife(_) => Failure::NotSent,
+            Self::Answered(_) => Failure::Ambiguous,
         }
     }
 
@@ -103,6 +150,7 @@ impl UpstreamError {
         match self {
             Self::Connect(error) => error.code(),
             Self::Request(error) | Self::NoLife(error) => error.code(),
+            Self::Answered(_) => ErrorCode::Connection,
         }
     }
 
@@ -110,6 +158,7 @@ impl UpstreamError {
         match self {
             Self::Connect(error) => error.retry_after(),
             Self::Request(error) | Self::NoLife(error) => error.retry_after(),
+            Self::Answered(answer) => answer.refusal?.retry_after,
         }
     }
 
@@ -118,6 +167,7 @@ impl UpstreamError {
         match self {
             Self::Connect(error) => error.may_pass(),
             Self::Request(error) | Self::NoLife(error) => error.may_pass(),
+            Self::Answered(_) => true,
         }
     }
 
@@ -126,6 +176,7 @@ impl UpstreamError {
         match self {
             Self::Connect(error) => error.blame(),
             Self::Request(error) | Self::NoLife(error) => error.blame(),
+            Self::Answered(_) => Blame::Server,
         }
     }
 
@@ -134,6 +185,7 @@ impl UpstreamError {
         match self {
             Self::Connect(error) => error.http_status(),
             Self::Request(error) | Self::NoLife(error) => error.http_status(),
+            Self::Answered(answer) => Some(status_of(answer)),
         }
     }
 
@@ -152,6 +204,7 @@ impl UpstreamError {
                 TransportError::ConnectTimeout { limit, .. } => *limit < connect_timeout,
                 _ => false,
             },
+            Self::Answered(_) => false,
         }
     }
 

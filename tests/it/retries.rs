@@ -1,5 +1,6 @@
 //! What is repeated after a failure and what never is, as servers count it and callers are told.
 
+mod answered;
 mod limits;
 
 use std::sync::Arc;

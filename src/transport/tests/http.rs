@@ -343,6 +343,7 @@ async fn an_error_of_the_tool_is_relayed_whatever_its_status() {
     let answer = call(&upstream.connect().await).await.unwrap();
     assert_eq!(answer.kind, AnswerKind::Error);
     assert_eq!(answer.value, r#"{"code":-32602,"message":"no such tool","data":[1.0]}"#);
+    assert_eq!(answer.refusal.map(|refusal| refusal.status), Some(500));
 }
 
 #[tokio::test]

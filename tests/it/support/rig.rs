@@ -456,8 +456,10 @@ impl Inner {
         }
         self.mark(&mut result);
         let answer = match fault {
-            Fault::RpcError(code) => json!({ "jsonrpc": "2.0", "id": id,
-                "error": { "code": code, "message": "the server says no" } }),
+            Fault::RpcError(code) | Fault::StatusError(_, code) => {
+                let error = json!({ "code": code, "message": "the server says no" });
+                json!({ "jsonrpc": "2.0", "id": id, "error": error })
+            }
             _ => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
         };
         self.play(wire, &fault, &id, &answer.to_string()).await

@@ -23,6 +23,8 @@ pub enum Fault {
     Hold(Arc<Fault>),
     /// A JSON-RPC error with this code.
     RpcError(i64),
+    /// The same with this status of HTTP.
+    StatusError(u16, i64),
     /// A result that says `isError`.
     ToolError,
     /// Silence before the head of the answer, for ever.
@@ -162,6 +164,10 @@ impl Inner {
             Fault::After(..) | Fault::Hold(_) => unreachable!("peeled off above"),
             Fault::None | Fault::RpcError(_) | Fault::ToolError => {
                 wire.document("200 OK", "application/json", "", answer.as_bytes()).await
+            }
+            Fault::StatusError(status, _) => {
+                let status = format!("{status} Told");
+                wire.document(&status, "application/json", "", answer.as_bytes()).await
             }
             Fault::Event => {
                 wire.write(head("200 OK", "text/event-stream", CHUNKED).as_bytes()).await?;
