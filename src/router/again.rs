@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::{attempt, replay_safe};
+use super::error::Outdated;
 use super::record::CallRecord;
 use super::{RouteError, Router, UpstreamAnswer, admit};
 use crate::catalogue::CatalogueEntry;
@@ -29,10 +30,17 @@ impl Router {
     ) -> Result<UpstreamAnswer, RouteError> {
         let mut renewed = false;
         loop {
-            let renews = error.headers_do_not_fit() && !std::mem::replace(&mut renewed, true);
-            let turn = match renews {
-                true => self.renew(&entry, deadline, record).await.ok_or(Suppressed::Final),
-                false => self.repeat(&entry, &mut error, deadline, record).await,
+            let outdated = error.outdated().filter(|_| !std::mem::replace(&mut renewed, true));
+            let turn = match outdated {
+                Some(Outdated::Definition) => {
+                    self.renew(&entry, deadline, record).await.ok_or(Suppressed::Final)
+                }
+                // The connection was given up, and the next one begins with the question for a version.
+                Some(Outdated::Version) => {
+                    let same = self.still(&entry, record).ok_or(Suppressed::Changed);
+                    same.map(|same| (same, None))
+                }
+                None => self.repeat(&entry, &mut error, deadline, record).await,
             };
             let (next, retry) = match turn {
                 Ok(turn) => turn,

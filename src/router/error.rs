@@ -187,6 +187,15 @@ fn list(servers: &[ServerName]) -> String {
     servers.iter().map(|server| format!("`{server}`")).collect::<Vec<_>>().join(" and ")
 }
 
+/// What a server refuses a call for, without having run it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outdated {
+    /// The definition that the headers repeating the call's parameters were made from.
+    Definition,
+    /// The version that was agreed on.
+    Version,
+}
+
 impl RouteError {
     pub(super) fn breaker(breaker: &ServerBreaker, rejection: Rejection) -> Self {
         let view = breaker.view();
@@ -254,11 +263,19 @@ impl RouteError {
         }
     }
 
-    /// Whether the server refused the headers that repeat the call's parameters.
-    pub(super) fn headers_do_not_fit(&self) -> bool {
-        let Self::Upstream(failed) = self else { return false };
-        let UpstreamError::Request(error) = &failed.source else { return false };
-        matches!(error, TransportError::RefusedByProtocol { code, .. } if *code == RpcErrorCode::HeaderMismatch.number())
+    /// What of ours the server found to be old, where that is why it refused the call.
+    pub(super) fn outdated(&self) -> Option<Outdated> {
+        let Self::Upstream(failed) = self else { return None };
+        let UpstreamError::Request(TransportError::RefusedByProtocol { code, .. }) = &failed.source
+        else {
+            return None;
+        };
+        [
+            (RpcErrorCode::HeaderMismatch, Outdated::Definition),
+            (RpcErrorCode::UnsupportedVersion, Outdated::Version),
+        ]
+        .into_iter()
+        .find_map(|(known, what)| (*code == known.number()).then_some(what))
     }
 
     /// How the call is recorded.

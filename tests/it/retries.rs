@@ -2,6 +2,7 @@
 
 mod answered;
 mod limits;
+mod renewals;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
