@@ -206,9 +206,11 @@ async fn show_life(lease: &SessionLease, limit: Duration) -> Result<(), Upstream
         Era::Legacy => "ping",
         Era::Modern => "server/discover",
     };
-    // An error is an answer, and an answer proves life.
+    // An error is an answer, and an answer proves life. So does a status that is not the server's own
+    // failure: the call is to show whether it is turned away, too.
     match lease.request(&OutgoingRequest::new(method), limit, None).await {
         Ok(_answer) => Ok(()),
+        Err(error) if error.http_status().is_some_and(|status| status < 500) => Ok(()),
         // The call itself was not sent.
         Err(error) => Err(UpstreamError::NoLife(error)),
     }

@@ -3,6 +3,7 @@
 
 mod forwarded;
 mod hasty;
+mod life;
 mod refusals;
 mod restarts;
 
