@@ -142,8 +142,7 @@ impl JsonrpcConnection {
     ) -> Result<Answer, TransportError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         // Nothing can be said before the answer.
-        let body = OutgoingRequest { progress: false, idempotency_key: None, ..*request }
-            .render(id, VERSION);
+        let body = OutgoingRequest { progress: false, ..*request }.render(id, VERSION);
         let mut headers = self.headers.clone();
         trace_request(&mut headers, request);
         let exchange = self.calls.post_if(headers, body, || ticket.take()).await?;

@@ -93,6 +93,21 @@ async fn the_list_and_calls_are_translated() {
 }
 
 #[tokio::test]
+async fn a_call_says_which_call_it_is_an_attempt_at() {
+    let (upstream, url) = server(|request| result(request.id(), "{}")).await;
+    let connection = open(&url).await.unwrap();
+    let request = OutgoingRequest {
+        name: Some("echo"),
+        arguments: Some("{}"),
+        idempotency_key: Some("the-call"),
+        ..OutgoingRequest::new("tools/call")
+    };
+    connection.request(&request, Duration::from_secs(30), None).await.unwrap();
+    let sent: serde_json::Value = serde_json::from_str(&upstream.last("tools/call").body).unwrap();
+    assert_eq!(sent["params"]["_meta"]["dev.switchyard/idempotencyKey"], "the-call", "{sent}");
+}
+
+#[tokio::test]
 async fn an_object_is_passed_on_as_it_is() {
     for object in [r#"{"content":[],"isError":true}"#, r#"{"rows": [1.0,1e400]}"#, "{ }"] {
         let (_upstream, url) = server(move |request| result(request.id(), object)).await;
