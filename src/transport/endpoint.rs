@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Uri};
 use http_body_util::Full;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
@@ -27,6 +28,11 @@ pub(super) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-pro
 
 /// Bound of messages of ours that nobody waits for.
 const SIDE_MESSAGE: Duration = Duration::from_secs(5);
+/// How many of those that are sent in the background are under way at a time: each has a connection of
+/// its own, also at a server that hangs and to which calls are given up one after the other.
+const TOLD_AT_ONCE: usize = 32;
+/// How many may be under way or wait; one more is dropped.
+const TO_BE_TOLD: usize = 4096;
 
 /// One address and what every request to it carries.
 #[derive(Clone)]
@@ -45,6 +51,9 @@ pub(super) struct Endpoint {
     pub(super) answering: Arc<AtomicU32>,
     /// Whether the server has no way to say anything on its own.
     deaf: Arc<AtomicBool>,
+    /// Messages in the background that are sent, and those with the ones that wait for it.
+    telling: Arc<Semaphore>,
+    to_be_told: Arc<Semaphore>,
 }
 
 /// In what a request is sent: what its answer's stream may say, and to whom.
@@ -120,6 +129,8 @@ impl Endpoint {
             hearing: options.hearing.clone(),
             answering: Arc::default(),
             deaf: Arc::default(),
+            telling: Arc::new(Semaphore::new(TOLD_AT_ONCE)),
+            to_be_told: Arc::new(Semaphore::new(TO_BE_TOLD)),
         })
     }
 
@@ -195,10 +206,23 @@ impl Endpoint {
         }
     }
 
-    /// The same in the background.
+    /// The same in the background, in turn with others.
     pub(super) fn tell_later(&self, headers: HeaderMap, body: Vec<u8>) {
+        let Ok(place) = Arc::clone(&self.to_be_told).try_acquire_owned() else {
+            tracing::debug!(server.name = %self.server, "dropped a message to a server that is slow to take them");
+            return;
+        };
         let endpoint = self.clone();
-        self.spawn(async move { endpoint.tell(Method::POST, headers, body).await });
+        self.spawn(async move {
+            let telling = async {
+                let _turn = endpoint.telling.acquire().await;
+                endpoint.tell(Method::POST, headers, body).await;
+            };
+            if tokio::time::timeout(SIDE_MESSAGE, telling).await.is_err() {
+                tracing::debug!(server.name = %endpoint.server, "a message to the server had no turn");
+            }
+            drop(place);
+        });
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

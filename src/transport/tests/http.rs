@@ -243,6 +243,24 @@ async fn a_legacy_server_is_told_that_nobody_waits() {
     assert_eq!(notice.header("mcp-session-id"), Some("s1"));
 }
 
+/// A server that hangs does not get a connection for each call that was given up.
+#[tokio::test]
+async fn a_server_that_hangs_is_told_of_some_at_a_time() {
+    const CALLS: usize = 200;
+    let upstream =
+        Upstream::start(|request| legacy(request, "s1", || Act::WriteAndHang(Vec::new()))).await;
+    let connection = upstream.connect().await;
+    let calls = (0..CALLS).map(|_| call_within(&connection, Duration::from_millis(1500)));
+    for outcome in futures_util::future::join_all(calls).await {
+        assert_eq!(outcome.unwrap_err().failure(), Failure::Timeout);
+    }
+    let told = || upstream.count("notifications/cancelled");
+    eventually("some are told", || told() >= 32).await;
+    // Time for the others, if they came.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(told() < CALLS / 2, "{}", told());
+}
+
 #[tokio::test]
 async fn broken_answers_are_ambiguous() {
     let partial = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"jsonrpc\"";
