@@ -18,6 +18,12 @@ async fn a_server_that_does_not_let_us_in_is_up_with_a_problem() {
     assert_eq!(app.metric("switchyard_upstream_up{server=\"up\"}").await, Some(1.0));
     let server = app.http().server("up").await.unwrap();
     assert_eq!(server["breaker"], "closed", "{server}");
+    // Asked now, it says the same.
+    let health = app.http().get("/mcp/health").await.expect(200).json();
+    let asked = &health["servers"][0];
+    assert_eq!((&health["status"], &asked["state"]), (&"ok".into(), &"up".into()), "{health}");
+    assert_eq!(asked["healthy"], true, "{health}");
+    assert!(asked["error"].as_str().unwrap().contains("401"), "{health}");
     // It lets us in again.
     for method in ["initialize", "server/discover"] {
         rig.set(method, Fault::None);
@@ -26,6 +32,23 @@ async fn a_server_that_does_not_let_us_in_is_up_with_a_problem() {
     let server = app.http().server("up").await.unwrap();
     assert_eq!((&server["state"], &server["tools"]), (&"up".into(), &1.into()), "{server}");
     assert!(server["last_error"].is_null(), "{server}");
+    app.stop().await;
+}
+
+/// The same of a server that turns away what it is asked over a connection that there is.
+#[tokio::test]
+async fn a_server_that_no_longer_lets_us_in_is_healthy_with_an_error() {
+    let rig = Rig::legacy(&["read"]).await;
+    let app = TestApp::start(&rig.yaml("up", "")).await.ready().await;
+    for (code, healthy) in [(401, true), (403, true), (500, false), (404, false)] {
+        rig.set("ping", Fault::bare_status(code));
+        let health = app.http().get("/mcp/health").await.expect(200).json();
+        let asked = &health["servers"][0];
+        assert_eq!(asked["healthy"], healthy, "{health}");
+        assert_eq!(asked["state"], if healthy { "up" } else { "down" }, "{health}");
+        assert_eq!(health["status"], if healthy { "ok" } else { "degraded" }, "{health}");
+        assert!(asked["error"].as_str().unwrap().contains(&code.to_string()), "{health}");
+    }
     app.stop().await;
 }
 

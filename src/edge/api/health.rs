@@ -64,20 +64,33 @@ async fn check(handle: Arc<ServerHandle>) -> ServerHealth {
     let began = clock::uptime();
     let asked = tokio::time::timeout(CHECK, ask(&handle)).await;
     let took = clock::uptime().since(began).as_secs_f64() * 1000.0;
-    let error = match asked {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(handle.scrub(&error)),
-        Err(_) => Some(format!("no answer within {} s", CHECK.as_secs())),
+    let (healthy, error) = match asked {
+        Ok(Ok(())) => (true, None),
+        Ok(Err(problem)) => (problem.answered, Some(handle.scrub(&problem.text))),
+        Err(_) => (false, Some(format!("no answer within {} s", CHECK.as_secs()))),
     };
-    let healthy = error.is_none();
     let state = if healthy { ServerState::Up } else { ServerState::Down }.as_str();
     let breaker = handle.breaker.status().state;
     ServerHealth { name, healthy, state, breaker, latency_ms: healthy.then_some(took), error }
 }
 
+/// Why a server did not answer as it should.
+struct Problem {
+    text: String,
+    /// It is there all the same, and does not let us in.
+    answered: bool,
+}
+
+impl Problem {
+    fn new(error: &impl ToString, http_status: Option<u16>) -> Self {
+        Self { text: error.to_string(), answered: matches!(http_status, Some(401 | 403)) }
+    }
+}
+
 /// A question that every server of its era must answer, and that runs no tool.
-async fn ask(handle: &ServerHandle) -> Result<(), String> {
-    let lease = handle.lease().await.map_err(|error| error.to_string())?;
+async fn ask(handle: &ServerHandle) -> Result<(), Problem> {
+    let leased = handle.lease().await;
+    let lease = leased.map_err(|error| Problem::new(&error, error.http_status()))?;
     let method = match lease.peer().version.era() {
         crate::model::Era::Legacy => "ping",
         crate::model::Era::Modern => "server/discover",
@@ -87,7 +100,7 @@ async fn ask(handle: &ServerHandle) -> Result<(), String> {
     if answer.is_err() && !lease.is_alive() {
         handle.invalidate(&lease);
     }
-    answer.map(drop).map_err(|error| error.to_string())
+    answer.map(drop).map_err(|error| Problem::new(&error, error.http_status()))
 }
 
 pub(super) async fn live() -> impl IntoResponse {
