@@ -1,6 +1,6 @@
 //! [`Limiter`]: how many calls may be at one server, and how many may wait.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -10,9 +10,15 @@ const QUEUE: u32 = 256;
 /// The longest wait for a free place.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// As many calls may wait for their next attempt; each holds its arguments and its place in the
-/// ledger for as long.
-const SLEEPERS: u32 = 256;
+/// As many calls may wait for their next attempt, and this many for each place if that is more. Where a
+/// tool is quick and the delay long, nearly all callers of a server that fails now and then wait.
+const SLEEPERS: u32 = 1024;
+const SLEEPERS_PER_PLACE: u32 = 8;
+/// The most of them at any server: each holds its place in the ledger's queue, which has four times as
+/// many for all servers together.
+const MOST_SLEEPERS: u32 = 4096;
+/// What they may hold together, in bytes of their requests; the last to find room may hold more.
+const ASLEEP: u64 = 64 * 1024 * 1024;
 
 /// A place at a server; dropping it frees it.
 #[derive(Debug)]
@@ -28,15 +34,23 @@ pub struct Limiter {
     places: Semaphore,
     waiting: AtomicU32,
     sleeping: AtomicU32,
+    /// How many may.
+    sleepers: u32,
+    /// Bytes of those that sleep.
+    asleep: AtomicU64,
 }
 
 /// A call that waits for its next attempt; dropping it ends the wait.
 #[derive(Debug)]
-pub struct Sleeper<'a>(&'a AtomicU32);
+pub struct Sleeper<'a> {
+    limiter: &'a Limiter,
+    bytes: u64,
+}
 
 impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.limiter.sleeping.fetch_sub(1, Ordering::AcqRel);
+        self.limiter.asleep.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -44,19 +58,25 @@ impl Limiter {
     /// A limiter with `places` places.
     #[must_use]
     pub fn new(places: u32) -> Self {
+        let sleepers = places.saturating_mul(SLEEPERS_PER_PLACE).clamp(SLEEPERS, MOST_SLEEPERS);
         let places = usize::try_from(places).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             places: Semaphore::new(places),
             waiting: AtomicU32::new(0),
             sleeping: AtomicU32::new(0),
+            sleepers,
+            asleep: AtomicU64::new(0),
         }
     }
 
-    /// Notes a call that waits for its next attempt, unless too many do.
-    pub fn sleep(&self) -> Option<Sleeper<'_>> {
+    /// Notes a call that waits for its next attempt and holds `bytes` as long, unless too many do or
+    /// they hold too much.
+    pub fn sleep(&self, bytes: u64) -> Option<Sleeper<'_>> {
         let before = self.sleeping.fetch_add(1, Ordering::AcqRel);
-        let sleeper = Sleeper(&self.sleeping);
-        (before < SLEEPERS).then_some(sleeper)
+        let held = self.asleep.fetch_add(bytes, Ordering::AcqRel);
+        // Else it gives both back as it is dropped.
+        let sleeper = Sleeper { limiter: self, bytes };
+        (before < self.sleepers && held < ASLEEP).then_some(sleeper)
     }
 
     /// Takes a place if one is free.
@@ -122,14 +142,28 @@ mod tests {
 
     #[test]
     fn only_so_many_calls_wait_for_their_next_attempt() {
+        for (places, most) in [(1, 1024), (64, 1024), (400, 3200), (100_000, 4096)] {
+            let limiter = Limiter::new(places);
+            let mut sleepers: Vec<_> = (0..most).filter_map(|_| limiter.sleep(1)).collect();
+            assert_eq!(sleepers.len(), most);
+            assert!(limiter.sleep(1).is_none() && limiter.sleep(1).is_none());
+            sleepers.pop();
+            assert!(limiter.sleep(1).is_some());
+            drop(sleepers);
+            assert_eq!(limiter.sleeping.load(Ordering::Relaxed), 0);
+            assert_eq!(limiter.asleep.load(Ordering::Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn calls_that_wait_hold_only_so_much() {
         let limiter = Limiter::new(1);
-        let mut sleepers: Vec<_> = (0..SLEEPERS).filter_map(|_| limiter.sleep()).collect();
-        assert_eq!(sleepers.len(), SLEEPERS as usize);
-        assert!(limiter.sleep().is_none() && limiter.sleep().is_none());
-        sleepers.pop();
-        assert!(limiter.sleep().is_some());
-        drop(sleepers);
-        assert_eq!(limiter.sleeping.load(Ordering::Relaxed), 0);
+        let large = limiter.sleep(2 * ASLEEP);
+        assert!(large.is_some(), "one that is too large for any room waits where no other does");
+        assert!(limiter.sleep(0).is_none());
+        drop(large);
+        let half = limiter.sleep(ASLEEP / 2);
+        assert!(half.is_some() && limiter.sleep(ASLEEP / 2).is_some());
     }
 
     #[tokio::test]

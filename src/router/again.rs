@@ -103,7 +103,8 @@ impl Router {
         let after = decide(entry, error, deadline, record.attempts())?;
         let retry = Retry::take(entry)?;
         // The place was given back meanwhile: a call that sleeps is not in flight.
-        let sleeper = entry.server.limiter.sleep().ok_or(Suppressed::Overload)?;
+        let sleeper =
+            entry.server.limiter.sleep(record.call.request_bytes).ok_or(Suppressed::Overload)?;
         tokio::time::sleep(after).await;
         drop(sleeper);
         let entry = self.still(entry, record).ok_or(Suppressed::Changed)?;
