@@ -13,10 +13,14 @@ use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+/// What a thread does when it ends and cannot be called off, as a look-up of a name, is waited for as
+/// long, and then left to the end of the process.
+const LAST: Duration = Duration::from_millis(100);
 /// Accepted connections that wait for their thread; more wait in the listener's backlog.
 const HANDOVER: usize = 256;
 
@@ -53,9 +57,11 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (queue, handovers) = mpsc::channel(HANDOVER);
             let serve = serve.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{number}"))
-                .spawn(move || runtime.block_on(work(handovers, serve)))?;
+            let thread =
+                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                    runtime.block_on(work(handovers, serve));
+                    runtime.shutdown_timeout(LAST);
+                })?;
             queues.push(queue);
             threads.push(thread);
         }
@@ -98,5 +104,33 @@ impl Workers {
 async fn work(mut handovers: mpsc::Receiver<Handover>, serve: impl Fn(Handover)) {
     while let Some(handover) = handovers.recv().await {
         serve(handover);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A look-up of a name at a resolver that does not answer is a thread that nobody can stop.
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a thread that blocks is what is wanted here")]
+    async fn what_cannot_be_called_off_does_not_hold_up_the_end() {
+        const STUCK: Duration = Duration::from_secs(60);
+        let (began, mut begins) = mpsc::channel(1);
+        let workers = Workers::start(move |_handover| {
+            let began = began.clone();
+            tokio::task::spawn_blocking(move || {
+                began.blocking_send(()).unwrap();
+                std::thread::sleep(STUCK);
+            });
+        })
+        .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        workers.hand_over(Handover::Network(stream, address)).await;
+        begins.recv().await.unwrap();
+        let stopped = tokio::time::timeout(STUCK / 2, workers.stop()).await;
+        assert!(stopped.is_ok(), "it waits for what cannot be called off");
     }
 }
