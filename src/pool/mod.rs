@@ -466,19 +466,23 @@ impl Inner {
         options: ConnectOptions,
         sender: watch::Sender<Option<Outcome>>,
     ) {
-        let _turn = match self.target.kind() {
+        let turn = match self.target.kind() {
             TransportKind::Stdio => tokio::select! {
-                turn = options.children.turn() => turn,
-                () = self.closed.cancelled() => None,
+                turn = options.children.turn() => turn.map(Some),
+                () = self.closed.cancelled() => Ok(None),
             },
-            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => None,
+            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => Ok(None),
         };
-        if let Some((error, retry_in)) = options.children.wait(clock::uptime()) {
-            // Those that were started meanwhile failed.
-            self.slot.lock().connecting = None;
-            let _ = sender.send(Some(Err(PoolError::Backoff { error, retry_in })));
-            return;
-        }
+        // Held until it is known what became of the opening.
+        let _turn = match turn {
+            Ok(turn) => turn,
+            Err((error, retry_in)) => {
+                // Those that were started meanwhile failed.
+                self.slot.lock().connecting = None;
+                let _ = sender.send(Some(Err(PoolError::Backoff { error, retry_in })));
+                return;
+            }
+        };
         let opened = tokio::select! {
             opened = Connection::open(&self.target, &self.client, &options, &self.tasks) => opened,
             () = self.closed.cancelled() => Err(TransportError::Closed),

@@ -10,17 +10,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use super::error::TransportError;
+use crate::clock;
 use crate::guard::{ProcessTable, Usage};
 use crate::model::Uptime;
 
 /// In which time failed starts are counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// How many of them there may be. An opening can start two processes (the second if the first
-/// dies of the modern probe), so a child that ends at once is started nine times a minute at most.
-const FAILED_STARTS: usize = 8;
+/// How many of them there may be, those that are not known to have failed yet included.
+const STARTS: usize = 10;
+/// How many processes an opening can start: the second if the first dies of the modern probe.
+const OPENING: usize = 2;
 
 /// The child processes of one server. Cheap to clone; all clones are about the same processes.
 #[derive(Clone, Default)]
@@ -29,19 +31,15 @@ pub struct Children {
     /// Whether a start is one after another child.
     again: bool,
     running: Arc<Running>,
-    failed: Arc<Mutex<Failed>>,
-    turns: Turns,
+    starts: Arc<Starts>,
 }
 
-/// So many may start at a time as may fail in a minute: where each client has a child of its own, many
-/// can be wanted at once, before the first has shown that they all fail.
-#[derive(Clone)]
-struct Turns(Arc<Semaphore>);
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(FAILED_STARTS)))
-    }
+/// The starts of one specification.
+#[derive(Default)]
+struct Starts {
+    failed: Mutex<Failed>,
+    /// Something changed for those that wait for their turn.
+    freed: Notify,
 }
 
 #[derive(Default)]
@@ -56,6 +54,39 @@ struct Failed {
     /// When starts failed, the last of them at the end.
     at: VecDeque<Uptime>,
     last: Option<Arc<TransportError>>,
+    /// Openings under way: where each client has a child of its own, many can be wanted at once,
+    /// before the first has shown that they all fail.
+    openings: usize,
+}
+
+impl Failed {
+    /// How long to wait until an opening cannot make too many starts fail in a minute, were it alone.
+    fn wait(&mut self, now: Uptime) -> Duration {
+        while self.at.front().is_some_and(|first| now.since(*first) >= WINDOW) {
+            self.at.pop_front();
+        }
+        // So many have to be a minute ago first.
+        let surplus = (self.at.len() + OPENING).saturating_sub(STARTS);
+        let last = surplus.checked_sub(1).and_then(|at| self.at.get(at));
+        last.map(|last| WINDOW.saturating_sub(now.since(*last))).unwrap_or_default()
+    }
+
+    /// Whether there may be one more beside those under way.
+    fn has_room(&self) -> bool {
+        self.openings == 0 || self.at.len() + OPENING * (self.openings + 1) <= STARTS
+    }
+}
+
+/// The right to start children for one connection. Dropped when it is open, or failed.
+pub(crate) struct Turn(Arc<Starts>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut failed = self.0.failed.lock();
+        failed.openings = failed.openings.saturating_sub(1);
+        drop(failed);
+        self.0.freed.notify_waiters();
+    }
 }
 
 impl fmt::Debug for Children {
@@ -76,7 +107,7 @@ impl Children {
     /// count while they end, and what happened to them says nothing about the new ones.
     #[must_use]
     pub fn of_successor(&self) -> Self {
-        Self { failed: Arc::default(), again: false, ..self.clone() }
+        Self { starts: Arc::default(), again: false, ..self.clone() }
     }
 
     /// The same for starts that follow another one of the same connection.
@@ -85,10 +116,28 @@ impl Children {
         Self { again: true, ..self.clone() }
     }
 
-    /// Waits until a start may begin; it ends when what is given is dropped.
-    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        // Never closed, so always given.
-        Arc::clone(&self.turns.0).acquire_owned().await.ok()
+    /// Waits until an opening may begin beside those under way.
+    ///
+    /// # Errors
+    /// When too many starts failed lately: how the last did, and how long there should be none.
+    pub(crate) async fn turn(&self) -> Result<Turn, (Arc<TransportError>, Duration)> {
+        loop {
+            let freed = self.starts.freed.notified();
+            let mut freed = std::pin::pin!(freed);
+            // Before it is looked, so that nothing that happens then is missed.
+            freed.as_mut().enable();
+            if let Some(refusal) = self.wait(clock::uptime()) {
+                return Err(refusal);
+            }
+            {
+                let mut failed = self.starts.failed.lock();
+                if failed.has_room() {
+                    failed.openings += 1;
+                    return Ok(Turn(Arc::clone(&self.starts)));
+                }
+            }
+            freed.await;
+        }
     }
 
     pub(super) fn guard(&self) -> Option<&Path> {
@@ -106,29 +155,32 @@ impl Children {
 
     /// Notes that a child ended before it was of use, or soon after.
     pub(crate) fn failed(&self, now: Uptime) {
-        let mut failed = self.failed.lock();
+        let mut failed = self.starts.failed.lock();
         failed.at.push_back(now);
-        while failed.at.len() > FAILED_STARTS {
+        while failed.at.len() > STARTS {
             failed.at.pop_front();
         }
     }
 
     /// Notes why a connection could not be opened or was lost.
     pub(crate) fn failed_with(&self, error: &Arc<TransportError>) {
-        self.failed.lock().last = Some(Arc::clone(error));
+        self.starts.failed.lock().last = Some(Arc::clone(error));
     }
 
     /// Forgets what failed: somebody wants a try now.
     pub(crate) fn forget(&self) {
-        *self.failed.lock() = Failed::default();
+        let mut failed = self.starts.failed.lock();
+        failed.at.clear();
+        failed.last = None;
+        drop(failed);
+        self.starts.freed.notify_waiters();
     }
 
     /// How long no child should be started because too many failed lately, and how the last did.
     pub(crate) fn wait(&self, now: Uptime) -> Option<(Arc<TransportError>, Duration)> {
-        let failed = self.failed.lock();
-        let first = failed.at.front().filter(|_| failed.at.len() >= FAILED_STARTS)?;
-        let wait = WINDOW.checked_sub(now.since(*first)).filter(|wait| !wait.is_zero())?;
-        Some((failed.last.clone()?, wait))
+        let mut failed = self.starts.failed.lock();
+        let wait = failed.wait(now);
+        if wait.is_zero() { None } else { Some((failed.last.clone()?, wait)) }
     }
 
     /// Whether any runs.
@@ -199,6 +251,44 @@ mod tests {
         assert!(starts.len() > 60, "it goes on being tried: {}", starts.len());
         children.forget();
         assert!(children.wait(Uptime::from_millis(600_000)).is_none());
+    }
+
+    /// Many openings at once that all fail after a while, as each starts one child or two.
+    #[tokio::test]
+    async fn openings_under_way_count_before_they_have_failed() {
+        for each in [1, OPENING] {
+            let children = Children::default();
+            children.failed_with(&Arc::new(TransportError::Closed));
+            let started = std::sync::atomic::AtomicUsize::new(0);
+            let openings = (0..100).map(|_| async {
+                let Ok(_turn) = children.turn().await else { return false };
+                for _ in 0..each {
+                    started.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    children.failed(clock::uptime());
+                }
+                true
+            });
+            let opened = futures_util::future::join_all(openings).await;
+            let started = started.into_inner();
+            assert!(started <= STARTS && started >= STARTS - 1, "{started} of {each}");
+            assert!(opened.iter().filter(|opened| **opened).count() <= STARTS);
+            assert_eq!(children.starts.failed.lock().openings, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn openings_that_succeed_take_their_turns_and_none_is_refused() {
+        let children = Children::default();
+        let most = std::sync::atomic::AtomicUsize::new(0);
+        let openings = (0..40).map(|_| async {
+            let turn = children.turn().await;
+            most.fetch_max(children.starts.failed.lock().openings, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            assert!(turn.is_ok());
+        });
+        futures_util::future::join_all(openings).await;
+        assert_eq!(most.into_inner(), STARTS / OPENING);
     }
 
     #[test]

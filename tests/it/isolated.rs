@@ -141,8 +141,8 @@ async fn children_of_many_clients_that_all_fail_are_started_in_bounds() {
     });
     futures_util::future::join_all(calls).await;
     let started = std::fs::read_to_string(&starts).unwrap().lines().count();
-    // The one that serves, eight that fail, and the second try of one that died of the first message.
-    assert!((2..=18).contains(&started), "{started}");
+    // The one that serves, and nine that fail: one more opening could be two more starts.
+    assert!((2..=10).contains(&started), "{started}");
     app.stop().await;
 }
 
