@@ -2,14 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::breaker::ServerBreaker;
 use super::breakers::Breakers;
+use super::condition::{Condition, ServerStatus};
+use super::connections::{Connections, Kept, are_kept, longest_attempt};
 use super::error::LeaseError;
 use super::isolation::{IsolatedSessions, Opening, SessionLease};
 use super::latency::LatencyWindow;
@@ -17,13 +18,12 @@ use super::limiter::Limiter;
 use super::notices::{Notices, Subscriptions, TooManySubscriptions};
 use super::scrub::scrubbed;
 use super::target::{connect_options, target};
-use crate::clock;
 use crate::config::{Environment, secrets_of, shown_address};
 use crate::guard::{ProcessTable, Usage};
 use crate::metrics::{ChildMetrics, ServerMetrics};
 use crate::model::{
     BreakerScope, Dialect, Era, Requester, Secret, ServerName, ServerSettings, ServerSource,
-    ServerSpec, SessionHash, SessionMode, Timestamp, ToolName, TransportSpec, Uptime,
+    ServerSpec, SessionHash, SessionMode, Timestamp, ToolName, TraceId, TransportSpec, Uptime,
 };
 use crate::pool::{
     Children, ConnectOptions, ConnectionPool, Hearing, HttpClient, Lease, PoolError, PoolState,
@@ -58,13 +58,12 @@ pub struct ServerHandle {
     /// Its metrics.
     pub metrics: ServerMetrics,
     /// Calls at it and waiting for it.
-    pub limiter: Limiter,
+    pub limiter: Arc<Limiter>,
     /// Whether attempts may be made. Outlives the handle: a change of numbers forgets no failure.
     pub breaker: Arc<ServerBreaker>,
     breakers: Arc<Breakers>,
-    /// The connection that all share; also an isolated server is asked for its tools over it.
-    pool: Result<ConnectionPool, String>,
-    isolated: Option<IsolatedSessions>,
+    connections: Arc<Connections>,
+    condition: Arc<Condition>,
     children: Children,
     /// For a child process only.
     child_metrics: Option<ChildMetrics>,
@@ -72,38 +71,9 @@ pub struct ServerHandle {
     sealed_problem: Option<String>,
     secrets: Vec<Secret>,
     redaction: InForce,
-    status: Mutex<ServerStatus>,
     latency: LatencyWindow,
-    last_success_second: AtomicU64,
-    /// The least severe log messages asked for on the shared connection.
-    log_level: AtomicU8,
-    /// Whether the last attempt reached it.
-    reachable: AtomicBool,
-    /// Whether it answers and does not let us in.
-    unauthorized: AtomicBool,
-    /// What the log says of it: [`UNSAID`], [`SAID_UP`] or [`SAID_DOWN`].
-    said: AtomicU8,
-    /// Connections opened again, as counted so far, and those of them that an operator asked for.
-    seen_reconnects: AtomicU64,
-    asked_reconnects: AtomicU64,
     /// One discovery at a time.
     pub discovering: tokio::sync::Mutex<()>,
-}
-
-/// The log says nothing yet of whether the server is up.
-const UNSAID: u8 = 0;
-/// It says that it is.
-const SAID_UP: u8 = 1;
-/// It says that it is not.
-const SAID_DOWN: u8 = 2;
-
-/// What is known of a server's condition.
-#[derive(Debug, Clone, Default)]
-pub struct ServerStatus {
-    /// The last discovery that worked, and the last error.
-    pub discovery: DiscoveryRow,
-    /// Whether a discovery was tried since the start.
-    pub tried: bool,
 }
 
 /// How a server stands.
@@ -151,52 +121,47 @@ impl ServerHandle {
         (metrics, child_metrics): (ServerMetrics, Option<ChildMetrics>),
         predecessor: Option<&Self>,
     ) -> Self {
-        let status = predecessor.map_or_else(
-            || ServerStatus { discovery: row.discovery.clone().unwrap_or_default(), tried: false },
-            Self::status,
-        );
+        let kept = predecessor.and_then(|old| old.kept_for(row, &settings));
         let subscriptions = predecessor.map_or_else(
             || Arc::new(Subscriptions::new()),
             |predecessor| Arc::clone(&predecessor.subscriptions),
         );
-        let known_dialect = status.discovery.dialect.as_deref().and_then(Dialect::parse);
-        let children = predecessor.map_or_else(
-            || Children::new(means.guard),
-            |predecessor| predecessor.children.of_successor(),
-        );
-        let options =
-            connect_options(&row.name, &row.spec, &settings, known_dialect, children.clone());
         let usable = match &row.sealed_problem {
             // What is sealed must not be sent as if it were the value.
             Some(problem) => Err(problem.clone()),
             None => target(&row.spec, means.environment),
         };
         let peer = usable.as_ref().ok().and_then(Target::peer);
-        let (client, tasks) = (means.client, means.tasks);
-        let isolated = match (&usable, row.spec.sessions) {
-            (Ok(target), SessionMode::Isolated) => {
-                let opening = Opening {
-                    target: target.clone(),
-                    client: client.clone(),
-                    options: options.clone(),
-                    notices: means.notices.clone(),
-                    tasks: tasks.clone(),
-                };
-                Some(IsolatedSessions::new(opening, &settings, metrics.sessions.clone()))
+        let Kept { connections, condition, children, limiter } = kept.unwrap_or_else(|| {
+            let status = predecessor.map_or_else(
+                || ServerStatus {
+                    discovery: row.discovery.clone().unwrap_or_default(),
+                    ..ServerStatus::default()
+                },
+                Self::status,
+            );
+            let dialect = status.discovery.dialect.as_deref().and_then(Dialect::parse);
+            let children = predecessor.map_or_else(
+                || Children::new(means.guard),
+                |predecessor| predecessor.children.of_successor(),
+            );
+            let options =
+                connect_options(&row.name, &row.spec, &settings, dialect, children.clone());
+            let hearing = Hearing {
+                notices: means.notices.sink(&row.name, None),
+                subscriptions: subscriptions.watch(),
+                ..Hearing::default()
+            };
+            let connections = open(usable, (row, &settings), (options, hearing), means, &metrics);
+            Kept {
+                connections: Arc::new(connections),
+                condition: Arc::new(Condition::new(row.name.clone(), status, &metrics)),
+                children,
+                limiter: None,
             }
-            (Ok(_), SessionMode::Shared) | (Err(_), _) => None,
-        };
-        let hearing = Hearing {
-            notices: means.notices.sink(&row.name, None),
-            subscriptions: subscriptions.watch(),
-            ..Hearing::default()
-        };
-        let options = ConnectOptions { hearing, ..options };
-        let pool = usable
-            .map(|target| ConnectionPool::new(target, client.clone(), options, tasks.clone()));
-        metrics.up.set(0);
+        });
+        connections.bears(longest_attempt(&row.spec, &settings));
         metrics.enabled.set(i64::from(row.is_enabled()));
-        metrics.unauthorised.set(0);
         if let Some(metrics) = &child_metrics {
             metrics.limit.set(match (row.is_enabled(), row.spec.sessions) {
                 (false, _) => 0,
@@ -207,7 +172,7 @@ impl ServerHandle {
         Self {
             name: row.name.clone(),
             spec: row.spec.clone(),
-            limiter: Limiter::new(settings.max_concurrency),
+            limiter: limiter.unwrap_or_else(|| Arc::new(Limiter::new(settings.max_concurrency))),
             breaker: means.breakers.of(&row.name, None, &settings),
             breakers: Arc::clone(means.breakers),
             settings,
@@ -218,23 +183,15 @@ impl ServerHandle {
             created_at: row.created_at,
             peer,
             metrics,
-            pool,
-            isolated,
+            connections,
+            condition,
             children,
             child_metrics,
             subscriptions,
             sealed_problem: row.sealed_problem.clone(),
             secrets: secrets_of(&row.spec, means.environment),
             redaction: means.redaction.clone(),
-            status: Mutex::new(status),
             latency: LatencyWindow::new(),
-            last_success_second: AtomicU64::new(0),
-            log_level: AtomicU8::new(u8::MAX),
-            reachable: AtomicBool::new(true),
-            unauthorized: AtomicBool::new(false),
-            said: AtomicU8::new(UNSAID),
-            seen_reconnects: AtomicU64::new(0),
-            asked_reconnects: AtomicU64::new(0),
             discovering: tokio::sync::Mutex::new(()),
         }
     }
@@ -249,6 +206,40 @@ impl ServerHandle {
             && self.source == row.source
     }
 
+    /// What a handle for `row` and `settings` has of this one, if the server is reached as before:
+    /// its connections with what runs there, and what is known of it.
+    fn kept_for(&self, row: &ServerRow, settings: &ServerSettings) -> Option<Kept> {
+        if !self.enabled
+            || self.sealed_problem.is_some()
+            || !are_kept((&self.spec, &self.settings), row, settings)
+        {
+            return None;
+        }
+        let as_many = self.settings.max_concurrency == settings.max_concurrency;
+        Some(Kept {
+            connections: Arc::clone(&self.connections),
+            condition: Arc::clone(&self.condition),
+            children: self.children.clone(),
+            limiter: as_many.then(|| Arc::clone(&self.limiter)),
+        })
+    }
+
+    /// Whether another handle has the connections of this one.
+    pub(super) fn shares_connections(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.connections, &other.connections)
+    }
+
+    /// Whether nobody but the holders of this handle's one `Arc` uses its connections: no call, and
+    /// no handle before it that had the same ones.
+    pub(super) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.connections) == 1
+    }
+
+    /// The longest that one attempt over its connections may take.
+    pub(super) fn longest_attempt(&self) -> Duration {
+        self.connections.longest_attempt()
+    }
+
     /// The live connection that all share, opened if there is none. Dropping the future leaves an opening
     /// connection to the others that wait for it.
     ///
@@ -259,7 +250,7 @@ impl ServerHandle {
     }
 
     async fn shared(&self, urgency: Urgency) -> Result<Lease, PoolError> {
-        match &self.pool {
+        match &self.connections.pool {
             Ok(pool) => pool.lease(urgency).await,
             Err(problem) => Err(PoolError::Unusable { problem: problem.clone() }),
         }
@@ -277,7 +268,7 @@ impl ServerHandle {
         urgency: Urgency,
     ) -> Result<SessionLease, LeaseError> {
         let shared = self.shared(urgency);
-        match &self.isolated {
+        match &self.connections.isolated {
             None => Ok(SessionLease::shared(shared.await?)),
             // Boxed, so that calls to shared servers do not carry the room for it.
             Some(isolated) => Box::pin(isolated.lease(requester, urgency, shared)).await,
@@ -304,28 +295,28 @@ impl ServerHandle {
     /// Whether each client has a session of its own at it.
     #[must_use]
     pub fn keeps_sessions(&self) -> bool {
-        let shared = self.pool.as_ref().ok().and_then(ConnectionPool::current);
-        self.isolated.is_some() && !shared.is_some_and(|lease| lease.is_stateless())
+        let shared = self.connections.pool.as_ref().ok().and_then(ConnectionPool::current);
+        self.connections.isolated.is_some() && !shared.is_some_and(|lease| lease.is_stateless())
     }
 
     /// The live connection that is kept for a session of a client alone, if there is one.
     pub(super) fn own_connection(&self, session: &SessionHash) -> Option<Lease> {
-        self.isolated.as_ref()?.current(session)
+        self.connections.isolated.as_ref()?.current(session)
     }
 
     /// Sets the level of log messages where it is kept: for the session alone, or for all.
     pub(super) async fn set_log_level(&self, session: &SessionHash, level: LogLevel) {
-        let lease = match &self.isolated {
+        let lease = match &self.connections.isolated {
             Some(_) => self.own_connection(session),
-            None => self.pool.as_ref().ok().and_then(ConnectionPool::current),
+            None => self.connections.pool.as_ref().ok().and_then(ConnectionPool::current),
         };
         let Some(lease) = lease else { return };
         let peer = lease.peer();
         if peer.version.era() == Era::Modern || !peer.offers.logging {
             return;
         }
-        if self.isolated.is_none()
-            && self.log_level.fetch_min(level as u8, Ordering::Relaxed) <= level as u8
+        if self.connections.isolated.is_none()
+            && self.connections.log_level.fetch_min(level as u8, Ordering::Relaxed) <= level as u8
         {
             return;
         }
@@ -341,27 +332,27 @@ impl ServerHandle {
     /// How many isolated sessions there are at it.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.isolated.as_ref().map_or(0, IsolatedSessions::count)
+        self.connections.isolated.as_ref().map_or(0, IsolatedSessions::count)
     }
 
     /// Closes what was kept for a session of a client, in the background.
     pub(super) fn end_session(&self, session: &SessionHash) {
-        if let Some(isolated) = &self.isolated {
+        if let Some(isolated) = &self.connections.isolated {
             isolated.end_session(session);
         }
     }
 
     /// Closes isolated sessions that were not used for long, in the background.
     pub(super) fn tidy(&self, now: Uptime) {
-        self.count_reconnects();
-        if let Some(isolated) = &self.isolated {
+        self.connections.count_reconnects(&self.metrics);
+        if let Some(isolated) = &self.connections.isolated {
             isolated.tidy(now);
         }
     }
 
     /// Closes isolated sessions that are not in use, in the background.
     pub(super) fn close_unused_sessions(&self, now: Uptime) {
-        if let Some(isolated) = &self.isolated {
+        if let Some(isolated) = &self.connections.isolated {
             isolated.close_unused(now, Duration::ZERO);
         }
     }
@@ -408,7 +399,7 @@ impl ServerHandle {
 
     /// Gives up on a shared connection that proved dead.
     pub fn invalidate(&self, lease: &Lease) {
-        if let Ok(pool) = &self.pool {
+        if let Ok(pool) = &self.connections.pool {
             pool.invalidate(lease);
         }
     }
@@ -417,28 +408,18 @@ impl ServerHandle {
     /// than it did.
     #[must_use]
     pub fn connects(&self) -> u64 {
-        self.pool.as_ref().map_or(0, ConnectionPool::connects)
+        self.connections.connects()
     }
 
     /// Closes its connections and ends its child processes with all descendants.
     pub async fn close(&self) {
-        let shared = async {
-            if let Ok(pool) = &self.pool {
-                pool.close().await;
-            }
-        };
-        let isolated = async {
-            if let Some(isolated) = &self.isolated {
-                isolated.close().await;
-            }
-        };
-        tokio::join!(shared, isolated);
+        self.connections.close().await;
     }
 
     /// The last lines of a child's standard error.
     #[must_use]
     pub fn stderr_tail(&self) -> Vec<String> {
-        let lease = self.pool.as_ref().ok().and_then(ConnectionPool::current);
+        let lease = self.connections.pool.as_ref().ok().and_then(ConnectionPool::current);
         let lines = lease.map(|lease| lease.stderr_tail()).unwrap_or_default();
         lines.iter().map(|line| self.scrub(line)).collect()
     }
@@ -466,7 +447,7 @@ impl ServerHandle {
     /// What is known of its condition.
     #[must_use]
     pub fn status(&self) -> ServerStatus {
-        self.status.lock().clone()
+        self.condition.status()
     }
 
     /// How it stands.
@@ -475,8 +456,8 @@ impl ServerHandle {
         if !self.enabled {
             return ServerState::Disabled;
         }
-        let Ok(pool) = &self.pool else { return ServerState::Down };
-        if !self.reachable.load(Ordering::Relaxed) {
+        let Ok(pool) = &self.connections.pool else { return ServerState::Down };
+        if !self.condition.is_reachable() {
             return ServerState::Down;
         }
         if self.is_unauthorized() {
@@ -487,11 +468,11 @@ impl ServerHandle {
             PoolState::Up => ServerState::Up,
             PoolState::Down { .. } => ServerState::Down,
             PoolState::Idle | PoolState::Connecting => {
-                let status = self.status.lock();
+                let status = self.status();
                 match (status.tried, &status.discovery.error) {
                     (false, _) => ServerState::Connecting,
-                    (true, Some(_)) => ServerState::Down,
-                    (true, None) => ServerState::Up,
+                    (true, Some(_)) if !self.condition.serves_unlisted() => ServerState::Down,
+                    (true, _) => ServerState::Up,
                 }
             }
         }
@@ -499,122 +480,57 @@ impl ServerHandle {
 
     /// Notes a discovery that worked.
     pub fn discovered(&self, discovery: DiscoveryRow) {
-        let mut status = self.status.lock();
-        status.discovery = discovery;
-        status.tried = true;
-        drop(status);
-        self.unauthorized.store(false, Ordering::Relaxed);
-        self.note_success(clock::timestamp());
+        self.condition.discovered(discovery);
     }
 
-    /// Notes a discovery or health check that failed.
+    /// Notes a discovery that did not reach the server, or a health check that failed.
     pub fn failed(&self, error: &str, at: Timestamp) -> DiscoveryRow {
-        self.last_success_second.store(0, Ordering::Relaxed);
-        self.reachable.store(false, Ordering::Relaxed);
-        self.unauthorized.store(false, Ordering::Relaxed);
-        // Why, its discovery has said.
-        self.said.store(SAID_DOWN, Ordering::Relaxed);
-        let mut status = self.status.lock();
-        status.discovery.error = Some(self.scrub(error));
-        status.discovery.error_at = Some(at);
-        status.tried = true;
-        self.metrics.up.set(0);
-        self.metrics.unauthorised.set(0);
-        status.discovery.clone()
+        self.condition.failed(self.scrub(error), at)
     }
 
     /// Notes a discovery or health check that the server answered with 401 or 403: it is up, and
     /// what it offers cannot be seen.
     pub fn unauthorized(&self, error: &str, at: Timestamp) -> DiscoveryRow {
-        let row = self.failed(error, at);
-        self.unauthorized.store(true, Ordering::Relaxed);
-        self.reachable.store(true, Ordering::Relaxed);
-        self.metrics.up.set(1);
-        self.metrics.unauthorised.set(1);
-        row
+        self.condition.refused(self.scrub(error), at)
+    }
+
+    /// Notes that its list of tools could not be had although it was reached; `unauthorized` when it
+    /// answered 401 or 403.
+    pub fn unlisted(&self, error: &str, at: Timestamp, unauthorized: bool) -> DiscoveryRow {
+        self.condition.unlisted(self.scrub(error), at, unauthorized)
     }
 
     /// Notes the HTTP status with which the server failed a request.
     pub fn answered_status(&self, status: u16) {
-        self.metrics.unauthorised.set(i64::from(matches!(status, 401 | 403)));
+        self.condition.answered_status(status);
     }
 
     /// Whether it was last seen to answer and not to let us in.
     #[must_use]
     pub fn is_unauthorized(&self) -> bool {
-        self.unauthorized.load(Ordering::Relaxed)
+        self.condition.is_unauthorized()
+    }
+
+    /// Whether its list of tools could not be had at the last try, although it was reached.
+    #[must_use]
+    pub fn is_unlisted(&self) -> bool {
+        self.condition.is_unlisted()
     }
 
     /// The next lease opens a new connection, at once.
     pub(super) fn reconnect(&self) {
-        if let Ok(pool) = &self.pool {
-            self.asked_reconnects.fetch_add(1, Ordering::Relaxed);
-            pool.reset();
-        }
-    }
-
-    /// Counts connections that were opened since the last look, beside the first.
-    fn count_reconnects(&self) {
-        let again = self.connects().saturating_sub(1);
-        let before = self.seen_reconnects.swap(again, Ordering::Relaxed);
-        let grown = again.saturating_sub(before);
-        let asked = self.asked_reconnects.load(Ordering::Relaxed).min(grown);
-        self.asked_reconnects.fetch_sub(asked, Ordering::Relaxed);
-        let lost = grown.saturating_sub(asked);
-        self.metrics.count_reconnects(lost, asked);
+        self.connections.reconnect();
     }
 
     /// Notes an answer to a call.
     pub fn answered(&self, took: Duration, at: Timestamp) {
         self.latency.record(took);
-        self.note_success(at);
+        self.condition.answered(at);
     }
 
-    fn note_success(&self, at: Timestamp) {
-        // Read first: the place is shared by all threads, and calls are many.
-        if self.said.load(Ordering::Relaxed) != SAID_UP
-            && self.said.swap(SAID_UP, Ordering::Relaxed) != SAID_UP
-        {
-            tracing::info!(server.name = %self.name, "server {} is up", self.name);
-        }
-        let unauthorized = self.unauthorized.load(Ordering::Relaxed);
-        if unauthorized {
-            self.unauthorized.store(false, Ordering::Relaxed);
-        }
-        if !self.reachable.swap(true, Ordering::Relaxed) || unauthorized {
-            self.status.lock().discovery.error = None;
-        }
-        if self.metrics.unauthorised.get() != 0 {
-            self.metrics.unauthorised.set(0);
-        }
-        // A gauge of seconds needs one write a second, not one a call.
-        let second = u64::try_from(at.as_millis() / 1000).unwrap_or(0);
-        if self.last_success_second.swap(second, Ordering::Relaxed) != second {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "seconds since 1970 are far below 2^52"
-            )]
-            self.metrics.last_success.set(second as f64);
-            self.metrics.up.set(1);
-        }
-    }
-
-    /// Notes that an attempt did not reach the server.
-    pub fn unreachable(&self, error: &str, at: Timestamp) {
-        self.unauthorized.store(false, Ordering::Relaxed);
-        self.reachable.store(false, Ordering::Relaxed);
-        if self.said.swap(SAID_DOWN, Ordering::Relaxed) != SAID_DOWN {
-            let error = self.scrub(error);
-            tracing::warn!(server.name = %self.name, error, "server {} is down: {error}", self.name);
-        }
-        {
-            let mut status = self.status.lock();
-            status.discovery.error = Some(self.scrub(error));
-            status.discovery.error_at = Some(at);
-        }
-        self.metrics.up.set(0);
-        self.metrics.unauthorised.set(0);
-        self.last_success_second.store(0, Ordering::Relaxed);
+    /// Notes that an attempt did not reach the server, of a call in `trace`.
+    pub fn unreachable(&self, error: &str, at: Timestamp, trace: Option<TraceId>) {
+        self.condition.unreachable(self.scrub(error), at, trace);
     }
 
     /// Median and 95th percentile of the last calls, in milliseconds.
@@ -640,4 +556,32 @@ impl ServerHandle {
             }
         }
     }
+}
+
+/// The connections of a server that is not reached as before: none is open yet.
+fn open(
+    usable: Result<Target, String>,
+    (row, settings): (&ServerRow, &ServerSettings),
+    (options, hearing): (ConnectOptions, Hearing),
+    means: &Means<'_>,
+    metrics: &ServerMetrics,
+) -> Connections {
+    let (client, tasks) = (means.client, means.tasks);
+    let isolated = match (&usable, row.spec.sessions) {
+        (Ok(target), SessionMode::Isolated) => {
+            let opening = Opening {
+                target: target.clone(),
+                client: client.clone(),
+                options: options.clone(),
+                notices: means.notices.clone(),
+                tasks: tasks.clone(),
+            };
+            Some(IsolatedSessions::new(opening, settings, metrics.sessions.clone()))
+        }
+        (Ok(_), SessionMode::Shared) | (Err(_), _) => None,
+    };
+    let options = ConnectOptions { hearing, ..options };
+    let pool =
+        usable.map(|target| ConnectionPool::new(target, client.clone(), options, tasks.clone()));
+    Connections::new(pool, isolated)
 }

@@ -5,12 +5,15 @@
 
 mod breaker;
 mod breakers;
+mod condition;
+mod connections;
 mod error;
 mod handle;
 mod isolation;
 mod latency;
 mod limiter;
 mod notices;
+mod said;
 mod scrub;
 mod target;
 
@@ -40,8 +43,9 @@ use crate::store::{ServerRow, ServerUpsert, Store};
 
 pub use breaker::{BreakerView, Order, Permit, ServerBreaker, Turn};
 pub use breakers::Breakers;
+pub use condition::ServerStatus;
 pub use error::{LeaseError, RegistryError};
-pub use handle::{ServerHandle, ServerState, ServerStatus};
+pub use handle::{ServerHandle, ServerState};
 pub use isolation::SessionLease;
 pub use limiter::{Limiter, Overloaded, Place, Sleeper};
 pub use notices::{NoticeHandler, TooManySubscriptions};
@@ -63,6 +67,8 @@ pub struct Registry {
     metrics: Arc<Metrics>,
     client: HttpClient,
     tasks: TaskTracker,
+    /// Handles that were replaced are not waited for any longer.
+    stopping: CancellationToken,
     environment: Environment,
     notices: Notices,
     breakers: Arc<Breakers>,
@@ -106,6 +112,7 @@ impl Registry {
             metrics,
             client: HttpClient::new(),
             tasks,
+            stopping: CancellationToken::new(),
             environment,
             notices: Notices::default(),
             guard: config.guard.clone(),
@@ -346,6 +353,7 @@ impl Registry {
 
     /// Closes every connection and child process.
     pub async fn close(&self) {
+        self.stopping.cancel();
         let servers = self.servers.load_full();
         let closing = servers.values().map(|server| server.close());
         futures_util::future::join_all(closing).await;
@@ -400,8 +408,8 @@ impl Registry {
         crate::model::nearest(name, servers.keys().map(ServerName::as_str), 3)
     }
 
-    /// Makes the handles fit the rows. A server that did not change keeps its handle, and with it
-    /// its connections.
+    /// Makes the handles fit the rows. A server that did not change keeps its handle; one that is
+    /// reached as before keeps its connections.
     async fn reload(&self) -> Result<(), RegistryError> {
         let rows = self.store.servers().await?;
         self.show(rows)
@@ -432,9 +440,10 @@ impl Registry {
             servers.insert(row.name, handle);
         }
         for (name, handle) in old.iter() {
-            let replaced = servers.get(name).is_none_or(|new| !Arc::ptr_eq(new, handle));
+            // Also a new handle goes on with what is there, if the server is reached as before.
+            let replaced = servers.get(name).is_none_or(|new| !new.shares_connections(handle));
             if replaced {
-                self.tasks.spawn(retire(Arc::clone(handle)));
+                self.tasks.spawn(retire(Arc::clone(handle), self.stopping.clone()));
             }
         }
         let secrets = servers.values().flat_map(|handle| handle.secrets().iter().cloned());
@@ -471,18 +480,25 @@ impl Registry {
     }
 }
 
-/// How long calls on a handle that was replaced may go on.
+/// How long what uses a handle that was replaced may go on at least.
 const RETIREMENT: Duration = Duration::from_secs(30);
+/// How long a call may take at most from when it has its handle until it is sent.
+const BEFORE: Duration = Duration::from_secs(5);
 
-/// Closes a handle that was replaced, when nobody uses it any more or after a bounded time.
-async fn retire(handle: Arc<ServerHandle>) {
+/// Closes a handle that was replaced, when nobody uses it any more, or when no attempt that was begun
+/// at it may still be under way.
+async fn retire(handle: Arc<ServerHandle>, stopping: CancellationToken) {
     let left = async {
-        while Arc::strong_count(&handle) > 1 {
+        while Arc::strong_count(&handle) > 1 || !handle.is_alone() {
             // Their clients may end meanwhile, and would not be heard here.
             handle.close_unused_sessions(clock::uptime());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let _ = tokio::time::timeout(RETIREMENT, left).await;
+    let longest = RETIREMENT.max(handle.longest_attempt().saturating_add(BEFORE));
+    tokio::select! {
+        _ = tokio::time::timeout(longest, left) => {}
+        () = stopping.cancelled() => {}
+    }
     handle.close().await;
 }

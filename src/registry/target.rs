@@ -25,17 +25,9 @@ pub fn connect_options(
     known_dialect: Option<Dialect>,
     children: Children,
 ) -> ConnectOptions {
-    // A child may have to be fetched and unpacked before it answers; its first answer has as
-    // long as any other.
-    let connect_timeout = match spec.transport.kind() {
-        TransportKind::Stdio => settings.connect_timeout.max(settings.timeout),
-        TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => {
-            settings.connect_timeout
-        }
-    };
     ConnectOptions {
         server: name.clone(),
-        connect_timeout,
+        connect_timeout: opening(spec, settings),
         max_response_size: settings.max_response_size,
         stall_timeout: settings.stall_timeout,
         known_dialect,
@@ -43,6 +35,38 @@ pub fn connect_options(
         probe_timeout: PROBE_TIMEOUT,
         children,
     }
+}
+
+/// How long a step of the opening may take.
+fn opening(spec: &ServerSpec, settings: &ServerSettings) -> Duration {
+    // A child may have to be fetched and unpacked before it answers; its first answer has as
+    // long as any other.
+    match spec.transport.kind() {
+        TransportKind::Stdio => settings.connect_timeout.max(settings.timeout),
+        TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => {
+            settings.connect_timeout
+        }
+    }
+}
+
+/// Whether connections of a server with the one specification and its settings are what the other
+/// asks for, too. All that [`connect_options`], [`target`] and isolated sessions are made by counts.
+pub(super) fn same_way(
+    (old, before): (&ServerSpec, &ServerSettings),
+    (new, now): (&ServerSpec, &ServerSettings),
+) -> bool {
+    let numbers = |spec: &ServerSpec, settings: &ServerSettings| {
+        (
+            opening(spec, settings),
+            settings.max_response_size,
+            settings.stall_timeout,
+            settings.max_sessions,
+            settings.session_idle_timeout,
+        )
+    };
+    old.transport == new.transport
+        && old.sessions == new.sessions
+        && numbers(old, before) == numbers(new, now)
 }
 
 /// The specification with every reference expanded; lives in memory only.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::audit::AuditUnavailable;
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
-use crate::model::{BreakerProbe, BreakerScope, CallerTrace, Era, Failure, Outcome, Uptime};
+use crate::model::{
+    BreakerProbe, BreakerScope, CallerTrace, Era, Failure, Outcome, TraceId, Uptime,
+};
 use crate::policy::{self, Deadline, Verdict};
 use crate::pool::{PoolError, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
@@ -178,13 +180,15 @@ impl Trial {
         Self { limit, ours }
     }
 
-    /// What the failure says of the server, which was promised `promised` for an answer.
+    /// What the failure says of the server, which was promised `promised` for an answer; `trace` is the
+    /// call's.
     pub(super) fn verdict(
         self,
         server: &ServerHandle,
         error: &UpstreamError,
         promised: Duration,
         is_probe: bool,
+        trace: Option<TraceId>,
     ) -> Verdict {
         let verdict = if self.ours || is_probe && error.is_second_hand() {
             Verdict::Neutral
@@ -194,7 +198,7 @@ impl Trial {
             policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx)
         };
         if verdict == Verdict::Failure && error.failure() == Failure::NotSent {
-            server.unreachable(&error.to_string(), clock::timestamp());
+            server.unreachable(&error.to_string(), clock::timestamp(), trace);
         }
         verdict
     }
@@ -225,7 +229,7 @@ fn fail(
 ) -> RouteError {
     let server = &entry.server;
     let promised = entry.timeout.min(server.settings.call_deadline_for(entry.timeout));
-    let verdict = trial.verdict(server, &error, promised, permits.is_probe());
+    let verdict = trial.verdict(server, &error, promised, permits.is_probe(), record.trace());
     let subject = format!("tool `{}` of", entry.tool);
     if let Some(status) = error.http_status().filter(|_| !error.is_second_hand()) {
         server.answered_status(status);

@@ -217,7 +217,7 @@ impl Router {
     ) -> RouteError {
         let server = &forward.server;
         let promised = server.settings.timeout.min(server.settings.call_deadline);
-        let verdict = trial.verdict(server, &error, promised, permit.is_probe());
+        let verdict = trial.verdict(server, &error, promised, permit.is_probe(), None);
         let subject = format!("{} at", forward.method);
         // Nothing of this kind changes anything, so that a repeat is safe.
         let failed = UpstreamFailure::new(server, subject, error, trial.limit, true);

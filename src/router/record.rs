@@ -149,7 +149,7 @@ impl CallRecord {
     }
 
     /// The trace in which the call can be found.
-    fn trace(&self) -> Option<TraceId> {
+    pub(super) fn trace(&self) -> Option<TraceId> {
         trace_of(self.operation.as_deref(), self.call.trace.as_deref())
     }
 

@@ -51,6 +51,7 @@ mod overrides;
 mod recording;
 mod redaction_corpus;
 mod registry;
+mod reloads;
 mod replay;
 mod resilience;
 mod restart;
