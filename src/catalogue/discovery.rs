@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use super::build::{self, BuildSettings, Known};
 use super::definitions::KnownTool;
+use super::left_out::LeftOut;
 use super::lists::{OFFERS, ServerOffers};
 use super::page::OfferedList;
 use super::recording::{Recording, RecordingSettings};
@@ -59,6 +60,7 @@ pub struct Discovery {
     settings: ArcSwap<DiscoverySettings>,
     known: Mutex<HashMap<ServerName, Vec<KnownTool>>>,
     offers: Mutex<HashMap<ServerName, ServerOffers>>,
+    left_out: LeftOut,
     /// What servers said since `run` last looked: at most one entry for each of the registry.
     notices: Mutex<HashMap<ServerName, Wanted>>,
     noticed: Notify,
@@ -104,6 +106,7 @@ impl Discovery {
             settings: ArcSwap::from_pointee(settings),
             known: Mutex::new(known),
             offers: Mutex::new(offers),
+            left_out: LeftOut::default(),
             notices: Mutex::new(HashMap::new()),
             noticed: Notify::new(),
             catalogue: Arc::new(ArcSwap::from_pointee(Catalogue::default())),
@@ -228,6 +231,7 @@ impl Discovery {
         let servers = self.registry.servers();
         known.retain(|server, _| servers.contains_key(server));
         offers.retain(|server, _| servers.contains_key(server));
+        self.left_out.retain(|server| servers.contains_key(server));
         for handle in servers.values() {
             let tools = known.get(&handle.name).map_or(&[][..], Vec::as_slice);
             let tools = if handle.enabled { tools } else { &[] };

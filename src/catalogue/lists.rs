@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::error::DiscoveryError;
+use super::left_out::Problems;
 use super::page::OfferedList;
 use crate::model::{Era, cut_after};
 use crate::pool::Lease;
@@ -25,8 +26,6 @@ const PAGE_LIMIT: usize = 1000;
 const BYTE_LIMIT: usize = 64 * 1024 * 1024;
 /// A longer cursor is a fault of the server: in bytes.
 const CURSOR_LIMIT: usize = 64 * 1024;
-/// So many elements that are left out are named in the log, of one list.
-const NAMED_PROBLEMS: usize = 10;
 /// JSON-RPC: the server does not know the method.
 const METHOD_NOT_FOUND: &str = "-32601";
 
@@ -84,12 +83,14 @@ pub(super) struct Walked<T> {
     pub(super) items: Vec<T>,
     /// How long every page of it may be kept; `None` where one does not say so.
     pub(super) ttl: Option<Duration>,
+    /// What is wrong with elements that are left out.
+    pub(super) left_out: Problems,
 }
 
 impl<T> Walked<T> {
     /// The list of a server that does not have it: stays so until a new connection.
-    pub(super) const fn empty() -> Self {
-        Self { items: Vec::new(), ttl: Some(Duration::MAX) }
+    pub(super) fn empty() -> Self {
+        Self { items: Vec::new(), ttl: Some(Duration::MAX), left_out: Problems::default() }
     }
 }
 
@@ -153,8 +154,8 @@ async fn walk<T>(
 ) -> Result<Walked<T>, DiscoveryError> {
     let method = list.method();
     let bad = |problem: String| DiscoveryError::BadList { method, problem };
-    let mut walked = Walked { items: Vec::new(), ttl: Some(Duration::MAX) };
-    let (mut bytes, mut left_out) = (0_usize, 0_usize);
+    let mut walked = Walked::empty();
+    let mut bytes = 0_usize;
     let mut cursors: HashSet<String> = HashSet::new();
     let mut cursor: Option<String> = None;
     for _ in 0..PAGE_LIMIT {
@@ -177,12 +178,7 @@ async fn walk<T>(
             return Err(DiscoveryError::Refused { method, error });
         }
         let page = read(&answer.value).map_err(bad)?;
-        for problem in &page.problems {
-            left_out += 1;
-            if left_out <= NAMED_PROBLEMS {
-                tracing::warn!(server.name = %server.name, %problem, "server {} lists a {} that is left out: {problem}", server.name, list.noun());
-            }
-        }
+        page.problems.into_iter().for_each(|problem| walked.left_out.add(problem));
         bytes = bytes.saturating_add(page.items.iter().map(&size).sum());
         walked.items.extend(page.items);
         walked.ttl = walked.ttl.zip(page.ttl).map(|(whole, page)| whole.min(page));
@@ -196,9 +192,6 @@ async fn walk<T>(
             return Err(bad(format!("its list has more than {} MiB", BYTE_LIMIT >> 20)));
         }
         let Some(next) = page.next_cursor else {
-            if left_out > NAMED_PROBLEMS {
-                tracing::warn!(server.name = %server.name, left_out, "server {} lists {left_out} {}s that are left out", server.name, list.noun());
-            }
             if lease.peer().version.era() == Era::Legacy {
                 walked.ttl = None;
             }

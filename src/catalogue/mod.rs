@@ -8,6 +8,7 @@ mod build;
 mod definitions;
 mod discovery;
 mod error;
+mod left_out;
 mod lists;
 mod naming;
 mod offers;

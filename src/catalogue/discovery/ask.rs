@@ -102,7 +102,8 @@ impl Discovery {
             Ok(Walked::empty())
         };
         let taken = match listed {
-            Ok(Walked { items, ttl }) => {
+            Ok(Walked { items, ttl, left_out }) => {
+                self.left_out.tell(&server.name, OfferedList::Tools, &left_out);
                 self.take_over(server, &items).await.map(|()| (items.len(), ttl))
             }
             Err(error) => Err(error),
@@ -112,7 +113,7 @@ impl Discovery {
                 self.note_success(server, discovery_row(server, lease)).await;
                 (Ok(Some(count)), ttl)
             }
-            Err(error) => (Err(self.note_failure(server, error).await), None),
+            Err(error) => (Err(self.note_unlisted(server, error).await), None),
         }
     }
 

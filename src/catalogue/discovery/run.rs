@@ -129,8 +129,11 @@ impl Plan {
 
     /// Sees what happened between its turns.
     fn look(&mut self, now: Uptime) {
-        // Who does not let us in is asked in its turn only.
-        let up = self.handle.state() == ServerState::Up && !self.handle.is_unauthorized();
+        // Who does not let us in, or answers calls and cannot be asked for its tools, is asked in its
+        // turn only.
+        let up = self.handle.state() == ServerState::Up
+            && !self.handle.is_unauthorized()
+            && !self.handle.is_unlisted();
         self.turns.look(up, now);
         // Behind a new connection may be a new program.
         let connects = self.handle.connects();

@@ -14,7 +14,7 @@ use crate::catalogue::page::OfferedList;
 use crate::clock;
 use crate::model::{OnChange, ServerName, ToolName, ToolStatus};
 use crate::protocol::{Listed, ToolDefinition};
-use crate::registry::ServerHandle;
+use crate::registry::{ServerHandle, ServerStatus};
 use crate::store::{DiscoveryRow, HistoryKind, HistoryRow, OfferKind, StoreError, ToolRow};
 
 /// One list other than tools, and what came of asking for it.
@@ -75,9 +75,13 @@ impl Discovery {
         for (list, kind, listed) in answers {
             offers.problems.retain(|(of, _)| *of != list);
             let taken = match listed {
-                Ok(walked) if walked.items == before.list(list) => Ok(walked.ttl),
+                Ok(walked) if walked.items == before.list(list) => {
+                    self.left_out.tell(&server.name, list, &walked.left_out);
+                    Ok(walked.ttl)
+                }
                 Ok(walked) => self.store_offers(server, kind, &walked.items).await.map(|()| {
                     changed = true;
+                    self.left_out.tell(&server.name, list, &walked.left_out);
                     offers.replace(list, walked.items);
                     walked.ttl
                 }),
@@ -136,27 +140,63 @@ impl Discovery {
         }
     }
 
+    /// The server could not be reached to be asked for anything, or gave no sign of life.
     pub(super) async fn note_failure(
         &self,
         server: &Arc<ServerHandle>,
         error: DiscoveryError,
     ) -> DiscoveryError {
+        self.note(
+            server,
+            error,
+            |status| status.discovery.error.as_deref(),
+            |message, locked| {
+                let at = clock::timestamp();
+                match locked {
+                    true => server.unauthorized(message, at),
+                    false => server.failed(message, at),
+                }
+            },
+        )
+        .await
+    }
+
+    /// The server was reached, and its list of tools could not be had.
+    pub(super) async fn note_unlisted(
+        &self,
+        server: &Arc<ServerHandle>,
+        error: DiscoveryError,
+    ) -> DiscoveryError {
+        self.note(
+            server,
+            error,
+            |status| status.list_error.as_deref(),
+            |message, locked| server.unlisted(message, clock::timestamp(), locked),
+        )
+        .await
+    }
+
+    /// Notes by `note`, which is told whether the server does not let us in, that discovery failed; one
+    /// line for each problem that is not the one `before`.
+    async fn note(
+        &self,
+        server: &Arc<ServerHandle>,
+        error: DiscoveryError,
+        before: impl FnOnce(&ServerStatus) -> Option<&str>,
+        note: impl FnOnce(&str, bool) -> DiscoveryRow,
+    ) -> DiscoveryError {
         if !self.is_current(server) {
             return DiscoveryError::Replaced;
         }
         let message = server.scrub(&error.to_string());
-        let before = server.status();
-        if before.discovery.error.as_deref() != Some(&message) || !before.tried {
+        let status = server.status();
+        if before(&status) != Some(message.as_str()) || !status.tried {
             tracing::warn!(
                 server.name = %server.name, error = %message,
                 "server {} could not be asked for its tools: {message}", server.name
             );
         }
-        let at = clock::timestamp();
-        let discovery = match error {
-            DiscoveryError::Unauthorized(_) => server.unauthorized(&message, at),
-            _ => server.failed(&message, at),
-        };
+        let discovery = note(&message, matches!(error, DiscoveryError::Unauthorized(_)));
         self.mark_stale(&server.name);
         self.record(server, &discovery).await;
         error
