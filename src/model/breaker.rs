@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ServerName, Timestamp, ToolName};
+use super::{ServerName, Timestamp, ToolName, TraceId};
 
 /// How a breaker stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -186,4 +186,6 @@ pub struct BreakerEvent {
     pub actor: Option<String>,
     /// What that person gave as the reason.
     pub note: Option<String>,
+    /// The trace of the call whose failure caused it; for the log, and not stored.
+    pub trace_id: Option<TraceId>,
 }

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::metrics::BreakerMetrics;
 use crate::model::{
     BreakerEvent, BreakerRow, BreakerState, ServerName, ServerSettings, Timestamp, ToolName,
-    TransitionReason, Uptime,
+    TraceId, TransitionReason, Uptime,
 };
 use crate::policy::{
     Breaker, BreakerStatus, Budget, Command, Rejection, Ticket, Transition, Verdict,
@@ -98,6 +98,16 @@ pub struct Permit<'a> {
     ticket: Ticket,
     began: Uptime,
     open: bool,
+    trace: Option<TraceId>,
+}
+
+/// What a transition came of.
+#[derive(Debug)]
+struct Cause {
+    /// The failure, without what must not be shown.
+    text: String,
+    /// The trace of the call that failed.
+    trace: Option<TraceId>,
 }
 
 impl ServerBreaker {
@@ -164,7 +174,7 @@ impl ServerBreaker {
         }
         drop(core);
         match ticket {
-            Ok(ticket) => Ok(Permit { breaker: self, ticket, began: now, open: true }),
+            Ok(ticket) => Ok(Permit { breaker: self, ticket, began: now, open: true, trace: None }),
             Err(rejection) => {
                 self.metrics.rejections.inc();
                 Err(rejection)
@@ -334,6 +344,7 @@ impl ServerBreaker {
         began: Uptime,
         now: Uptime,
         error: Option<&dyn std::fmt::Display>,
+        trace: Option<TraceId>,
     ) {
         let mut core = self.core.lock();
         let before = core.breaker.failures();
@@ -345,10 +356,10 @@ impl ServerBreaker {
         }
         let cause = (heard && verdict == Verdict::Failure).then(|| {
             let text = error.map(ToString::to_string).unwrap_or_default();
-            text.chars().take(ERROR_TEXT).collect::<String>()
+            Cause { text: text.chars().take(ERROR_TEXT).collect(), trace }
         });
-        if cause.is_some() {
-            core.last_error.clone_from(&cause);
+        if let Some(cause) = &cause {
+            core.last_error = Some(cause.text.clone());
             core.last_error_at = Some(clock::timestamp());
         }
         core.unsaved |= core.breaker.failures() != before;
@@ -356,7 +367,7 @@ impl ServerBreaker {
     }
 
     /// Everything that a transition causes. Under the lock, so that the history has them in order.
-    fn follow(&self, core: &mut Core, now: Uptime, cause: Option<&String>, order: Option<&Order>) {
+    fn follow(&self, core: &mut Core, now: Uptime, cause: Option<&Cause>, order: Option<&Order>) {
         if core.retired {
             core.transitions.clear();
         }
@@ -387,14 +398,15 @@ impl ServerBreaker {
         transition: &Transition,
         now: Uptime,
         wall: Timestamp,
-        cause: Option<&String>,
+        cause: Option<&Cause>,
         order: Option<&Order>,
     ) -> BreakerEvent {
+        let text = cause.map(|cause| cause.text.clone());
         let error = match transition.reason {
             TransitionReason::Failures
             | TransitionReason::FailureRate
-            | TransitionReason::ProbeFailed => cause.cloned(),
-            TransitionReason::SlowCalls => cause.cloned().or_else(|| {
+            | TransitionReason::ProbeFailed => text,
+            TransitionReason::SlowCalls => text.or_else(|| {
                 Some("too many of the last attempts were slower than slow_call".to_owned())
             }),
             TransitionReason::ProbeLeaseExpired => {
@@ -425,6 +437,7 @@ impl ServerBreaker {
             error,
             actor: order.map(|order| order.actor.clone()),
             note: order.and_then(|order| order.note.clone()),
+            trace_id: cause.and_then(|cause| cause.trace),
         }
     }
 
@@ -445,15 +458,16 @@ pub(super) fn tell(event: &BreakerEvent) {
     let error = event.error.as_deref().unwrap_or_default();
     let by = event.actor.as_deref().map(|actor| format!(" by {actor}")).unwrap_or_default();
     let colon = if error.is_empty() { "" } else { ": " };
+    let trace = event.trace_id.map(tracing::field::display);
     let message = format!(
         "the breaker of server {server}{tool} went from {from} to {to}{by} ({reason}){colon}{error}"
     );
     match event.to {
         BreakerState::Open => {
-            tracing::warn!(server.name = %server, breaker.from = from, breaker.to = to, breaker.reason = reason, "{message}");
+            tracing::warn!(server.name = %server, breaker.from = from, breaker.to = to, breaker.reason = reason, trace_id = trace, "{message}");
         }
         _ => {
-            tracing::info!(server.name = %server, breaker.from = from, breaker.to = to, breaker.reason = reason, "{message}");
+            tracing::info!(server.name = %server, breaker.from = from, breaker.to = to, breaker.reason = reason, trace_id = trace, "{message}");
         }
     }
 }
@@ -465,10 +479,16 @@ impl Permit<'_> {
         self.ticket.is_probe()
     }
 
+    /// The attempt is one of a call in this trace, which the log names if the breaker changes with it.
+    pub fn traced(mut self, trace: Option<TraceId>) -> Self {
+        self.trace = trace;
+        self
+    }
+
     /// Says how the attempt ended at `now`; `error` must be free of secrets.
     pub fn report(mut self, verdict: Verdict, now: Uptime, error: Option<&dyn std::fmt::Display>) {
         self.open = false;
-        self.breaker.report(self.ticket, verdict, self.began, now, error);
+        self.breaker.report(self.ticket, verdict, self.began, now, error, self.trace);
     }
 }
 
@@ -476,7 +496,7 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.open {
             let now = clock::uptime();
-            self.breaker.report(self.ticket, Verdict::Neutral, self.began, now, None);
+            self.breaker.report(self.ticket, Verdict::Neutral, self.began, now, None, None);
         }
     }
 }

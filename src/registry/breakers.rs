@@ -150,6 +150,7 @@ impl Breakers {
                 error: None,
                 actor: None,
                 note: None,
+                trace_id: None,
             };
             if event.from != BreakerState::Closed
                 && let Err(error) = self.sender.try_send(event)

@@ -163,11 +163,13 @@ pub(super) struct Trial {
     pub(super) limit: Duration,
     /// Whether we closed its connection.
     pub(super) ours: bool,
+    /// Where its call can be found.
+    pub(super) trace: Option<TraceId>,
 }
 
 impl Trial {
     pub(super) const fn of(limit: Duration) -> Self {
-        Self { limit, ours: false }
+        Self { limit, ours: false, trace: None }
     }
 
     /// One that failed over `lease`, which is given up if it is dead by now. That must not look as if
@@ -177,18 +179,16 @@ impl Trial {
         if !lease.is_alive() {
             server.give_up(lease);
         }
-        Self { limit, ours }
+        Self { ours, ..Self::of(limit) }
     }
 
-    /// What the failure says of the server, which was promised `promised` for an answer; `trace` is the
-    /// call's.
+    /// What the failure says of the server, which was promised `promised` for an answer.
     pub(super) fn verdict(
         self,
         server: &ServerHandle,
         error: &UpstreamError,
         promised: Duration,
         is_probe: bool,
-        trace: Option<TraceId>,
     ) -> Verdict {
         let verdict = if self.ours || is_probe && error.is_second_hand() {
             Verdict::Neutral
@@ -198,7 +198,7 @@ impl Trial {
             policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx)
         };
         if verdict == Verdict::Failure && error.failure() == Failure::NotSent {
-            server.unreachable(&error.to_string(), clock::timestamp(), trace);
+            server.unreachable(&error.to_string(), clock::timestamp(), self.trace);
         }
         verdict
     }
@@ -229,7 +229,8 @@ fn fail(
 ) -> RouteError {
     let server = &entry.server;
     let promised = entry.timeout.min(server.settings.call_deadline_for(entry.timeout));
-    let verdict = trial.verdict(server, &error, promised, permits.is_probe(), record.trace());
+    let trial = Trial { trace: record.trace(), ..trial };
+    let verdict = trial.verdict(server, &error, promised, permits.is_probe());
     let subject = format!("tool `{}` of", entry.tool);
     if let Some(status) = error.http_status().filter(|_| !error.is_second_hand()) {
         server.answered_status(status);
@@ -237,7 +238,8 @@ fn fail(
     let failed = UpstreamFailure::new(server, subject, error, trial.limit, replay_safe(entry));
     let now = clock::uptime();
     if matches!(verdict, Verdict::Failure | Verdict::Unanswered) {
-        permits.failed(failed.failure, verdict, now, &record.redacted(&failed.problem));
+        let problem = record.redacted(&failed.problem);
+        permits.failed(failed.failure, verdict, now, &problem, trial.trace);
     } else {
         permits.neutral(now);
     }
@@ -341,13 +343,20 @@ impl<'a> Permits<'a> {
 
     /// With a breaker for each tool, what shows that the server is away counts for the server, and
     /// what one tool may have caused counts for the tool.
-    fn failed(self, failure: Failure, verdict: Verdict, now: Uptime, problem: &str) {
+    fn failed(
+        self,
+        failure: Failure,
+        verdict: Verdict,
+        now: Uptime,
+        problem: &str,
+        trace: Option<TraceId>,
+    ) {
         let of_the_tool =
             self.tool.is_some() && matches!(failure, Failure::Timeout | Failure::Ambiguous);
         let (counts, other) =
             if of_the_tool { (self.tool, self.server) } else { (self.server, self.tool) };
         if let Some(counts) = counts {
-            counts.report(verdict, now, Some(&problem));
+            counts.traced(trace).report(verdict, now, Some(&problem));
         }
         if let Some(other) = other {
             other.report(Verdict::Neutral, now, None);

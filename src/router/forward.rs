@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::record::trace_of;
 use super::spans::{self, Ended};
 use super::upstream::{UpstreamError, UpstreamFailure, is_server_fault};
 use super::{RouteError, Router, UpstreamAnswer};
@@ -128,13 +129,15 @@ impl Router {
         };
         let session = forward.session.as_deref();
         let requester = Requester { id: forward.id, caller: &forward.caller, session };
+        let trace = trace_of(operation, forward.trace.as_deref());
+        let trial = Trial { trace, ..Trial::of(limit) };
         let leased = tokio::time::timeout(limit, server.lease_for(&requester, urgency)).await;
         let waited = || Err(PoolError::Waited { waited: limit }.into());
         let lease = match leased.unwrap_or_else(|_elapsed| waited()) {
             Ok(lease) => lease,
             Err(LeaseError::Pool(error)) => {
                 note(None, Ended::failed(policy::outcome_of(error.failure())));
-                return Err(self.failed(forward, permit, error.into(), Trial::of(limit)));
+                return Err(self.failed(forward, permit, error.into(), trial));
             }
             Err(LeaseError::SessionsFull { limit }) => {
                 return Err(RouteError::SessionsFull { server: server.name.clone(), limit });
@@ -174,13 +177,13 @@ impl Router {
         if left.is_zero() {
             let error = PoolError::Waited { waited: limit };
             note(None, Ended::failed(policy::outcome_of(error.failure())));
-            return Err(self.failed(forward, permit, error.into(), Trial::of(limit)));
+            return Err(self.failed(forward, permit, error.into(), trial));
         }
         let answered = lease.request(&request, left, relay).await;
         note(Some(lease.peer().version), ended_at_server(&answered));
         match answered {
             Ok(answer) if is_server_fault(&answer) => {
-                let trial = Trial::ended(server, &lease, left);
+                let trial = Trial { trace: trial.trace, ..Trial::ended(server, &lease, left) };
                 self.failed(forward, permit, UpstreamError::Answered(answer), trial).into_answer()
             }
             Ok(answer) => {
@@ -202,7 +205,7 @@ impl Router {
                 Ok(UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome })
             }
             Err(error) => {
-                let trial = Trial::ended(server, &lease, left);
+                let trial = Trial { trace: trial.trace, ..Trial::ended(server, &lease, left) };
                 Err(self.failed(forward, permit, error.into(), trial))
             }
         }
@@ -217,11 +220,12 @@ impl Router {
     ) -> RouteError {
         let server = &forward.server;
         let promised = server.settings.timeout.min(server.settings.call_deadline);
-        let verdict = trial.verdict(server, &error, promised, permit.is_probe(), None);
+        let verdict = trial.verdict(server, &error, promised, permit.is_probe());
         let subject = format!("{} at", forward.method);
         // Nothing of this kind changes anything, so that a repeat is safe.
         let failed = UpstreamFailure::new(server, subject, error, trial.limit, true);
-        permit.report(verdict, clock::uptime(), Some(&self.audit.redacted(&failed.problem)));
+        let problem = self.audit.redacted(&failed.problem);
+        permit.traced(trial.trace).report(verdict, clock::uptime(), Some(&problem));
         RouteError::Upstream(Box::new(failed))
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use switchyard::app::ADMIN_SOCKET;
 
-use crate::support::{Http, Rig, Router, SOON, eventually};
+use crate::support::{Fault, Http, Rig, Router, SOON, eventually, total};
 
 /// The lines of the log, each of which is one object.
 fn lines(router: &Router) -> Vec<Value> {
@@ -106,4 +106,112 @@ async fn what_a_server_says_adds_no_line_and_moves_no_cursor() {
         }
         assert_eq!(router.stop().await.0, 0);
     }
+}
+
+/// A server whose list of tools cannot be had, and which answers calls: it is up, one line says what is
+/// wrong, and its list is asked for with growing waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_fails_beside_calls_is_one_line_and_no_flapping() {
+    let rig = Rig::legacy(&["pay"]).await;
+    let router = Router::start(&rig.yaml("up", "")).await;
+    let socket = Http::socket(router.data_dir().join(ADMIN_SOCKET));
+    until(&router, "server up is up", 1).await;
+    rig.set("tools/list", Fault::status(500));
+    socket.post("/mcp/servers/up/refresh", "").await.expect(200);
+    let asked = rig.asked("tools/list");
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        let answer = router.http.call("up__pay", r#"{"key":"k"}"#).await.json();
+        assert_eq!(answer["success"], true, "{answer}");
+        assert_eq!(total(&socket, "switchyard_upstream_up", &[r#"server="up""#]).await, 1.0);
+        let shown = socket.server("up").await.unwrap();
+        assert_eq!((&shown["state"], &shown["stale"]), (&"up".into(), &true.into()), "{shown}");
+        assert!(shown["last_error"].as_str().unwrap().contains("500"), "{shown}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(said(&router, "server up could not be asked for its tools"), 1, "{}", router.log());
+    assert_eq!(said(&router, "server up is"), 1, "{}", router.log());
+    // At once, as it is seen that it failed, and after 1, 2 and 4 s.
+    let asked = rig.asked("tools/list") - asked;
+    assert!((1..=4).contains(&asked), "{asked}");
+    rig.set("tools/list", Fault::None);
+    socket.post("/mcp/servers/up/refresh", "").await.expect(200);
+    until(&router, "server up is up", 2).await;
+    let shown = socket.server("up").await.unwrap();
+    assert_eq!((&shown["stale"], &shown["last_error"]), (&false.into(), &Value::Null), "{shown}");
+    assert_eq!(router.stop().await.0, 0);
+}
+
+/// A server that comes and goes with every call is told of in some lines, and what caused them can be
+/// found by its trace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_and_goes_does_not_fill_the_log() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let rig = Rig::legacy(&["pay"]).await;
+    let settings = "retry_mode: off, circuit_breaker_threshold: 1, circuit_breaker_timeout: 1ms";
+    let router = Router::start(&rig.yaml("up", settings)).await;
+    until(&router, "server up is up", 1).await;
+    let call = async || {
+        let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
+        let call = router.http.request(&http::Method::POST, "/mcp/call");
+        let call = call.header("traceparent", &parent);
+        let body = r#"{"tool_name":"up__pay","arguments":{"key":"k"}}"#;
+        router.http.line().await.send(call.body(body)).await.json()["success"] == true
+    };
+    assert!(call().await);
+    let began = std::time::Instant::now();
+    const ROUNDS: usize = 25;
+    for _ in 0..ROUNDS {
+        rig.down();
+        eventually(SOON, "it is gone", || async { (!call().await).then_some(()) }).await;
+        rig.up();
+        eventually(SOON, "it is back", || async { call().await.then_some(()) }).await;
+    }
+    let changes = || said(&router, "server up is ");
+    // Six at once, and one more in each ten seconds.
+    let most = 6 + began.elapsed().as_secs() / 10 + 1;
+    assert!(changes() as u64 <= most, "{} lines: {}", changes(), router.log());
+    for message in ["server up is down", "from closed to open"] {
+        let line = lines(&router)
+            .into_iter()
+            .find(|line| line["message"].as_str().unwrap().contains(message))
+            .unwrap_or_else(|| panic!("no {message}: {}", router.log()));
+        assert_eq!(line["trace_id"], TRACE, "{line}");
+    }
+    // What was left out is counted by the next line.
+    let mut round = 0;
+    eventually(SOON * 2, "the next line is due", || {
+        round += 1;
+        if round % 2 == 0 {
+            rig.up()
+        } else {
+            rig.down()
+        }
+        async {
+            call().await;
+            let lines = lines(&router);
+            let left_out: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
+            (left_out > 0).then_some(())
+        }
+    })
+    .await;
+    assert_eq!(router.stop().await.0, 0);
+}
+
+/// What is wrong with a list is said once, however often it is asked for, and again when it is something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn elements_that_are_left_out_are_told_of_once() {
+    let rig = Rig::legacy(&["pay"]).await;
+    rig.define_raw("bad", r#"{"name":7}"#.to_owned());
+    let router = Router::start(&rig.yaml("up", "")).await;
+    let socket = Http::socket(router.data_dir().join(ADMIN_SOCKET));
+    until(&router, "that is left out", 1).await;
+    for _ in 0..3 {
+        socket.post("/mcp/servers/up/refresh", "").await.expect(200);
+    }
+    assert_eq!(said(&router, "that is left out"), 1, "{}", router.log());
+    rig.define_raw("worse", r#"{"name":""}"#.to_owned());
+    socket.post("/mcp/servers/up/refresh", "").await.expect(200);
+    until(&router, "that is left out", 3).await;
+    assert_eq!(router.stop().await.0, 0);
 }

@@ -203,6 +203,7 @@ fn event(row: &SqliteRow) -> Result<BreakerEvent, StoreError> {
         error: row.try_get("error")?,
         actor: row.try_get("actor")?,
         note: row.try_get("note")?,
+        trace_id: None,
     })
 }
 

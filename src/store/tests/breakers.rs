@@ -39,6 +39,7 @@ fn event(server: &str, number: u32) -> BreakerEvent {
         error: Some("connection refused".to_owned()),
         actor: None,
         note: None,
+        trace_id: None,
     }
 }
 
