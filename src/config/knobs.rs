@@ -153,7 +153,10 @@ knobs! {
         /// Largest answer. Default: 16 MiB.
         #[schemars(extend("minimum" = 1024))]
         max_response_size: Field<Bytes> => size;
-        /// Longest silence of an answer over HTTP that has begun. Default: only `timeout` bounds it.
+        /// Events that may come before an answer over HTTP. Default: 600000.
+        #[schemars(extend("minimum" = 1))]
+        max_events: Field<u32> => count(1, u32::MAX);
+        /// Longest silence of an answer that has begun. Default: only `timeout` bounds it.
         #[schemars(extend("exclusiveMinimum" = 0))]
         stall_timeout: Field<Duration> => span;
         /// With `sessions: isolated`: sessions at the server. Default: 100.

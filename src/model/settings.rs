@@ -65,6 +65,8 @@ pub struct Knobs {
     pub max_concurrency: Option<u32>,
     /// Largest answer in bytes.
     pub max_response_size: Option<u64>,
+    /// Events that may come before an answer.
+    pub max_events: Option<u32>,
     /// Longest silence of an answer that has begun.
     pub stall_timeout: Option<Duration>,
     /// Sessions at a server that is isolated.
@@ -112,6 +114,7 @@ impl Knobs {
             unavailable_is_refusal: self.unavailable_is_refusal.or(defaults.unavailable_is_refusal),
             max_concurrency: self.max_concurrency.or(defaults.max_concurrency),
             max_response_size: self.max_response_size.or(defaults.max_response_size),
+            max_events: self.max_events.or(defaults.max_events),
             stall_timeout: self.stall_timeout.or(defaults.stall_timeout),
             max_sessions: self.max_sessions.or(defaults.max_sessions),
             session_idle_timeout: self.session_idle_timeout.or(defaults.session_idle_timeout),
@@ -140,6 +143,8 @@ pub struct ServerSettings {
     pub max_concurrency: u32,
     /// Largest answer in bytes.
     pub max_response_size: u64,
+    /// Events that may come before an answer over HTTP.
+    pub max_events: u32,
     /// Longest silence of an answer that has begun; `None`: only `timeout` bounds it.
     pub stall_timeout: Option<Duration>,
     /// Sessions at a server with [`SessionMode::Isolated`](super::SessionMode::Isolated).
@@ -147,6 +152,10 @@ pub struct ServerSettings {
     /// How long such a session may be unused before it is closed.
     pub session_idle_timeout: Duration,
 }
+
+/// How many events may come before an answer: one in each millisecond of the longest call that the
+/// defaults allow. Progress that people or models can follow is a thousand times slower.
+const MAX_EVENTS: u32 = 600_000;
 
 /// No call may take longer, whatever its attempts and delays add up to.
 const LONGEST_CALL: Duration = Duration::from_secs(600);
@@ -167,6 +176,7 @@ impl ServerSettings {
             unavailable_is_refusal: knobs.unavailable_is_refusal.unwrap_or(false),
             max_concurrency: knobs.max_concurrency.unwrap_or(64),
             max_response_size: knobs.max_response_size.unwrap_or(16 * 1024 * 1024),
+            max_events: knobs.max_events.unwrap_or(MAX_EVENTS),
             stall_timeout: knobs.stall_timeout,
             max_sessions: knobs.max_sessions.unwrap_or(100),
             session_idle_timeout: knobs.session_idle_timeout.unwrap_or(Duration::from_secs(600)),

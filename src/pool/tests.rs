@@ -17,6 +17,7 @@ fn options() -> ConnectOptions {
         server: ServerName::parse("test").unwrap(),
         connect_timeout: Duration::from_secs(30),
         max_response_size: 65_536,
+        max_events: 1000,
         stall_timeout: None,
         known_dialect: None,
         hearing: Hearing::default(),

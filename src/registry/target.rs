@@ -29,6 +29,7 @@ pub fn connect_options(
         server: name.clone(),
         connect_timeout: opening(spec, settings),
         max_response_size: settings.max_response_size,
+        max_events: settings.max_events,
         stall_timeout: settings.stall_timeout,
         known_dialect,
         hearing: Hearing::default(),
@@ -59,6 +60,7 @@ pub(super) fn same_way(
         (
             opening(spec, settings),
             settings.max_response_size,
+            settings.max_events,
             settings.stall_timeout,
             settings.max_sessions,
             settings.session_idle_timeout,

@@ -43,6 +43,8 @@ pub(super) struct Endpoint {
     pub(super) headers: HeaderMap,
     /// Largest answer, in bytes.
     pub(super) limit: u64,
+    /// Events that may come before an answer.
+    pub(super) events: u64,
     /// The longest silence of an answer that has begun.
     pub(super) stall: Option<Duration>,
     server: crate::model::ServerName,
@@ -124,6 +126,7 @@ impl Endpoint {
             path,
             headers: base_headers(host_header, headers),
             limit: options.max_response_size,
+            events: u64::from(options.max_events),
             stall: options.stall_timeout,
             server: options.server.clone(),
             hearing: options.hearing.clone(),

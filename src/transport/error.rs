@@ -219,7 +219,9 @@ pub enum TransportError {
         limit: u64,
     },
     /// The stream of one answer brought too much beside it.
-    #[error("the server sent more than {events} events or {bytes} bytes and no answer")]
+    #[error(
+        "the server sent more than {events} events (max_events) or {bytes} bytes and no answer"
+    )]
     StreamTooLong {
         /// How many events may come.
         events: u64,

@@ -28,9 +28,6 @@ const RESUMPTIONS: u32 = 32;
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// The longest wait that a server may ask for.
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// How many events may come before an answer: one in each millisecond of the longest call that the
-/// defaults allow. Progress that people or models can follow is a thousand times slower.
-const EVENTS: u64 = 600_000;
 /// How many bytes may come before and with an answer, in largest answers. Progress and log messages
 /// of an honest server are small; this is for those that never come to the point.
 const ANSWERS: u64 = 16;
@@ -219,8 +216,8 @@ impl Endpoint {
     /// Whether a stream that was to bring an answer has brought too much beside it.
     fn check_length(&self, place: &Place) -> Result<(), TransportError> {
         let bytes = self.limit.saturating_mul(ANSWERS);
-        if place.events > EVENTS || place.bytes > bytes {
-            return Err(TransportError::StreamTooLong { events: EVENTS, bytes });
+        if place.events > self.events || place.bytes > bytes {
+            return Err(TransportError::StreamTooLong { events: self.events, bytes });
         }
         Ok(())
     }

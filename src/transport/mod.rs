@@ -146,7 +146,9 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// Bound of one answer, of one event and of one line, in bytes.
     pub max_response_size: u64,
-    /// Longest silence of an answer over HTTP that has begun.
+    /// Events that may come on the stream of one request before its answer.
+    pub max_events: u32,
+    /// Longest silence of an answer that has begun.
     pub stall_timeout: Option<Duration>,
     /// What the server was found to speak last time; it is tried first, where there is a choice.
     pub known_dialect: Option<Dialect>,

@@ -6,8 +6,8 @@ use hyper::Method;
 use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options, Tool};
 
 use crate::support::{
-    LEGACY, Legacy, MODERN, SOON, TestApp, eventually, legacy_body, modern_params, stdio, upstream,
-    yaml,
+    Fault as RigFault, LEGACY, Legacy, MODERN, Rig, SOON, TestApp, eventually, legacy_body,
+    modern_params, stdio, upstream, yaml,
 };
 
 #[tokio::test]
@@ -151,4 +151,22 @@ async fn a_permitted_program_is_started_as_it_was_permitted() {
         assert_eq!(answer.status, 400, "{member}: {}", answer.text());
     }
     app.stop().await;
+}
+
+/// Events without end are a fault of the server; how many come before that is said is the operator's word.
+#[tokio::test]
+async fn events_before_an_answer_are_bounded_by_max_events() {
+    for rig in [Rig::legacy(&["tool"]).await, Rig::modern(&["tool"]).await] {
+        let settings = "retry_attempts: 0, max_events: 5000";
+        let app = TestApp::start(&rig.yaml("up", settings)).await.ready().await;
+        rig.set("tool", RigFault::Events(1_000_000));
+        let json = app.http().call("up__tool", "{}").await.json();
+        assert_eq!(json["error_code"], "MCPResponseTooLargeError", "{json}");
+        let error = json["error"].as_str().unwrap();
+        assert!(error.contains("5000 events (max_events)"), "{error}");
+        rig.set("tool", RigFault::Drip(Duration::from_millis(1), 100));
+        let json = app.http().call("up__tool", "{}").await.json();
+        assert_eq!(json["success"], true, "{json}");
+        app.stop().await;
+    }
 }

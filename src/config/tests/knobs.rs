@@ -118,6 +118,7 @@ fn cases() -> Vec<Case> {
             &[("0", "must be from 1 to 100000"), ("100001", "must be from 1 to 100000")];
         max_response_size: "64KiB", "65536", |s| all(s.max_response_size), "16777216",
             &[("1000", "must be at least 1KiB"), ("lots", "`lots` is not a size")];
+        max_events: "10000", "10000", |s| all(s.max_events), "600000", NOT_ONE;
         stall_timeout: "2s", "2s", |s| or_off(s.stall_timeout), "off", NOT_A_SPAN;
         max_sessions: "7", "7", |s| all(s.max_sessions), "100",
             &[("0", "must be from 1 to 10000"), ("10001", "must be from 1 to 10000")];

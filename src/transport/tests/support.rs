@@ -244,6 +244,7 @@ pub(in crate::transport) fn options() -> ConnectOptions {
         server: ServerName::parse("test").unwrap(),
         connect_timeout: Duration::from_secs(30),
         max_response_size: 64 * 1024,
+        max_events: 1000,
         stall_timeout: None,
         known_dialect: None,
         hearing: Hearing::default(),
