@@ -112,6 +112,14 @@ impl SseParser {
         Ok(None)
     }
 
+    /// Whether an event has begun and is not complete; a comment is none.
+    #[must_use]
+    pub fn is_within_event(&self) -> bool {
+        self.has_data
+            || !self.event.is_empty()
+            || self.line.first().is_some_and(|first| *first != b':')
+    }
+
     /// The last `id:` of an ended event, also of one without data; once, until another one comes.
     #[must_use]
     pub fn take_id(&mut self) -> Option<String> {
@@ -225,6 +233,25 @@ mod tests {
             from = cut;
         }
         events
+    }
+
+    #[test]
+    fn an_event_that_has_begun_is_told_from_a_comment() {
+        for (stream, within) in [
+            ("", false),
+            (": no", false),
+            (": no\n", false),
+            ("d", true),
+            ("data: x", true),
+            ("data: x\n", true),
+            ("event: message\n", true),
+            ("event: message\ndata: x\n\n", false),
+            ("data: x\n\n: no", false),
+        ] {
+            let mut parser = SseParser::new(1 << 20);
+            parser.feed(stream.as_bytes(), &mut Vec::new()).unwrap();
+            assert_eq!(parser.is_within_event(), within, "{stream:?}");
+        }
     }
 
     fn data(stream: &str) -> Vec<(String, String)> {

@@ -201,8 +201,9 @@ impl Channel {
     /// Fails the request `id`; all, when nobody knows which.
     pub(super) fn fail(&self, id: Option<u64>, error: impl Fn() -> TransportError) {
         let mut table = self.waiting.lock();
-        let failed: Vec<Waiting> = match id.and_then(|id| table.requests.remove(&id)) {
-            Some(waiting) => vec![waiting],
+        let failed: Vec<Waiting> = match id {
+            // Nobody may wait for it any more.
+            Some(id) => table.requests.remove(&id).into_iter().collect(),
             None => table.requests.drain().map(|(_, waiting)| waiting).collect(),
         };
         drop(table);
@@ -271,7 +272,8 @@ pub(super) struct Call<'a, C: Carrier> {
 impl<C: Carrier> Call<'_, C> {
     pub(super) async fn reply(&mut self) -> Reply {
         let reply = (&mut self.reply).await;
-        self.answered = true;
+        // Of an answer that does not come to its end the server is told that nobody waits for it.
+        self.answered = !matches!(reply, Ok(Err(TransportError::Stalled { .. })));
         reply.unwrap_or(Err(TransportError::Closed))
     }
 

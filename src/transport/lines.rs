@@ -74,6 +74,14 @@ impl LineSplitter {
         Some(Line::Whole(line))
     }
 
+    /// The beginning of a line that is not complete; empty when none has begun.
+    pub(super) fn begun(&self) -> &[u8] {
+        match &self.oversized {
+            Some(oversized) => &oversized.head,
+            None => &self.buffer,
+        }
+    }
+
     /// Lets go of the memory of a large line; what stands behind it is at most what one read brings.
     fn shrink(&mut self) {
         let mut small = BytesMut::with_capacity(READ.max(self.buffer.len()));
@@ -107,20 +115,30 @@ impl Oversized {
         memchr::memmem::find(&self.head, br#""method""#).is_some()
     }
 
-    /// The id, where it stands for certain: first in the message, or last.
-    pub(super) fn id(&self) -> Option<u64> {
+    /// Of a line of which only this beginning is there.
+    pub(super) fn beginning(bytes: &[u8]) -> Self {
+        let mut beginning = Self::default();
+        beginning.take(bytes);
+        beginning
+    }
+
+    /// The id, where it stands first in the message.
+    pub(super) fn first_id(&self) -> Option<u64> {
         let head: Vec<u8> = self.head.iter().copied().filter(|byte| *byte != b' ').collect();
-        let first = head
-            .strip_prefix(br#"{"jsonrpc":"2.0","id":"#)
+        head.strip_prefix(br#"{"jsonrpc":"2.0","id":"#)
             .or_else(|| head.strip_prefix(br#"{"id":"#))
-            .and_then(|rest| number_before(rest, b","));
+            .and_then(|rest| number_before(rest, b","))
+    }
+
+    /// The id of a whole line, where it stands for certain: first in the message, or last.
+    pub(super) fn id(&self) -> Option<u64> {
         let last = || {
             let at = memchr::memmem::rfind(&self.tail, br#""id":"#)?;
             number_before(self.tail.get(at + 5..)?.trim_ascii_start(), b"}").filter(|_| {
                 memchr::memchr_iter(b'}', self.tail.get(at..).unwrap_or_default()).count() == 1
             })
         };
-        first.or_else(last)
+        self.first_id().or_else(last)
     }
 }
 

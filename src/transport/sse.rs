@@ -165,7 +165,7 @@ async fn begin(
     if !is_event_stream(&exchange) {
         return Err(stream.refused(exchange).await);
     }
-    let mut events = Events::new(exchange, options.max_response_size);
+    let mut events = Events::new(exchange, options);
     while let Some(event) = events.next().await? {
         if event.event == "endpoint" {
             let posts = post_address(url, &event.data)?;
@@ -199,16 +199,20 @@ struct Events {
     /// What was received and not read yet.
     unread: Bytes,
     limit: u64,
+    /// The longest silence within an event.
+    stall: Option<Duration>,
     pace: Pace,
     /// Events since the last frame that were no answers.
     talk: u64,
 }
 
 impl Events {
-    fn new(exchange: Exchange, limit: u64) -> Self {
+    fn new(exchange: Exchange, options: &ConnectOptions) -> Self {
+        let limit = options.max_response_size;
         let parser = SseParser::new(usize::try_from(limit).unwrap_or(usize::MAX));
         let pace = Pace::new(Pace::shared_stream(limit), clock::uptime());
-        Self { exchange, parser, unread: Bytes::new(), limit, pace, talk: 0 }
+        let stall = options.stall_timeout;
+        Self { exchange, parser, unread: Bytes::new(), limit, stall, pace, talk: 0 }
     }
 
     /// The last event was an answer that somebody waited for.
@@ -234,7 +238,10 @@ impl Events {
                 }
                 Ok(None) => {}
             }
-            let Some(bytes) = self.exchange.frame().await.transpose()? else { return Ok(None) };
+            // Between events the server may be silent for days.
+            let stall = self.stall.filter(|_| self.parser.is_within_event());
+            let frame = self.exchange.frame_in(stall).await;
+            let Some(bytes) = frame.transpose()? else { return Ok(None) };
             self.pace.keep(bytes.len(), std::mem::take(&mut self.talk)).await;
             self.unread = bytes;
             tokio::task::coop::consume_budget().await;
@@ -404,6 +411,9 @@ impl Shared {
         self.channel.end(|sent| match (&error, sent) {
             (Some(TransportError::ResponseTooLarge { limit }), Sent::Yes) => {
                 TransportError::ResponseTooLarge { limit: *limit }
+            }
+            (Some(TransportError::Stalled { silence }), Sent::Yes) => {
+                TransportError::Stalled { silence: *silence }
             }
             (_, sent) => TransportError::StreamLost { sent },
         });

@@ -64,6 +64,8 @@ struct Shared {
     aside: Aside,
     stderr: StderrTail,
     limit: usize,
+    /// The longest silence within an answer.
+    stall: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -265,6 +267,7 @@ impl Shared {
             aside,
             stderr: StderrTail::default(),
             limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
+            stall: options.stall_timeout,
         });
         let input_end = CancellationToken::new();
         let writer = Writer { asides, lines, stdin, broken: input_end.clone() };
@@ -380,7 +383,7 @@ impl Shared {
         let mut pace = Pace::new(Pace::shared_stream(largest), clock::uptime());
         // Lines since the last read that were no answers.
         let mut talk = 0;
-        while let Ok(read @ 1..) = stdout.read_buf(lines.room()).await {
+        while let Ok(read @ 1..) = self.next_bytes(&mut stdout, &mut lines).await {
             pace.keep(read, std::mem::take(&mut talk)).await;
             while let Some(line) = lines.next() {
                 match line {
@@ -395,6 +398,26 @@ impl Shared {
                 tokio::task::coop::consume_budget().await;
             }
         }
+    }
+
+    /// Reads what comes next. An answer that has begun may not be silent for longer than
+    /// `stall_timeout`, where that is set: then its call fails, and what still comes of it goes nowhere.
+    async fn next_bytes(
+        &self,
+        stdout: &mut ChildStdout,
+        lines: &mut LineSplitter,
+    ) -> std::io::Result<usize> {
+        let stall = self.stall.filter(|_| is_answer_begun(lines.begun()));
+        if let Some(silence) = stall {
+            match tokio::time::timeout(silence, stdout.read_buf(lines.room())).await {
+                Ok(read) => return read,
+                Err(_elapsed) => {
+                    let id = Oversized::beginning(lines.begun()).first_id();
+                    self.channel.fail(id, || TransportError::Stalled { silence });
+                }
+            }
+        }
+        stdout.read_buf(lines.room()).await
     }
 
     /// Takes a line to whom it concerns; whether it was an answer that somebody waited for.
@@ -489,6 +512,12 @@ impl Shared {
         self.state.lock().end.get_or_insert_with(|| status.to_owned());
         self.channel.end(|sent| self.exited(status.to_owned(), sent));
     }
+}
+
+/// Whether the beginning of a line is one of an answer: what children print beside their messages, and
+/// may leave without an end, is not waited for.
+fn is_answer_begun(line: &[u8]) -> bool {
+    line.trim_ascii_start().first() == Some(&b'{') && !Oversized::beginning(line).is_no_answer()
 }
 
 /// A message as the one line that it must be. What clients sent is passed on as it was, and may be

@@ -753,3 +753,21 @@ async fn a_silent_stream_stays_open() {
     call(&connection).await.unwrap();
     assert!(connection.is_alive());
 }
+
+/// Half an event, and then nothing: what waits on the stream fails, and the stream ends with it.
+#[tokio::test]
+async fn an_event_that_stops_half_way_ends_the_stream_at_the_longest_silence() {
+    let server = calls(|request, stream| {
+        stream.write(format!("data: {{\"jsonrpc\":\"2.0\",\"id\":{},", request.id()));
+        accepted()
+    });
+    let options = ConnectOptions { stall_timeout: Some(Duration::from_millis(200)), ..options() };
+    let connection = server.open(&options).await.unwrap();
+    // A stream on which nothing has begun may be silent.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(connection.is_alive());
+    let error = call(&connection).await.unwrap_err();
+    assert!(matches!(error, TransportError::Stalled { .. }), "{error}");
+    assert_eq!(error.failure(), Failure::Timeout);
+    eventually("the stream is closed", || !connection.is_alive()).await;
+}

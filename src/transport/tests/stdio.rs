@@ -538,3 +538,38 @@ async fn an_open_that_is_given_up_leaves_no_process() {
     child.tasks.close();
     tokio::time::timeout(Duration::from_secs(30), child.tasks.wait()).await.unwrap();
 }
+
+/// Half an answer, and then nothing: its call fails and the child is told; the next call is answered
+/// when the child goes on.
+#[tokio::test]
+async fn an_answer_that_stops_half_way_fails_at_the_longest_silence() {
+    let child = Child::new();
+    let script = Script {
+        call: r#"if mkdir once; then printf '{"jsonrpc":"2.0","id":%s,"resu' "$id"; sleep 2; printf 'lt":{}}\n'
+            else printf '{"jsonrpc":"2.0","id":%s,"result":{"n":2}}\n' "$id"; fi"#,
+        ..LEGACY
+    };
+    let options = ConnectOptions { stall_timeout: Some(Duration::from_millis(200)), ..options() };
+    let connection = child.open_with(&script, &options).await.unwrap();
+    let error = call(&connection).await.unwrap_err();
+    assert!(matches!(error, TransportError::Stalled { .. }), "{error}");
+    assert_eq!(error.failure(), Failure::Timeout);
+    let answer = call(&connection).await.unwrap();
+    assert_eq!(answer.value, r#"{"n":2}"#);
+    eventually("the child is told", || child.log().contains("notifications/cancelled")).await;
+    connection.close().await;
+}
+
+/// What a child prints beside its messages is no answer that has begun.
+#[tokio::test]
+async fn text_without_a_line_end_is_no_answer_that_stops() {
+    let child = Child::new();
+    let script = Script {
+        call: r#"printf 'loading'; sleep 1; printf ' done\n{"jsonrpc":"2.0","id":%s,"result":{"n":3}}\n' "$id""#,
+        ..LEGACY
+    };
+    let options = ConnectOptions { stall_timeout: Some(Duration::from_millis(200)), ..options() };
+    let connection = child.open_with(&script, &options).await.unwrap();
+    assert_eq!(call(&connection).await.unwrap().value, r#"{"n":3}"#);
+    connection.close().await;
+}
