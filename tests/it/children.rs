@@ -11,13 +11,16 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use switchyard::app::ADMIN_SOCKET;
 
-use crate::support::{Answer, Http, PROGRAM, Router, SOON, TestApp, eventually};
+use crate::support::{Answer, Http, PROGRAM, Router, SOON, TestApp, eventually, full};
 
 const HI: &str = r#"{"text":"hi"}"#;
-/// In which time nothing may be left; what is forgotten stays for a quarter of an hour.
-const GONE: Duration = SOON;
-/// The same where those that clear away are let run: what is promised.
+/// In which time nothing may be left where those that clear away are let run: what is promised.
 const PROMISED: Duration = Duration::from_secs(5);
+
+/// In which time nothing may be left in this run; what is forgotten stays for a quarter of an hour.
+fn gone() -> Duration {
+    if full() { PROMISED } else { SOON }
+}
 /// Processes of [`TREE`].
 const GROWN: usize = 6;
 
@@ -28,10 +31,6 @@ const TREE: &str = r#"
     (setsid sleep 1000 &)
     sh -c "\"$PROGRAM\" demo-upstream stdio; true"
     true"#;
-
-fn full() -> bool {
-    std::env::var("SWITCHYARD_TEST_FULL").is_ok_and(|value| value == "1")
-}
 
 /// A text that all processes of a server have in their environment.
 fn mark(test: &str) -> String {
@@ -143,7 +142,7 @@ async fn all_gone(known: &[Process], mark: &str) -> Duration {
         if left.is_empty() {
             return began.elapsed();
         }
-        assert!(began.elapsed() < GONE, "left after {GONE:?}: {left:#?}");
+        assert!(began.elapsed() < gone(), "left after {:?}: {left:#?}", gone());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -473,7 +472,8 @@ async fn stdio_ignores_term() {
     assert!(tree.len() >= 4, "{tree:?}");
     let began = Instant::now();
     app.socket().post("/mcp/servers/s/disable", "").await.expect(200);
-    eventually(GONE, "all are gone", || async { marked(&mark).is_empty().then_some(()) }).await;
+    let limit = if full() { Duration::from_secs(6) } else { SOON };
+    eventually(limit, "all are gone", || async { marked(&mark).is_empty().then_some(()) }).await;
     // Not without the time to end by itself.
     assert!(began.elapsed() > Duration::from_millis(2500), "{:?}", began.elapsed());
     app.stop().await;

@@ -81,7 +81,8 @@ async fn tools_10000() {
 }
 
 #[tokio::test]
-async fn description_10mb() {
+#[expect(non_snake_case, reason = "the name that the plan of abuse gives it")]
+async fn description_10MB() {
     let rig = Rig::legacy(&["good"]).await;
     let app = router(&rig, LONG).await;
     let large = "x".repeat(10_000_000);

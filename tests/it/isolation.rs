@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options};
 
 use crate::support::{
-    Attended, SOON, TestApp, eventually, fastest, garbage, hanging, legacy_body, refusing, stdio,
+    Attended, SOON, TestApp, eventually, garbage, hanging, legacy_body, promised, refusing, stdio,
     upstream,
 };
 
@@ -117,7 +117,7 @@ async fn discovery_one_hangs() {
     // Two seconds are promised where it is let run; to wait for the server that hangs takes longer on
     // this clock, too. The disk has no such clock, so the fastest start counts.
     let mut app = None;
-    let took = fastest(BOUND, async || {
+    let took = promised(BOUND, async || {
         if let Some(app) = app.take() {
             folder = Some(TestApp::stop(app).await);
         }

@@ -1,12 +1,18 @@
 //! Clocks for what is promised of the router alone, on a machine that does other things besides.
+//!
+//! With `SWITCHYARD_TEST_FULL=1` the machine is the router's, and all of them are the wall's clock: what
+//! is promised then holds for everybody who looks, and for every try.
 
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
+
+use super::full;
 
 /// The processor time of this thread. It stands still while the machine runs something else.
 pub fn processor_time() -> Duration {
@@ -26,13 +32,26 @@ pub async fn fastest(bound: Duration, mut attempt: impl AsyncFnMut() -> Duration
     least
 }
 
-/// Polls a future once; what came, and the processor time that it took. What is ready then has
+/// What an attempt took: the least of some as in [`fastest`], and in a full run that of the one attempt
+/// that is made.
+pub async fn promised(bound: Duration, mut attempt: impl AsyncFnMut() -> Duration) -> Duration {
+    if full() { attempt().await } else { fastest(bound, attempt).await }
+}
+
+/// The clock for what is over before anything else has its turn: the processor time of this thread, and
+/// in a full run the time since the first reading.
+pub fn own_time() -> Duration {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    if full() { FIRST.get_or_init(Instant::now).elapsed() } else { processor_time() }
+}
+
+/// Polls a future once; what came, and what it took by [`own_time`]. What is ready then has
 /// waited for nothing.
 pub async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> (Poll<F::Output>, Duration) {
     std::future::poll_fn(|context| {
-        let began = processor_time();
+        let began = own_time();
         let polled = future.as_mut().poll(context);
-        Poll::Ready((polled, processor_time() - began))
+        Poll::Ready((polled, own_time() - began))
     })
     .await
 }
@@ -52,7 +71,7 @@ impl Attended {
 
     /// The time since, and by how much the wall's clock was ahead.
     pub fn elapsed(&self) -> (Duration, Duration) {
-        let withheld = withheld() - self.withheld;
+        let withheld = if full() { Duration::ZERO } else { withheld() - self.withheld };
         (self.began.elapsed().saturating_sub(withheld), withheld)
     }
 }
@@ -64,6 +83,9 @@ fn withheld() -> Duration {
 
 /// For how long threads of a process stood in the queue for a processor, taken together.
 pub fn withheld_from(pid: u32) -> Duration {
+    if full() {
+        return Duration::ZERO;
+    }
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     threads.flatten().filter_map(|thread| queued(&thread.path().join("schedstat"))).sum()
 }

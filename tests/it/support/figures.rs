@@ -2,12 +2,14 @@
 
 use super::Http;
 
+/// Whether the plan's figures are to be met as they stand: long runs, every round, by the wall's clock.
+pub fn full() -> bool {
+    std::env::var("SWITCHYARD_TEST_FULL").is_ok_and(|value| value == "1")
+}
+
 /// How often something is done: `full` times with `SWITCHYARD_TEST_FULL=1`, else `scaled` times.
 pub fn figure(scaled: usize, full: usize) -> usize {
-    match std::env::var("SWITCHYARD_TEST_FULL") {
-        Ok(value) if value == "1" => full,
-        _ => scaled,
-    }
+    if self::full() { full } else { scaled }
 }
 
 /// The sum of a family's samples that have all these labels, each as `name="value"`.

@@ -19,9 +19,9 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use app::TestApp;
-pub use clocks::{Attended, fastest, poll_once, processor_time, withheld_from};
+pub use clocks::{Attended, fastest, own_time, poll_once, processor_time, promised, withheld_from};
 pub use collector::{Collector, Received, Verdict};
-pub use figures::{breaker_state, figure, total, transitions};
+pub use figures::{breaker_state, figure, full, total, transitions};
 pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
 pub use paged::{Paged, Pages};
