@@ -1,6 +1,7 @@
 //! The breaker as callers, servers and operators see it: when it refuses, who may probe, what it
 //! remembers, and what it leaves alone.
 
+mod clock_set;
 mod forwarded;
 mod hasty;
 mod life;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A router over a database where the breaker of `up` is open.
-struct Restarted {
+pub(super) struct Restarted {
     rig: Rig,
     period: Duration,
     opened: Instant,
@@ -11,12 +11,17 @@ struct Restarted {
 
 impl Restarted {
     async fn open(period: Duration) -> (Self, Router) {
+        Self::open_after(":", period).await
+    }
+
+    /// The same with a router that a shell becomes after this script.
+    pub(super) async fn open_after(script: &str, period: Duration) -> (Self, Router) {
         let rig = Rig::legacy(&["tool"]).await;
         let settings = format!(
             "{ONCE}, circuit_breaker_threshold: 2, circuit_breaker_timeout: {}ms",
             period.as_millis()
         );
-        let router = Router::start(&rig.yaml("up", &settings)).await;
+        let router = Router::start_after(script, &rig.yaml("up", &settings)).await;
         eventually(SOON, "the tool is there", || async {
             let answer = router.http.call("up__tool", &key("first")).await;
             (answer.json()["success"] == true).then_some(())
@@ -29,7 +34,7 @@ impl Restarted {
 
     /// Calls without pause until one is let through; when that was at the latest, by the wall's clock,
     /// and how often it was refused before.
-    async fn probed(&self, router: &Router) -> (i64, usize) {
+    pub(super) async fn probed(&self, router: &Router) -> (i64, usize) {
         let before = self.rig.counts("tool").requests;
         let http = router.http.clone();
         let probe = tokio::spawn(async move {
@@ -135,12 +140,12 @@ async fn restart_open_12s() {
     assert_eq!(router.stop().await.0, 0);
 }
 
-/// The clock of the wall is set while the router is down: the breaker never stays open for longer
-/// than it is configured to, and never for less than nothing.
+/// What is stored is of an hour before or after: the breaker never stays open for longer than it is
+/// configured to, and never for less than nothing.
 ///
 /// As above it is compared when the router says that the time is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restart_clock_back() {
+async fn restart_with_what_another_hour_stored() {
     const HOUR: i64 = 3_600_000;
     const CLOSE: i64 = 200;
     let period = Duration::from_secs(8);
@@ -188,7 +193,7 @@ async fn open_database(data: &std::path::Path) -> SqliteConnection {
     options.busy_timeout(SOON).connect().await.unwrap()
 }
 
-async fn stored(router: &Router) -> Option<String> {
+pub(super) async fn stored(router: &Router) -> Option<String> {
     let mut database = open_database(&router.data_dir()).await;
     let row = sqlx::query_scalar("select state from breakers where server = 'up'");
     row.fetch_optional(&mut database).await.unwrap()

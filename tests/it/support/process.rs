@@ -72,6 +72,13 @@ fn prepared(mut command: Command, folder: &Path) -> Command {
     command
 }
 
+/// The program as what a shell becomes that runs `script` first, in `folder`.
+fn after(script: &str, folder: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{script}\nexec \"$0\" \"$@\"")]).arg(program());
+    prepared(shell, folder)
+}
+
 /// Runs the program in `folder` until it ends.
 pub async fn switchyard(folder: &Path, arguments: &[&str]) -> Finished {
     let mut command = command(folder);
@@ -124,9 +131,13 @@ impl Router {
     pub async fn start_after(script: &str, yaml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self::write(folder.path(), yaml);
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("{script}\nexec \"$0\" \"$@\"")]).arg(program());
-        Self::launch(prepared(shell, folder.path()), folder, &[]).await
+        Self::launch(after(script, folder.path()), folder, &[]).await
+    }
+
+    /// The same where one ran before, with its configuration and on its address.
+    pub async fn start_again_after(script: &str, folder: TempDir, address: SocketAddr) -> Self {
+        let listen = ["--listen", &address.to_string()];
+        Self::launch(after(script, folder.path()), folder, &listen).await
     }
 
     async fn spawn(folder: TempDir, arguments: &[&str]) -> Self {

@@ -1,0 +1,154 @@
+//! The clock of the wall is set, before a restart and while the router runs: what is open stays open for
+//! as long as it should.
+
+use std::path::{Path, PathBuf};
+
+use super::restarts::{Restarted, stored};
+use super::*;
+
+/// Stands between the router and the clock of the wall, and adds what a file says.
+const SHIM: &str = r#"
+    #define _GNU_SOURCE
+    #include <fcntl.h>
+    #include <stdlib.h>
+    #include <sys/mman.h>
+    #include <sys/syscall.h>
+    #include <sys/time.h>
+    #include <time.h>
+    #include <unistd.h>
+    static long shift(void) {
+        static volatile long *seconds;
+        if (!seconds) {
+            const char *path = getenv("IT_CLOCK");
+            int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+            void *map = file < 0 ? MAP_FAILED : mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
+            if (file >= 0) close(file);
+            if (map == MAP_FAILED) return 0;
+            seconds = map;
+        }
+        return *seconds;
+    }
+    int clock_gettime(clockid_t clock, struct timespec *now) {
+        int done = syscall(SYS_clock_gettime, clock, now);
+        if (done == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += shift();
+        return done;
+    }
+    int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+        struct timespec time;
+        (void)zone;
+        if (clock_gettime(CLOCK_REALTIME, &time) != 0) return -1;
+        now->tv_sec = time.tv_sec;
+        now->tv_usec = time.tv_nsec / 1000;
+        return 0;
+    }
+    time_t time(time_t *at) {
+        struct timespec now;
+        if (clock_gettime(CLOCK_REALTIME, &now) != 0) return -1;
+        if (at) *at = now.tv_sec;
+        return now.tv_sec;
+    }"#;
+
+/// A clock of the wall that can be set, for routers that are started by its script.
+struct Clock {
+    file: PathBuf,
+    script: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let (source, shim, file) = (at("shim.c"), at("shim.so"), at("shift"));
+        std::fs::write(&source, SHIM).unwrap();
+        // The database engine needs a C compiler, too.
+        let mut compiler = std::process::Command::new("cc");
+        let compiler = compiler.args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(&source);
+        assert!(compiler.status().unwrap().success());
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let script = format!("export LD_PRELOAD='{}' IT_CLOCK='{}'", path(&shim), path(&file));
+        let clock = Self { file, script, _folder: folder };
+        clock.set(0);
+        clock
+    }
+
+    /// The wall is this far ahead of what it is.
+    fn set(&self, seconds: i64) {
+        use std::os::unix::fs::FileExt as _;
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(&self.file).unwrap();
+        file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
+    }
+}
+
+/// What a refusal says is left, in milliseconds, and between which moments it said so.
+async fn left(router: &Router) -> (i64, Instant, Instant) {
+    let before = Instant::now();
+    let answer = router.http.call("up__tool", &key("x")).await;
+    let after = Instant::now();
+    let left = refused(&answer, &["breaker_open"])["retry_after_ms"].as_i64().unwrap();
+    (left, before, after)
+}
+
+fn between(earlier: Instant, later: Instant) -> i64 {
+    i64::try_from(later.saturating_duration_since(earlier).as_millis()).unwrap()
+}
+
+/// When the router itself says that it is.
+async fn its_time(router: &Router) -> i64 {
+    let shown = router.http.get("/mcp/circuit-breakers/up").await.expect(200).json();
+    let until = shown["open_until"].as_str().unwrap_or_else(|| panic!("{shown}"));
+    until.parse::<jiff::Timestamp>().unwrap().as_millisecond()
+}
+
+/// Set by an hour over a restart: what is left is never more than the whole period, and never less than
+/// nothing. Set by a day while it runs: nothing that is left changes by more than 50 ms.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restart_clock_back() {
+    const HOUR: i64 = 3600;
+    const DAY: i64 = 24 * HOUR;
+    const CLOSE: i64 = 50;
+    let period = Duration::from_secs(figure(15, 30) as u64);
+    let clock = Clock::new();
+    for shift in [-HOUR, HOUR] {
+        clock.set(0);
+        let (open, router) = Restarted::open_after(&clock.script, period).await;
+        // While it runs.
+        let (mut before, shown) = (left(&router).await, its_time(&router).await);
+        for day in [DAY, -DAY, 0] {
+            clock.set(day);
+            let now = left(&router).await;
+            let (shortest, longest) = (between(before.2, now.1), between(before.1, now.2));
+            let range = before.0 - longest - CLOSE..=before.0 - shortest + CLOSE;
+            assert!(
+                range.contains(&now.0),
+                "{} became {} at {day}, not {range:?}",
+                before.0,
+                now.0
+            );
+            let moved = its_time(&router).await - shown - day * 1000;
+            assert!(moved.abs() < 20_000, "the clock was not set: {moved} ms");
+            before = now;
+        }
+        eventually(SOON, "the state is stored", || async {
+            (stored(&router).await.as_deref() == Some("open")).then_some(())
+        })
+        .await;
+        let address = router.address;
+        let folder = router.kill().await;
+        clock.set(shift);
+        let router = Router::start_again_after(&clock.script, folder, address).await;
+        if shift < 0 {
+            // What was opened in an hour has all of its period left, and no more.
+            let (rest, ..) = left(&router).await;
+            let whole = i64::try_from(period.as_millis()).unwrap();
+            assert!(rest <= whole, "{rest} ms are left of {whole}");
+            let (_, refusals) = open.probed(&router).await;
+            assert!(refusals > 0, "nobody was refused");
+        } else {
+            let (_, refusals) = open.probed(&router).await;
+            assert_eq!(refusals, 0, "the first call is the probe");
+        }
+        assert_eq!(router.stop().await.0, 0);
+    }
+}
