@@ -11,7 +11,8 @@ use super::record::CallRecord;
 use super::{RouteError, Router, UpstreamAnswer, admit};
 use crate::catalogue::CatalogueEntry;
 use crate::clock;
-use crate::model::RetryMode;
+use crate::metrics::RetryMetrics;
+use crate::model::{Failure, RetryMode};
 use crate::policy::{self, Deadline, Decision, Failed, SHORTEST_ATTEMPT, Suppressed};
 use crate::registry::ServerBreaker;
 
@@ -33,12 +34,12 @@ impl Router {
             let outdated = error.outdated().filter(|_| !std::mem::replace(&mut renewed, true));
             let turn = match outdated {
                 Some(Outdated::Definition) => {
-                    self.renew(&entry, deadline, record).await.ok_or(Suppressed::Final)
+                    self.renew(&entry, deadline, record, &error).await.ok_or(Suppressed::Final)
                 }
                 // The connection was given up, and the next one begins with the question for a version.
                 Some(Outdated::Version) => {
                     let same = self.still(&entry, record).ok_or(Suppressed::Changed);
-                    same.map(|same| (same, None))
+                    same.map(|same| (same, Retry { budget: None, after: error.failure() }))
                 }
                 None => self.repeat(&entry, &mut error, deadline, record).await,
             };
@@ -62,16 +63,10 @@ impl Router {
             if let Some(relay) = &record.relay {
                 relay.begin_again();
             }
-            let before = record.attempts();
+            // It is the attempt's from its beginning on, so that it counts also when the caller leaves.
+            record.repeats(retry);
             let settled = attempt(&entry, deadline, record).await;
-            if record.attempts() > before
-                && let Some(retry) = retry
-            {
-                retry.made();
-                if let Some(failure) = error.failure() {
-                    entry.server.metrics.retries.count(failure);
-                }
-            }
+            record.repeats_not();
             match settled {
                 Ok(answer) => return Ok(answer),
                 Err(RouteError::BreakerOpen { rejection, .. }) => {
@@ -96,19 +91,19 @@ impl Router {
         error: &mut RouteError,
         deadline: Deadline,
         record: &CallRecord,
-    ) -> Result<(Arc<CatalogueEntry>, Option<Retry>), Suppressed> {
+    ) -> Result<(Arc<CatalogueEntry>, Retry), Suppressed> {
         if record.relay.as_ref().is_some_and(|relay| relay.has_asked()) {
             return Err(Suppressed::Asked);
         }
         let after = decide(entry, error, deadline, record.attempts())?;
-        let retry = Retry::take(entry)?;
+        let retry = Retry::take(entry, error.failure())?;
         // The place was given back meanwhile: a call that sleeps is not in flight.
         let sleeper =
             entry.server.limiter.sleep(record.call.request_bytes).ok_or(Suppressed::Overload)?;
         tokio::time::sleep(after).await;
         drop(sleeper);
         let entry = self.still(entry, record).ok_or(Suppressed::Changed)?;
-        Ok((entry, Some(retry)))
+        Ok((entry, retry))
     }
 
     /// The tool as it is now, if it is the one that was called: its server may have been changed,
@@ -124,13 +119,15 @@ impl Router {
 
     /// The definition of the tool that its server lists now, if it is another: the server refused a
     /// call because its headers do not fit, and did not run it, so the definition they were made
-    /// from is old (specification 2026-07-28, basic/transports/streamable-http). That is no retry.
+    /// from is old (specification 2026-07-28, basic/transports/streamable-http). That is not waited for
+    /// and takes nothing of the budget, but it is counted as what it is, a repeat.
     async fn renew(
         &self,
         old: &CatalogueEntry,
         deadline: Deadline,
         record: &CallRecord,
-    ) -> Option<(Arc<CatalogueEntry>, Option<Retry>)> {
+        error: &RouteError,
+    ) -> Option<(Arc<CatalogueEntry>, Retry)> {
         let newer = || {
             let found = self.lookup(&record.call.target, record.call.view.as_ref()).ok();
             let newer = found.filter(|new| {
@@ -138,7 +135,7 @@ impl Router {
                     && new.tool == old.tool
                     && new.definition.hash != old.definition.hash
             });
-            newer.map(|new| (new, None))
+            newer.map(|new| (new, Retry { budget: None, after: error.failure() }))
         };
         if let Some(new) = newer() {
             return Some(new);
@@ -150,26 +147,33 @@ impl Router {
 }
 
 /// A retry taken out of the budget; dropped before it is made, it is put back.
-struct Retry {
+#[derive(Debug)]
+pub(super) struct Retry {
     /// `None` where there is no budget.
     budget: Option<Arc<ServerBreaker>>,
+    /// What the attempt met that is repeated.
+    after: Option<Failure>,
 }
 
 impl Retry {
-    fn take(entry: &CatalogueEntry) -> Result<Self, Suppressed> {
+    fn take(entry: &CatalogueEntry, after: Option<Failure>) -> Result<Self, Suppressed> {
         let server = &entry.server;
         // The predecessor knew no budget.
         if server.settings.retry.mode == RetryMode::Seed {
-            return Ok(Self { budget: None });
+            return Ok(Self { budget: None, after });
         }
         match server.breaker.take_retry() {
-            true => Ok(Self { budget: Some(Arc::clone(&server.breaker)) }),
+            true => Ok(Self { budget: Some(Arc::clone(&server.breaker)), after }),
             false => Err(Suppressed::Budget),
         }
     }
 
-    fn made(mut self) {
+    /// It was made, however it ended: it is spent, and counted.
+    pub(super) fn made(mut self, metrics: &RetryMetrics) {
         self.budget = None;
+        if let Some(failure) = self.after {
+            metrics.count(failure);
+        }
     }
 }
 

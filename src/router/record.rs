@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::again::Retry;
 use super::answer::code_of;
 use super::spans::{self, Ended, Turn};
 use super::{CallAnswer, RouteError, UpstreamAnswer};
@@ -36,6 +37,8 @@ struct OpenAttempt {
     probe: bool,
     /// The id of its span, where it is recorded.
     span: Option<SpanId>,
+    /// What it repeats, if it does; put back when there is nothing to attempt after all.
+    retry: Option<Retry>,
 }
 
 /// How an attempt ended.
@@ -77,6 +80,8 @@ pub(super) struct CallRecord {
     attempts: Attempts,
     /// The attempt under way.
     open: Option<OpenAttempt>,
+    /// What the next attempt repeats.
+    retry: Option<Retry>,
     upstream: Duration,
     upstream_version: Option<ProtocolVersion>,
     /// Where spans are recorded, or would be.
@@ -106,6 +111,7 @@ impl CallRecord {
             queued: Duration::ZERO,
             attempts: Attempts::default(),
             open: None,
+            retry: None,
             upstream: Duration::ZERO,
             upstream_version: None,
             operation,
@@ -130,12 +136,22 @@ impl CallRecord {
         self.attempts.len().saturating_add(u32::from(self.open.is_some()))
     }
 
+    /// The next attempt is this retry.
+    pub(super) fn repeats(&mut self, retry: Retry) {
+        self.retry = Some(retry);
+    }
+
+    /// What did not come to an attempt is put back.
+    pub(super) fn repeats_not(&mut self) {
+        self.retry = None;
+    }
+
     pub(super) fn attempt_begins(&mut self, began: Uptime, probe: bool) {
         let span = self.operation.as_ref().and_then(|operation| {
             operation.sent_as.store(0, Ordering::Relaxed);
             operation.attempt()
         });
-        self.open = Some(OpenAttempt { began, probe, span });
+        self.open = Some(OpenAttempt { began, probe, span, retry: self.retry.take() });
     }
 
     /// The span of the attempt under way.
@@ -202,7 +218,7 @@ impl CallRecord {
     }
 
     pub(super) fn attempt_ends(&mut self, now: Uptime, end: AttemptEnd) {
-        let Some(OpenAttempt { began, probe, span }) = self.open.take() else { return };
+        let Some(OpenAttempt { began, probe, span, retry }) = self.open.take() else { return };
         let took = now.since(began);
         self.upstream += took;
         if let Some(entry) = &self.entry {
@@ -212,6 +228,9 @@ impl CallRecord {
                 end.outcome,
                 took,
             );
+            if let Some(retry) = retry {
+                retry.made(&entry.server.metrics.retries);
+            }
             if let Some((operation, span)) = self.operation.as_ref().zip(span) {
                 let turn = Turn {
                     number: self.attempts.len().saturating_add(1),

@@ -1,6 +1,7 @@
 //! `/metrics` as Prometheus reads it.
 
 mod bounds;
+mod complete;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
