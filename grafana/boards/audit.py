@@ -6,6 +6,7 @@ from .parts import (
 )
 
 ASKED = CALL + ',gen_ai_tool_name=~"$tool"'
+UNKNOWN = ',error_type=~"MCPToolNotFoundError|MCPServerNotFoundError"'
 RANGE = "$__range"
 CALLERS = "switchyard_calls_total"
 
@@ -89,7 +90,8 @@ def tools(made):
     made.lines("Calls to tools that are not there", "Calls a second that named no tool of any server, or none that the "
                "caller can see. Bad: any that stay; a client works with an old list or a model makes names up.",
                "reqps",
-               query(rate(SERVED + "_count", CALL + ',gen_ai_tool_name="_other"', "error_type"), "{{error_type}}"),
+               query(rate(SERVED + "_count", CALL + ',gen_ai_tool_name="_other"' + UNKNOWN, "error_type"),
+                     "{{error_type}}"),
                width=12, stacked=True)
     made.lines("Attempts by server", "Attempts a second at each server, retries included. Bad: far more than calls came "
                "in.", "reqps", query(rate(TRIED + "_count", AT_SERVER, "server"), "{{server}}"), width=12,

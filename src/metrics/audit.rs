@@ -52,7 +52,7 @@ impl AuditMetrics {
         let calls = IntCounterVec::new(
             Opts::new(
                 "switchyard_calls_total",
-                "Tool calls that ended, also refused ones, by how they ended and class of caller: key (with a key or over the admin socket), client (without, its client gave a name), anonymous. Each has its row in the ledger, or is counted as dropped.",
+                "Tool calls that ended, also refused ones, by how they ended and class of caller: key (with a key or over the admin socket), client (without, its client gave a name), anonymous. Each has its row in the ledger or is counted as dropped, but for those that were refused because the ledger had no place for them.",
             ),
             &["caller_class", "outcome"],
         )?;
@@ -136,7 +136,7 @@ impl AuditMetrics {
         }
     }
 
-    /// A call ended, and its row is on its way to the ledger.
+    /// A call ended, and its row is on its way to the ledger, or there was no place for one.
     pub fn ended(&self, class: CallerClass, outcome: Outcome) {
         let place = self.calls.get(class as usize);
         if let Some(counter) = place.and_then(|counters| counters.get(outcome.index())) {

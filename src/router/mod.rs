@@ -13,6 +13,7 @@ mod attempt;
 mod error;
 mod forward;
 mod record;
+mod refusal;
 mod resolve;
 mod spans;
 mod upstream;
@@ -25,16 +26,15 @@ use tokio::sync::watch;
 use crate::audit::AuditWriter;
 use crate::catalogue::{CatalogueHandle, Discovery};
 use crate::clock;
-use crate::error::ErrorCode;
-use crate::metrics::{CallLabels, Metrics, ToolMetrics, ViewMetrics};
-use crate::model::{AuthKind, CallerTrace, Outcome, ToolCall, ViewName};
+use crate::metrics::{Metrics, ToolMetrics, ViewMetrics};
+use crate::model::{CallerTrace, ToolCall, ViewName};
 use crate::policy::Deadline;
 use crate::telemetry::{Operation, Tracer};
 
 pub use answer::{CallAnswer, UpstreamAnswer};
 pub use error::{Reason, RouteError};
 pub use forward::Forward;
-pub use record::Refusal;
+pub use refusal::Refusal;
 pub use upstream::{UpstreamError, UpstreamFailure};
 
 pub use crate::pool::{ListKind, Notice, Relay, RelayWishes, ServerMessage, ServerRequest};
@@ -82,15 +82,7 @@ impl Router {
         let operation = self.begin(call.trace.as_deref()).map(Arc::new);
         let slot = match self.audit.admit().await {
             Ok(slot) => slot,
-            Err(why) => {
-                let (error, now) = (RouteError::AuditUnavailable(why), clock::uptime());
-                if let Some(operation) = operation {
-                    let ended = spans::Ended::refused(error.code(), call.entrance);
-                    operation.ends(now, spans::call(&call, None, (Outcome::Refused, 0), ended));
-                }
-                self.observe_unrecorded(&call, now.since(started));
-                return CallAnswer::unrecorded(&call, error, now.since(started));
-            }
+            Err(why) => return self.unrecorded(&call, operation.as_deref(), started, why),
         };
         let other = Arc::clone(&self.other);
         let view = self.view_metrics(call.view.as_ref());
@@ -98,17 +90,6 @@ impl Router {
             record::CallRecord::begin(call, relay, started, slot, (other, view), operation);
         let result = self.run(&mut record).await;
         record.finish(result, self.audit.durability()).await
-    }
-
-    /// A call that the ledger has no place for is in the metrics alone.
-    fn observe_unrecorded(&self, call: &ToolCall, total: Duration) {
-        let entry = self.lookup(&call.target, call.view.as_ref()).ok();
-        let labels = CallLabels {
-            entrance: call.entrance,
-            over_socket: call.caller.auth == AuthKind::Socket,
-            error: Some(ErrorCode::AuditUnavailable),
-        };
-        entry.as_ref().map_or(&self.other, |entry| &entry.metrics).observe_call(labels, total);
     }
 
     async fn run(&self, record: &mut record::CallRecord) -> Result<UpstreamAnswer, RouteError> {
@@ -138,20 +119,6 @@ impl Router {
                 settled.or_else(RouteError::into_answer)
             }
             settled => settled,
-        }
-    }
-
-    /// Puts a refusal on record that happened before there was a call to route: no key, no
-    /// permission, malformed parameters.
-    pub async fn refuse(&self, refusal: Refusal) {
-        let operation = self.begin(refusal.trace.as_deref());
-        if let Some(operation) = &operation {
-            operation.ends(clock::uptime(), spans::refusal(&refusal));
-        }
-        if let Ok(slot) = self.audit.admit().await {
-            let view = self.view_metrics(refusal.view.as_ref());
-            let trace = record::trace_of(operation.as_ref(), refusal.trace.as_deref());
-            record::record_refusal(slot, refusal, trace, view.as_deref());
         }
     }
 

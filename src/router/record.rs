@@ -17,9 +17,8 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, CallerTrace, Entrance, Failure,
-    Knowledge, Outcome, ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId,
-    Uptime, ViewName, cut_after,
+    ArgumentsLevel, AuthKind, CallerClass, CallerTrace, Entrance, Failure, Knowledge, Outcome,
+    ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId, Uptime, cut_after,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
@@ -468,7 +467,7 @@ impl Drop for CallRecord {
     }
 }
 
-fn class_of(call: &ToolCall) -> CallerClass {
+pub(super) fn class_of(call: &ToolCall) -> CallerClass {
     let client = call.session.as_ref().map(|session| session.client.as_ref());
     let client = client.or(call.client.as_ref());
     CallerClass::of(call.caller.auth, client.is_some_and(|client| !client.name.is_empty()))
@@ -486,72 +485,4 @@ pub(super) fn trace_of(
 /// What a ledger row shows of a tool's own error message.
 fn first_line(text: &str) -> String {
     cut_after(text.lines().next().unwrap_or_default(), ERROR_LINE)
-}
-
-/// A refusal before there was a call to route.
-#[derive(Debug)]
-pub struct Refusal {
-    /// The request's id.
-    pub id: CallId,
-    /// Who asked, as far as known.
-    pub caller: Arc<Caller>,
-    /// Through which door.
-    pub entrance: Entrance,
-    /// At which view.
-    pub view: Option<ViewName>,
-    /// To which trace it belongs, where its sender says so.
-    pub trace: Option<Arc<CallerTrace>>,
-    /// The tool asked for, where it could be read.
-    pub tool: String,
-    /// Why it was refused.
-    pub code: ErrorCode,
-    /// The same for people.
-    pub message: String,
-    /// The status it was answered with.
-    pub http_status: u16,
-    /// Bytes of the request body.
-    pub request_bytes: u64,
-}
-
-pub(super) fn record_refusal(
-    slot: AuditSlot,
-    refusal: Refusal,
-    trace_id: Option<TraceId>,
-    view: Option<&ViewMetrics>,
-) {
-    if let Some(view) = view {
-        view.count(Outcome::Refused);
-    }
-    slot.record(AuditEntry {
-        id: refusal.id,
-        started_at: clock::timestamp(),
-        caller: Arc::clone(&refusal.caller.name),
-        class: CallerClass::of(refusal.caller.auth, false),
-        session: None,
-        client: None,
-        entrance: refusal.entrance,
-        view: refusal.view,
-        tool: ToolLabel::asked(&refusal.tool),
-        upstream_tool: None,
-        server: None,
-        definition_hash: None,
-        outcome: Outcome::Refused,
-        error_code: Some(refusal.code),
-        error: Some(refusal.message),
-        failure: None,
-        http_status: refusal.http_status,
-        attempts: 0,
-        attempt_list: Attempts::default(),
-        queue: Duration::ZERO,
-        upstream: Duration::ZERO,
-        total: Duration::ZERO,
-        request_bytes: refusal.request_bytes,
-        response_bytes: 0,
-        arguments: None,
-        arguments_bytes: 0,
-        result: None,
-        levels: (ArgumentsLevel::None, ResultsLevel::None),
-        pointers: None,
-        trace_id,
-    });
 }

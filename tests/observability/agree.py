@@ -34,11 +34,6 @@ def error_type(row):
     return {"ok": "", "tool_error": "tool_error"}.get(row["outcome"], row["error_code"])
 
 
-def routed(rows):
-    """Without those that were turned away at the door: they took no time, and are no operation."""
-    return [row for row in rows if row["duration_ms"] > 0]
-
-
 def caller_class(row):
     if row["caller"] not in ("anonymous", "unauthenticated"):
         return "key"
@@ -57,7 +52,7 @@ def differences(stack, rows, turned_away):
                     counted(stack, f"sum by (gen_ai_tool_name, error_type) ({SERVED}_count{{{CALL}}})",
                             "gen_ai_tool_name", "error_type"),
                     Counter((row["tool"] if row["upstream_tool"] else "_other", error_type(row))
-                            for row in routed(rows)))
+                            for row in rows))
     yield from same("calls by view and outcome",
                     counted(stack, "switchyard_view_calls_total", "view", "outcome"),
                     Counter((row["view"], row["outcome"]) for row in rows if row["view"]))
@@ -110,7 +105,7 @@ def definitions(stack):
 
 
 def sums(stack, rows):
-    """What `audit stats` sums, by tool; it has calls that were turned away, too."""
+    """What `audit stats` sums, by tool."""
     by_tool = stack.get("/mcp/audit/stats?by=tool")["rows"]
     stats = Counter({(row["name"],): row["calls"] for row in by_tool if row["name"]})
     errors = Counter({(row["name"],): row["errors"] for row in by_tool if row["name"]})

@@ -1,9 +1,21 @@
 //! Whether the figures have every call: also those whose caller left, that were refused at the door, or
 //! that the ledger had no place for.
 
-use serde_json::json;
+use std::collections::BTreeMap;
 
-use crate::support::{Fault, Rig, SOON, TestApp, eventually, total};
+use http::Method;
+use serde_json::{Value, json};
+use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnectOptions;
+use switchyard::cli::demo_upstream::Options;
+
+use super::scrape;
+use crate::support::{
+    Fault, Http, Legacy, MODERN, Rig, SOON, TestApp, eventually, legacy_body, modern,
+    modern_params, total, upstream, yaml,
+};
+
+const HI: &str = r#"{"text":"hi"}"#;
 
 const FAST: &str = "retry_delay: 100ms, circuit_breaker_threshold: 1000";
 
@@ -50,5 +62,139 @@ async fn a_call_with_a_newer_definition_is_counted_as_a_repeat() {
     let attempts = app.entry_of(&answer).await["attempt_list"].clone();
     assert_eq!(attempts[0]["failure"], "refused", "{attempts}");
     assert_eq!(retries(&app, "refused").await, 1.0);
+    app.stop().await;
+}
+
+/// Calls by tool and type of error.
+type Calls = BTreeMap<(String, String), f64>;
+
+fn label<'a>(labels: &'a str, name: &str) -> &'a str {
+    let labels = labels
+        .strip_prefix(&format!("{name}=\""))
+        .or_else(|| labels.split_once(&format!(",{name}=\"")).map(|(_, rest)| rest));
+    labels.unwrap_or_else(|| panic!("no {name}")).split_once('"').unwrap().0
+}
+
+async fn measured(app: &TestApp) -> Calls {
+    let mut calls = Calls::new();
+    for (name, labels, value) in scrape(app).await.samples {
+        if name == "mcp_server_operation_duration_seconds_count"
+            && label(&labels, "mcp_method_name") == "tools/call"
+            && value > 0.0
+        {
+            let [tool, error] = ["gen_ai_tool_name", "error_type"].map(|of| label(&labels, of));
+            *calls.entry((tool.to_owned(), error.to_owned())).or_default() += value;
+        }
+    }
+    calls
+}
+
+fn of_rows(rows: &[Value]) -> Calls {
+    let mut calls = Calls::new();
+    for row in rows {
+        let tool =
+            if row["upstream_tool"].is_null() { "_other" } else { row["tool"].as_str().unwrap() };
+        let error = match row["outcome"].as_str().unwrap() {
+            "ok" => "",
+            "tool_error" => "tool_error",
+            _ => row["error_code"].as_str().unwrap(),
+        };
+        *calls.entry((tool.to_owned(), error.to_owned())).or_default() += 1.0;
+    }
+    calls
+}
+
+async fn sum(http: &Http, family: &str) -> f64 {
+    total(http, family, &[]).await
+}
+
+#[tokio::test]
+async fn calls_refused_at_the_door_are_in_every_figure() {
+    let up = upstream(Options::default()).await;
+    let settings =
+        format!("limits: {{body: 64KiB}}\n{}views: {{all: {{}}}}\n", yaml(&[("up", &up)]));
+    let app = TestApp::start(&settings).await.ready().await;
+    let (http, socket) = (app.http(), app.socket());
+    let reader = app.keyed("reader", &["read"]).await;
+    let wrong = http.with_key("sy_wrong");
+    let call = legacy_body("tools/call", r#"{"name":"up__echo","arguments":{"text":"hi"}}"#);
+    let unnamed = || legacy_body("tools/call", r#"{"arguments":{}}"#);
+    let mut answers = vec![
+        http.call("up__echo", HI).await,
+        http.call("up__fail", "{}").await,
+        http.call("nobody__has", "{}").await,
+        socket.call("up__echo", HI).await,
+    ];
+    for http in [http, &socket, &reader, &wrong] {
+        answers.push(http.post("/mcp/call", "{").await);
+        answers.push(http.post("/mcp", unnamed()).await);
+        answers.push(http.post("/mcp/v/all", unnamed()).await);
+    }
+    answers.push(http.post("/mcp", "{").await.expect(400));
+    answers.push(http.post("/mcp/v/none", call.clone()).await.expect(404));
+    for path in ["/mcp", "/mcp/v/all", "/mcp/call"] {
+        answers.push(http.post(path, "x".repeat(70_000)).await.expect(413));
+    }
+    answers.push(Legacy::connect(http).await.request("tools/call", r#"{"name":7}"#).await);
+    let post = || http.request(&Method::POST, "/mcp").body(call.clone());
+    answers.push(post().header("mcp-session-id", "nobodys").send().await.expect(404));
+    answers.push(post().header("mcp-protocol-version", "1999-01-01").send().await.expect(400));
+    // Its headers do not say what its body does.
+    let body = legacy_body("tools/call", &modern_params(r#","name":"up__echo""#));
+    let modern_one = http.request(&Method::POST, "/mcp").header("mcp-protocol-version", MODERN);
+    answers.push(modern_one.body(body).send().await.expect(400));
+    answers
+        .push(modern(http, "tools/call", Some("up__echo"), r#","arguments":{"text":"hi"}"#).await);
+    let mut rows = Vec::new();
+    for answer in &answers {
+        rows.push(app.entry_of(answer).await);
+    }
+    let (measured, of_rows) = (measured(&app).await, of_rows(&rows));
+    assert_eq!(measured, of_rows);
+    for code in ["Permission", "Authentication", "InvalidRequest", "NotFound", "RequestTooLarge"] {
+        let refused = ("_other".to_owned(), format!("MCP{code}Error"));
+        assert!(measured.contains_key(&refused), "{code}: {measured:?}");
+    }
+    assert_eq!(sum(&socket, "switchyard_calls_total").await, rows.len() as f64);
+    let at_view = rows.iter().filter(|row| row["view"] == "all").count();
+    assert_eq!(sum(&socket, "switchyard_view_calls_total").await, at_view as f64);
+    app.stop().await;
+}
+
+/// While the ledger takes nothing, calls have no row, but are in every figure.
+#[tokio::test]
+async fn calls_without_a_place_in_the_ledger_are_in_every_figure() {
+    let rig = Rig::legacy(&["read"]).await;
+    let settings =
+        format!("audit: {{durability: strict}}\n{}views: {{all: {{}}}}\n", rig.yaml("up", FAST));
+    let app = TestApp::start(&settings).await.ready().await;
+    let (http, socket) = (app.http(), app.socket());
+    let client = Legacy::connect_at(http, "/mcp/v/all").await;
+    let options = SqliteConnectOptions::new().filename(app.data_dir().join("audit.db"));
+    let mut other =
+        sqlx::SqliteConnection::connect_with(&options.busy_timeout(SOON)).await.unwrap();
+    sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
+    // Nobody knows yet: it is sent, and errs when its row is not committed in time.
+    let caught = client.call("up__read", "{}").await.json();
+    assert_eq!(caught["error"]["data"]["reason"], "not_recorded", "{caught}");
+    eventually(SOON, "calls are refused", || async {
+        (http.get("/readyz").await.status == 503).then_some(())
+    })
+    .await;
+    let before = sum(&socket, "switchyard_calls_total").await;
+    let refused = client.call("up__read", "{}").await.json();
+    assert_eq!(refused["error"]["data"]["error_code"], "MCPAuditUnavailableError", "{refused}");
+    client.request("tools/call", r#"{"name":7}"#).await;
+    let expected = [
+        (("up__read".to_owned(), String::new()), 1.0),
+        (("up__read".to_owned(), "MCPAuditUnavailableError".to_owned()), 1.0),
+        (("_other".to_owned(), "MCPInvalidRequestError".to_owned()), 1.0),
+    ];
+    assert_eq!(measured(&app).await, Calls::from(expected));
+    assert_eq!(sum(&socket, "switchyard_calls_total").await - before, 2.0);
+    let view = total(&socket, "switchyard_view_calls_total", &["outcome=\"refused\""]).await;
+    assert_eq!(view, 2.0);
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
     app.stop().await;
 }
