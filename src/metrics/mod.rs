@@ -41,6 +41,12 @@ const BUCKETS: [f64; 17] = [
     300.0,
 ];
 
+/// Name and help of the histogram whose series come with servers' first answers.
+const ATTEMPTS: (&str, &str) = (
+    "mcp_client_operation_duration_seconds",
+    "Duration of single attempts at upstream servers, in seconds.",
+);
+
 /// Type of the text this exposition is in.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -153,12 +159,7 @@ impl Metrics {
                 "Duration of MCP operations as clients see them, in seconds.",
                 &tool::SERVER_LABELS,
             )?,
-            attempts: histogram(
-                &durations,
-                "mcp_client_operation_duration_seconds",
-                "Duration of single attempts at upstream servers, in seconds.",
-                &tool::CLIENT_LABELS,
-            )?,
+            attempts: histogram(&durations, ATTEMPTS.0, ATTEMPTS.1, &tool::CLIENT_LABELS)?,
             owners: Mutex::new(HashMap::new()),
             upstream_enabled: gauges(
                 &registry,
@@ -313,6 +314,7 @@ impl Metrics {
             durations,
             rendered: AtomicUsize::new(0),
         };
+        metrics.begin_at_zero();
         metrics.sessions.with_label_values(&[Era::Legacy.as_str()]).set(0);
         for failure in AuthFailure::ALL {
             metrics.auth_failures.with_label_values(&[failure.as_str()]).reset();
@@ -331,9 +333,16 @@ impl Metrics {
         // As large as the last one was and a bit: growing would hold up to three times of it.
         let last = self.rendered.load(Ordering::Relaxed);
         let mut out = Vec::with_capacity((last + last / 16).max(64 * 1024));
-        for registry in [&self.registry, &self.durations] {
-            // One after the other: what is gathered is several times what it says.
-            TextEncoder::new().encode(&registry.gather(), &mut out)?;
+        // One after the other: what is gathered is several times what it says.
+        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        let durations = self.durations.gather();
+        TextEncoder::new().encode(&durations, &mut out)?;
+        let (name, help) = ATTEMPTS;
+        if durations.iter().all(|family| family.name() != name) {
+            // What there can be is said before there is some.
+            out.extend_from_slice(
+                format!("# HELP {name} {help}\n# TYPE {name} histogram\n").as_bytes(),
+            );
         }
         self.rendered.store(out.len(), Ordering::Relaxed);
         Ok(out)

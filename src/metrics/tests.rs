@@ -145,3 +145,16 @@ fn every_error_of_every_door_has_a_series_of_its_own() {
         assert!(text.contains(&line), "{line}");
     }
 }
+
+#[test]
+fn what_attempts_are_is_said_before_there_is_one() {
+    let metrics = Metrics::new().unwrap();
+    let described = "# TYPE mcp_client_operation_duration_seconds histogram\n";
+    assert_eq!(text(&metrics).matches(described).count(), 1);
+    assert!(text(&metrics).contains("# HELP mcp_client_operation_duration_seconds "));
+    call(&metrics, "s", "s__get", None);
+    let text = text(&metrics);
+    assert_eq!(text.matches(described).count(), 1, "{text}");
+    // As a scraper reads it: what belongs together stands together.
+    assert!(text.contains(&format!("{described}mcp_client_operation_duration_seconds_bucket{{")));
+}

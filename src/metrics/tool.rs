@@ -9,7 +9,12 @@ use prometheus::{Histogram, HistogramVec};
 
 use super::Metrics;
 use crate::error::ErrorCode;
-use crate::model::{Entrance, ExposedName, Outcome, ProtocolVersion, ServerName, TransportKind};
+use crate::model::{
+    Entrance, Era, ExposedName, Outcome, ProtocolVersion, ServerName, TransportKind,
+};
+
+/// Stands for every tool that is not in the catalogue.
+const OTHER: &str = "_other";
 
 /// Labels of `mcp_server_operation_duration_seconds`.
 pub(super) const SERVER_LABELS: [&str; 5] = [
@@ -28,6 +33,10 @@ pub(super) const CLIENT_LABELS: [&str; 6] = [
     "network_transport",
     "server",
 ];
+
+/// What any caller can make calls end with that reach no tool, from whichever entrance.
+const ANYBODYS: [ErrorCode; 3] =
+    [ErrorCode::ToolNotFound, ErrorCode::InvalidRequest, ErrorCode::Authentication];
 
 /// One slot for each protocol version and one for calls that came without (`/mcp/call`).
 const SLOTS: usize = ProtocolVersion::ALL.len() + 1;
@@ -107,13 +116,34 @@ impl Metrics {
             self.owners.lock().insert(tool.as_str().to_owned(), server.as_str().to_owned());
         }
         Arc::new(ToolMetrics {
-            tool: tool.map_or("_other", ExposedName::as_str).to_owned(),
-            server: server.map_or("_other", ServerName::as_str).to_owned(),
+            tool: tool.map_or(OTHER, ExposedName::as_str).to_owned(),
+            server: server.map_or(OTHER, ServerName::as_str).to_owned(),
             operations: self.operations.clone(),
             attempts: self.attempts.clone(),
             served: OnceLock::new(),
             attempted: OnceLock::new(),
         })
+    }
+
+    /// Makes the series, at zero, that no server or tool has to be there for: a rate sees the first
+    /// invented name then, and whoever invents many finds that there are all of them already.
+    pub(super) fn begin_at_zero(&self) {
+        let at_zero = |method: &str, tool: &str, error: &str, version: &str| {
+            let _made = self.operations.with_label_values(&[method, tool, error, version, "tcp"]);
+        };
+        for version in std::iter::once("").chain(ProtocolVersion::ALL.map(ProtocolVersion::as_str))
+        {
+            for error in ANYBODYS {
+                at_zero("tools/call", OTHER, error.as_str(), version);
+            }
+        }
+        at_zero("tools/call", OTHER, ErrorCode::ServerNotFound.as_str(), "");
+        for version in ProtocolVersion::ALL {
+            at_zero("tools/list", "", "", version.as_str());
+            if version.era() == Era::Legacy {
+                at_zero("initialize", "", "", version.as_str());
+            }
+        }
     }
 
     /// Removes the series of a server's tools. What was labelled how is asked of the histograms

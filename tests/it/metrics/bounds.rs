@@ -83,7 +83,11 @@ fn large() -> Arc<Metrics> {
 fn two_hundred_servers_and_five_hundred_used_tools_are_rendered_in_fifty_milliseconds() {
     let metrics = large();
     let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-    let used = text.matches("mcp_server_operation_duration_seconds_count{").count();
+    let used = text.lines().filter(|line| {
+        line.starts_with("mcp_server_operation_duration_seconds_count{")
+            && line.contains("gen_ai_tool_name=\"server-")
+    });
+    let used = used.count();
     assert_eq!(used, 500);
     let took = fastest(|| drop(metrics.render().unwrap()));
     let samples = parse(&text).samples.len();
@@ -136,6 +140,29 @@ fn invented(http: &Http, at: usize) -> Call {
     call.header("user-agent", &format!("agent/{at}"))
         .header("x-request-id", &format!("request-{at}"))
         .header("accept", "application/json, text/event-stream")
+}
+
+/// Also the first of a kind finds its series there.
+#[tokio::test]
+async fn a_new_router_has_all_series_that_callers_can_invent_names_for() {
+    let up = upstream(Options::default()).await;
+    let app = TestApp::start(&yaml(&[("up", &up)])).await.ready().await;
+    let before = scrape(&app).await;
+    for family in ["mcp_server_operation_duration_seconds", "mcp_client_operation_duration_seconds"]
+    {
+        assert_eq!(before.kind.get(family).map(String::as_str), Some("histogram"), "{family}");
+        assert!(before.help.contains_key(family), "{family}");
+    }
+    let mut line = app.http().line().await;
+    // Without those of them that call a tool that is there.
+    for at in (0..90).filter(|at| at % 6 != 4) {
+        let answer = line.send(invented(app.http(), at)).await;
+        assert!((400..500).contains(&answer.status) || answer.json()["error"].is_object(), "{at}");
+    }
+    Legacy::connect(app.http()).await.call("invented", HI).await;
+    let (after, before) = (scrape(&app).await.series(), before.series());
+    assert_eq!(after.difference(&before).collect::<Vec<_>>(), Vec::<&(String, String)>::new());
+    app.stop().await;
 }
 
 #[tokio::test]
