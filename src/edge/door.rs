@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -33,8 +33,8 @@ use super::workers::{Handover, Workers};
 use super::{Edge, api, mcp, origin, trace};
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{CallId, CallerTrace, Entrance, ProtocolVersion, Scope, format_duration};
-use crate::router::Refusal;
+use crate::model::{CallId, Scope, format_duration};
+use crate::router::{Refusal, RefusedAt};
 
 /// An answer's body: whole for MCP, whatever axum makes for the rest.
 pub(super) type Body = Either<Full<Bytes>, axum::body::Body>;
@@ -54,9 +54,6 @@ const CUT: Duration = Duration::from_secs(1);
 /// for one who does not read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MayBeCut;
-
-/// What a request to an MCP endpoint counts as before its version is known.
-const MCP: Entrance = Entrance::Mcp(ProtocolVersion::LATEST_LEGACY);
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -335,8 +332,7 @@ impl FrontDoor {
             Ok(caller) => caller,
             Err(failure) => {
                 let path = path.to_owned();
-                let trace = trace::of(request.headers());
-                return Err(self.turn_away(&path, id, failure, trace).await);
+                return Err(self.turn_away(&path, id, failure, request.headers()).await);
             }
         };
         let trace = trace::of(request.headers());
@@ -346,10 +342,9 @@ impl FrontDoor {
                 ErrorCode::ShuttingDown,
                 "the router is stopping and takes no new requests; nothing was done",
             );
-            let entrance = if path == CALL { Entrance::Rest } else { MCP };
-            let is_call = path == CALL || path == "/mcp" || path.starts_with(VIEWS);
-            if is_call && request.method() == Method::POST && context.caller.may(Scope::Call) {
-                self.refuse(&context, entrance, &error).await;
+            let is_call = request.method() == Method::POST && context.caller.may(Scope::Call);
+            if is_call && let Some(at) = calls_at(path, request.headers()) {
+                self.refuse(&context, at, &error).await;
             }
             return Err(error);
         }
@@ -360,7 +355,8 @@ impl FrontDoor {
                 Ok(view) => context.view = Some(view),
                 Err(unknown) if context.caller.may(Scope::Call) => {
                     if request.method() == Method::POST {
-                        self.refuse(&context, MCP, &unknown).await;
+                        let version = mcp::announced(request.headers());
+                        self.refuse(&context, RefusedAt::Mcp(version), &unknown).await;
                     }
                     return Err(unknown);
                 }
@@ -373,7 +369,8 @@ impl FrontDoor {
             let body = match read_body(body, body_limit).await {
                 Ok(body) => body,
                 Err(error) => {
-                    self.refuse(&context, MCP, &error).await;
+                    let version = mcp::announced(&head.headers);
+                    self.refuse(&context, RefusedAt::Mcp(version), &error).await;
                     return Err(error);
                 }
             };
@@ -403,7 +400,7 @@ impl FrontDoor {
         path: &str,
         id: CallId,
         failure: AuthFailure,
-        trace: Option<Arc<CallerTrace>>,
+        headers: &HeaderMap,
     ) -> ApiError {
         self.edge.metrics.auth_failure(failure);
         let detail = match failure {
@@ -415,33 +412,44 @@ impl FrontDoor {
             }
         };
         let error = ApiError::new(ErrorCode::Authentication, detail);
-        let view = path.strip_prefix(VIEWS);
-        let entrance = match path {
-            CALL => Some(Entrance::Rest),
-            _ => (path == "/mcp" || view.is_some()).then_some(MCP),
-        };
-        if let Some(entrance) = entrance {
-            let view = view.and_then(|name| self.edge.view(name).ok());
+        if let Some(at) = calls_at(path, headers) {
+            let view = path.strip_prefix(VIEWS).and_then(|name| self.edge.view(name).ok());
+            let trace = trace::of(headers);
             let context = RequestContext { id, caller: nobody(), view, trace };
-            self.refuse(&context, entrance, &error).await;
+            self.refuse(&context, at, &error).await;
         }
         error
     }
 
-    async fn refuse(&self, context: &RequestContext, entrance: Entrance, error: &ApiError) {
+    async fn refuse(&self, context: &RequestContext, at: RefusedAt, error: &ApiError) {
         let refusal = Refusal {
             id: context.id,
             caller: Arc::clone(&context.caller),
-            entrance,
+            at,
+            session: None,
+            client: None,
+            request_id: None,
             view: context.view.clone(),
             trace: context.trace.clone(),
             tool: String::new(),
             code: error.code,
             message: error.detail.clone(),
             http_status: error.status(),
+            rpc_code: None,
             request_bytes: 0,
         };
         self.edge.router.refuse(refusal).await;
+    }
+}
+
+/// Through which door calls come at this path.
+fn calls_at(path: &str, headers: &HeaderMap) -> Option<RefusedAt> {
+    match path {
+        CALL => Some(RefusedAt::Rest),
+        _ if path == "/mcp" || path.starts_with(VIEWS) => {
+            Some(RefusedAt::Mcp(mcp::announced(headers)))
+        }
+        _ => None,
     }
 }
 

@@ -34,7 +34,7 @@ use crate::telemetry::{Operation, Tracer};
 pub use answer::{CallAnswer, UpstreamAnswer};
 pub use error::{Reason, RouteError};
 pub use forward::Forward;
-pub use refusal::Refusal;
+pub use refusal::{Refusal, RefusedAt};
 pub use upstream::{UpstreamError, UpstreamFailure};
 
 pub use crate::pool::{ListKind, Notice, Relay, RelayWishes, ServerMessage, ServerRequest};

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::record::{class_of, trace_of};
 use super::{CallAnswer, RouteError, Router, spans};
 use crate::audit::{Attempts, AuditEntry, AuditUnavailable, ToolLabel};
@@ -12,10 +14,37 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::CallLabels;
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, CallerTrace, Entrance, Outcome,
-    ResultsLevel, ToolCall, TraceId, Uptime, ViewName,
+    ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, CallerTrace, ClientInfo, Entrance,
+    Outcome, ProtocolVersion, ResultsLevel, SessionRef, ToolCall, TraceId, Uptime, ViewName,
 };
 use crate::telemetry::Operation;
+
+/// Through which door a refused request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedAt {
+    /// An MCP endpoint, with the protocol version as far as it was known.
+    Mcp(Option<ProtocolVersion>),
+    /// `POST /mcp/call`.
+    Rest,
+}
+
+impl RefusedAt {
+    /// What ledger and metrics count it as: without a version as the last one that had sessions.
+    fn entrance(self) -> Entrance {
+        match self {
+            Self::Mcp(version) => Entrance::Mcp(version.unwrap_or(ProtocolVersion::LATEST_LEGACY)),
+            Self::Rest => Entrance::Rest,
+        }
+    }
+
+    /// The version, where it is known.
+    pub(super) const fn version(self) -> Option<ProtocolVersion> {
+        match self {
+            Self::Mcp(version) => version,
+            Self::Rest => None,
+        }
+    }
+}
 
 /// A refusal before there was a call to route.
 #[derive(Debug)]
@@ -25,7 +54,13 @@ pub struct Refusal {
     /// Who asked, as far as known.
     pub caller: Arc<Caller>,
     /// Through which door.
-    pub entrance: Entrance,
+    pub at: RefusedAt,
+    /// The legacy session it belongs to, where it was found.
+    pub session: Option<Arc<SessionRef>>,
+    /// What a client without a session said of itself, where it could be read.
+    pub client: Option<ClientInfo>,
+    /// The id of its JSON-RPC request, as JSON, where it could be read.
+    pub request_id: Option<Bytes>,
     /// At which view.
     pub view: Option<ViewName>,
     /// To which trace it belongs, where its sender says so.
@@ -38,6 +73,8 @@ pub struct Refusal {
     pub message: String,
     /// The status it was answered with.
     pub http_status: u16,
+    /// The code of the JSON-RPC error it was answered with, where it was one.
+    pub rpc_code: Option<i64>,
     /// Bytes of the request body.
     pub request_bytes: u64,
 }
@@ -55,7 +92,7 @@ impl Router {
             operation.ends(now, spans::refusal(&refusal));
         }
         let labels = CallLabels {
-            entrance: refusal.entrance,
+            entrance: refusal.at.entrance(),
             over_socket: refusal.caller.auth == AuthKind::Socket,
             error: Some(refusal.code),
         };
@@ -63,7 +100,10 @@ impl Router {
         if let Some(view) = self.view_metrics(refusal.view.as_ref()) {
             view.count(Outcome::Refused);
         }
-        let class = CallerClass::of(refusal.caller.auth, false);
+        let client = refusal.session.as_ref().map(|session| session.client.as_ref());
+        let client = client.or(refusal.client.as_ref());
+        let named = client.is_some_and(|client| !client.name.is_empty());
+        let class = CallerClass::of(refusal.caller.auth, named);
         match slot {
             Ok(slot) => {
                 let trace = trace_of(operation.as_ref(), refusal.trace.as_deref());
@@ -113,9 +153,12 @@ fn entry(
         started_at: clock::timestamp(),
         caller: Arc::clone(&refusal.caller.name),
         class,
-        session: None,
-        client: None,
-        entrance: refusal.entrance,
+        session: refusal.session.as_ref().map(|session| Arc::clone(&session.hash)),
+        client: match refusal.session {
+            Some(session) => Some(Arc::clone(&session.client)),
+            None => refusal.client.map(Arc::new),
+        },
+        entrance: refusal.at.entrance(),
         view: refusal.view,
         tool: ToolLabel::asked(&refusal.tool),
         upstream_tool: None,

@@ -94,14 +94,12 @@ impl Attributes {
     fn asked(
         &mut self,
         id: CallId,
-        entrance: Entrance,
+        version: Option<ProtocolVersion>,
         caller: &Caller,
         session: Option<&SessionRef>,
         request_id: Option<&Bytes>,
     ) {
-        if let Entrance::Mcp(version) = entrance {
-            self.version(Some(version));
-        }
+        self.version(version);
         self.add("jsonrpc.request.id", request_id.and_then(|id| readable_id(id)).map(Value::Text));
         // As the ledger has it. The id itself is what lets its bearer in.
         self.add("mcp.session.id", session.map(|session| Value::Shared(Arc::clone(&session.hash))));
@@ -167,7 +165,8 @@ pub(super) fn call(
     let mut list = Attributes::new(CALL);
     let tool = list.tool(entry.map(|entry| entry.exposed.clone().into_shared()));
     let session = call.session.as_deref();
-    list.asked(call.id, call.entrance, &call.caller, session, call.request_id.as_ref());
+    let version = version_of(call.entrance);
+    list.asked(call.id, version, &call.caller, session, call.request_id.as_ref());
     if let Some(entry) = entry {
         list.server(&entry.server);
     }
@@ -180,9 +179,21 @@ pub(super) fn call(
 pub(super) fn refusal(refusal: &Refusal) -> Said {
     let mut list = Attributes::new(CALL);
     let tool = list.tool(None);
-    list.asked(refusal.id, refusal.entrance, &refusal.caller, None, None);
+    let (session, request_id) = (refusal.session.as_deref(), refusal.request_id.as_ref());
+    list.asked(refusal.id, refusal.at.version(), &refusal.caller, session, request_id);
     list.add("switchyard.outcome", Value::Static(Outcome::Refused.as_str()));
-    list.said(CALL, Some(tool), Ended::refused(refusal.code, refusal.entrance))
+    let ended = Ended {
+        error_type: Some(Value::Static(refusal.code.as_str())),
+        rpc_code: refusal.rpc_code.map(|code| code.to_string()),
+    };
+    list.said(CALL, Some(tool), ended)
+}
+
+const fn version_of(entrance: Entrance) -> Option<ProtocolVersion> {
+    match entrance {
+        Entrance::Mcp(version) => Some(version),
+        Entrance::Rest => None,
+    }
 }
 
 /// Which attempt at a call it was.
@@ -217,8 +228,8 @@ pub(super) fn attempt(entry: &CatalogueEntry, turn: &Turn, ended: Ended) -> Said
 pub(super) fn forwarded(forward: &Forward, ended: Ended) -> Said {
     let mut list = Attributes::new(forward.method);
     let prompt = prompt(&mut list, forward);
-    let (entrance, session) = (Entrance::Mcp(forward.version), forward.session.as_deref());
-    list.asked(forward.id, entrance, &forward.caller, session, forward.request_id.as_ref());
+    let (version, session) = (Some(forward.version), forward.session.as_deref());
+    list.asked(forward.id, version, &forward.caller, session, forward.request_id.as_ref());
     list.server(&forward.server);
     list.said(forward.method, prompt, ended)
 }

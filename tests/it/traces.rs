@@ -1,6 +1,8 @@
 //! Traces: what callers say of theirs goes on to servers, what is recorded reaches a collector, and the
 //! ledger says which call belongs to which trace.
 
+mod refused;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

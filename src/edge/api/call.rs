@@ -16,7 +16,7 @@ use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
 use crate::model::{Entrance, Outcome, ServerName, ToolCall, ToolTarget};
 use crate::protocol::{RawObject, first_text};
-use crate::router::{CallAnswer, Refusal};
+use crate::router::{CallAnswer, Refusal, RefusedAt};
 
 /// As long as a tool's own name may be, and a server's name before it.
 const TOOL_NAME_LIMIT: usize = 1200;
@@ -48,13 +48,17 @@ pub(super) async fn refuse(edge: &Edge, context: &RequestContext, error: &ApiErr
     let refusal = Refusal {
         id: context.id,
         caller: Arc::clone(&context.caller),
-        entrance: Entrance::Rest,
+        at: RefusedAt::Rest,
+        session: None,
+        client: None,
+        request_id: None,
         view: None,
         trace: context.trace.clone(),
         tool: String::new(),
         code: error.code,
         message: error.detail.clone(),
         http_status: error.status(),
+        rpc_code: None,
         request_bytes: 0,
     };
     edge.router.refuse(refusal).await;

@@ -13,7 +13,7 @@ use super::methods::Asked;
 use super::reply::{Reply, json, rpc_error};
 use super::session::SUBSCRIPTIONS;
 use super::stream::event_stream;
-use super::{INSTRUCTIONS, Refusing, SESSION_ID, shown, strict};
+use super::{INSTRUCTIONS, Refusing, SESSION_ID, Who, shown, strict};
 use crate::catalogue::ResourceRoute;
 use crate::clock;
 use crate::edge::Edge;
@@ -88,7 +88,8 @@ pub(super) async fn post(
     let sender = match Sender::new(edge, context, headers, body, announced) {
         Ok(sender) => sender,
         Err((context, message)) => {
-            let request = Refusing { edge, context: &context, body };
+            let (version, who) = (announced, Who::default());
+            let request = Refusing { edge, context: &context, body, version, who };
             let code = RpcErrorCode::InvalidRequest;
             let status = StatusCode::NOT_FOUND;
             return request.turn_away(Some(incoming), status, code, message, None).await;

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use serde_json::value::RawValue;
 
-use super::Refusing;
 use super::render;
 use super::reply::{Answered, Pending, Reply, Work};
 use super::rounds::{self, End, Leg};
 use super::session::Live;
 use super::stream::Resumable;
+use super::{Refusing, Told, Who};
 use crate::catalogue::{Lookup, NotFound, OfferedList};
 use crate::clock;
 use crate::edge::auth::RequestContext;
@@ -145,15 +145,16 @@ impl Asked<'_> {
         let params = match CallParams::parse(self.params) {
             Ok(params) => params,
             Err(message) => {
-                self.refusing().record(String::new(), &message, StatusCode::BAD_REQUEST).await;
+                let (status, code) = (StatusCode::OK, RpcErrorCode::InvalidParams);
+                self.refuse(String::new(), Told { status, code, message: &message }).await;
                 return self.invalid(&message);
             }
         };
         let target = ToolTarget { tool: params.name.into_owned(), server: None };
         if let Err(message) = self.check_param_headers(&target, params.arguments) {
-            let status = StatusCode::BAD_REQUEST;
-            self.refusing().record(target.tool, &message, status).await;
-            return Reply::error(status, Some(self.id), RpcErrorCode::HeaderMismatch, &message);
+            let (status, code) = (StatusCode::BAD_REQUEST, RpcErrorCode::HeaderMismatch);
+            self.refuse(target.tool, Told { status, code, message: &message }).await;
+            return Reply::error(status, Some(self.id), code, &message);
         }
         let relay = self.relay(params.meta.progress_token);
         let call = ToolCall {
@@ -416,8 +417,12 @@ impl Asked<'_> {
         Reply::Pending(Pending { answer, relay, questions, resumable })
     }
 
-    fn refusing(&self) -> Refusing<'_> {
-        Refusing { edge: self.edge, context: self.context, body: self.body }
+    /// Puts a call on record that is refused.
+    async fn refuse(&self, tool: String, told: Told<'_>) {
+        let (edge, context, body) = (self.edge, self.context, self.body);
+        let who = Who { session: self.session, client: self.client.as_ref() };
+        let refusing = Refusing { edge, context, body, version: Some(self.version), who };
+        refusing.record(Some(self.id.json()), self.params, tool, told).await;
     }
 }
 

@@ -24,11 +24,14 @@ use serde_json::value::RawValue;
 use super::Edge;
 use super::auth::RequestContext;
 use super::door::Body;
+use super::sessions::Session;
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{Entrance, Era, ProtocolVersion, Scope, cut_after};
-use crate::protocol::{CallParams, Incoming, ModernMeta, RawObject, RpcErrorCode, is_batch};
-use crate::router::Refusal;
+use crate::model::{CallerTrace, ClientInfo, Era, ProtocolVersion, Scope, cut_after};
+use crate::protocol::{
+    CallParams, Incoming, ModernMeta, RawObject, RequestMeta, RpcErrorCode, is_batch,
+};
+use crate::router::{Refusal, RefusedAt};
 
 pub use listen::Listeners;
 pub(super) use listen::tell_session;
@@ -55,10 +58,11 @@ pub(super) async fn post(
     headers: &HeaderMap,
     body: Bytes,
 ) -> Response<Body> {
-    let request = Refusing { edge, context: &context, body: &body };
     let announced =
         headers.get(&VERSION_HEADER).map(|value| value.to_str().unwrap_or_default().trim());
     let known = announced.map(ProtocolVersion::parse);
+    let version = known.flatten();
+    let request = Refusing { edge, context: &context, body: &body, version, who: Who::default() };
     let batch = is_batch(&body) && !matches!(known, Some(Some(v)) if v.era() == Era::Modern);
     let parsed = if batch { Ok(Incoming::nothing()) } else { Incoming::parse(&body) };
     if [&VERSION_HEADER, &SESSION_ID].iter().any(|name| headers.get_all(*name).iter().count() > 1) {
@@ -79,9 +83,10 @@ pub(super) async fn post(
         Ok(incoming) => incoming,
         Err(error) => {
             // It may have been a call; nobody can tell.
-            request.record(String::new(), &error.message, StatusCode::BAD_REQUEST).await;
-            let id = error.id.as_deref();
-            return rpc_error(StatusCode::BAD_REQUEST, id, error.code, &error.message, None);
+            let (id, status) = (error.id.as_deref(), StatusCode::BAD_REQUEST);
+            let told = Told { status, code: error.code, message: &error.message };
+            request.record(id, None, String::new(), told).await;
+            return rpc_error(status, id, error.code, &error.message, None);
         }
     };
     let (method, params) = match &incoming {
@@ -112,10 +117,20 @@ pub(super) async fn post(
             let message = "the header MCP-Protocol-Version is missing; a request with a protocol version in `_meta` needs it";
             let status = StatusCode::BAD_REQUEST;
             let code = RpcErrorCode::HeaderMismatch;
+            let said = ModernMeta::parse(params).ok();
+            let version = said.and_then(|said| ProtocolVersion::parse(&said.version));
+            let request = Refusing { version, ..request };
             request.turn_away(Some(&incoming), status, code, message, None).await
         }
         (None, _) => legacy::post(edge, context, headers, &body, &incoming, None).await,
     }
+}
+
+/// The version that a request's headers announce, where they say one that we know.
+pub(super) fn announced(headers: &HeaderMap) -> Option<ProtocolVersion> {
+    let mut values = headers.get_all(&VERSION_HEADER).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    ProtocolVersion::parse(value.to_str().ok()?.trim())
 }
 
 /// Answers `GET /mcp`, a session's stream, and `DELETE /mcp`, its end; `None` for other methods,
@@ -172,6 +187,24 @@ struct Refusing<'a> {
     edge: &'a Edge,
     context: &'a RequestContext,
     body: &'a Bytes,
+    /// As far as it is known.
+    version: Option<ProtocolVersion>,
+    who: Who<'a>,
+}
+
+/// Which client it is, as far as that is known.
+#[derive(Default)]
+struct Who<'a> {
+    session: Option<&'a Arc<Session>>,
+    client: Option<&'a ClientInfo>,
+}
+
+/// What the client is told.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    status: StatusCode,
+    code: RpcErrorCode,
+    message: &'a str,
 }
 
 impl Refusing<'_> {
@@ -189,7 +222,8 @@ impl Refusing<'_> {
             id = Some(found.json());
             if method == "tools/call" {
                 let tool = CallParams::parse(*params).map(|call| call.name.into_owned());
-                self.record(tool.unwrap_or_default(), message, status).await;
+                let told = Told { status, code, message };
+                self.record(id, *params, tool.unwrap_or_default(), told).await;
             }
         }
         rpc_error(status, id, code, message, data)
@@ -208,21 +242,34 @@ impl Refusing<'_> {
         self.turn_away(Some(incoming), StatusCode::BAD_REQUEST, code, &message, Some(&data)).await
     }
 
-    /// Puts a refused call on record.
-    async fn record(&self, tool: String, message: &str, status: StatusCode) {
+    /// Puts a refused call on record; `id` is that of its request, as JSON.
+    async fn record(
+        &self,
+        id: Option<&str>,
+        params: Option<&RawValue>,
+        tool: String,
+        told: Told<'_>,
+    ) {
+        let members = params.and_then(|raw| RawObject::parse(raw.get()).ok());
+        let meta = members.as_ref().and_then(|members| RequestMeta::of(members).ok());
+        let said = meta.and_then(|meta| CallerTrace::read(&meta.trace));
         let refusal = Refusal {
             id: self.context.id,
             caller: Arc::clone(&self.context.caller),
-            entrance: Entrance::Mcp(ProtocolVersion::LATEST_LEGACY),
+            at: RefusedAt::Mcp(self.version),
+            session: self.who.session.map(|session| Arc::clone(&session.reference)),
+            client: self.who.client.cloned(),
+            request_id: id.map(|id| Bytes::copy_from_slice(id.as_bytes())),
             view: self.context.view.clone(),
-            trace: self.context.trace.clone(),
+            trace: CallerTrace::of_request(said, self.context.trace.as_ref()),
             tool,
-            code: match status {
+            code: match told.status {
                 StatusCode::FORBIDDEN => ErrorCode::Permission,
                 _ => ErrorCode::InvalidRequest,
             },
-            message: message.to_owned(),
-            http_status: status.as_u16(),
+            message: told.message.to_owned(),
+            http_status: told.status.as_u16(),
+            rpc_code: Some(told.code.number()),
             request_bytes: self.body.len() as u64,
         };
         self.edge.router.refuse(refusal).await;

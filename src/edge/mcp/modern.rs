@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::methods::Asked;
 use super::reply::{Reply, empty, rpc_error};
 use super::{
-    CAPABILITIES, INSTRUCTIONS, METHOD_HEADER, NAME_HEADER, Refusing, listen, shown,
+    CAPABILITIES, INSTRUCTIONS, METHOD_HEADER, NAME_HEADER, Refusing, Who, listen, shown,
     supported_versions,
 };
 use crate::clock;
@@ -43,7 +43,8 @@ pub(super) async fn post(
             return rpc_error(StatusCode::BAD_REQUEST, None, code, message, None);
         }
     };
-    let request = &Refusing { edge, context: &context, body };
+    let (version_said, who) = (Some(version), Who::default());
+    let request = &Refusing { edge, context: &context, body, version: version_said, who };
     let bad = |code: RpcErrorCode, message: String| async move {
         let status = StatusCode::BAD_REQUEST;
         request.turn_away(Some(incoming), status, code, &message, None).await
