@@ -60,6 +60,17 @@ impl AttemptEnd {
     }
 }
 
+/// What the client is told, which in strict durability is not said before the row is committed.
+#[derive(Debug)]
+struct Told {
+    /// As in the row.
+    outcome: Outcome,
+    error: Option<ErrorCode>,
+    attempts: u32,
+    /// Empty where nothing is recorded.
+    ended: Ended,
+}
+
 /// A call under way. Dropped without [`CallRecord::finish`], it is recorded as cancelled.
 #[derive(Debug)]
 pub(super) struct CallRecord {
@@ -83,6 +94,8 @@ pub(super) struct CallRecord {
     retry: Option<Retry>,
     upstream: Duration,
     upstream_version: Option<ProtocolVersion>,
+    /// How it ended, until that is in metrics and trace.
+    told: Option<Told>,
     /// Where spans are recorded, or would be.
     pub(super) operation: Option<Arc<Operation>>,
 }
@@ -113,6 +126,7 @@ impl CallRecord {
             retry: None,
             upstream: Duration::ZERO,
             upstream_version: None,
+            told: None,
             operation,
         }
     }
@@ -300,14 +314,13 @@ impl CallRecord {
             Entrance::Rest => entry.error_code.map_or(200, ErrorCode::http_status),
             Entrance::Mcp(_) => 200,
         };
-        self.observe(entry.outcome, entry.error_code, total);
-        if self.is_traced() {
-            let ended = match &result {
-                Ok(answer) => Ended::answered(answer.outcome, answer.rpc_code()),
-                Err(error) => Ended::refused(error.code(), self.call.entrance),
-            };
-            self.operation_ends(now, (entry.outcome, attempts), ended);
-        }
+        let ended = match &result {
+            _ if !self.is_traced() => Ended::default(),
+            Ok(answer) => Ended::answered(answer.outcome, answer.rpc_code()),
+            Err(error) => Ended::refused(error.code(), self.call.entrance),
+        };
+        let (outcome, error) = (entry.outcome, entry.error_code);
+        self.told = Some(Told { outcome, error, attempts, ended });
         let answer = CallAnswer {
             id: self.call.id,
             tool: std::mem::take(&mut self.call.target.tool),
@@ -317,35 +330,50 @@ impl CallRecord {
             result,
         };
         let trace = entry.trace_id;
-        if let Some(slot) = self.slot.take() {
-            match durability {
-                Durability::Batched => slot.record(entry),
-                // Nothing was sent because the ledger cannot be written: its row may follow, and the
-                // caller is not kept waiting for it.
-                Durability::Strict
-                    if matches!(&answer.result, Err(RouteError::AuditUnavailable(_))) =>
-                {
-                    slot.record(entry);
-                }
-                Durability::Strict => {
-                    if let Err(error) = slot.record_durably(entry).await {
-                        tracing::error!(
-                            call.id = %answer.id,
-                            trace_id = trace.map(tracing::field::display),
-                            %error,
-                            "{error}"
-                        );
-                        let known = match &answer.result {
-                            Ok(_) => Knowledge::Executed,
-                            Err(error) => error.knowledge(),
-                        };
-                        let result = Err(RouteError::NotRecorded { known });
-                        return CallAnswer { result, ..answer };
-                    }
-                }
-            }
+        // Nothing was sent because the ledger cannot be written: its row may follow, and the caller is
+        // not kept waiting for it.
+        let waits = durability == Durability::Strict
+            && !matches!(&answer.result, Err(RouteError::AuditUnavailable(_)));
+        if !waits {
+            self.tell(now);
         }
-        answer
+        let Some(slot) = self.slot.take() else { return answer };
+        if !waits {
+            slot.record(entry);
+            return answer;
+        }
+        let recorded = slot.record_durably(entry).await;
+        let Err(error) = recorded else {
+            self.tell(clock::uptime());
+            return answer;
+        };
+        tracing::error!(
+            call.id = %answer.id,
+            trace_id = trace.map(tracing::field::display),
+            %error,
+            "{error}"
+        );
+        let known = match &answer.result {
+            Ok(_) => Knowledge::Executed,
+            Err(error) => error.knowledge(),
+        };
+        let error = RouteError::NotRecorded { known };
+        if let Some(told) = &mut self.told {
+            told.error = Some(error.code());
+            told.ended = Ended::refused(error.code(), self.call.entrance);
+        }
+        self.tell(clock::uptime());
+        CallAnswer { result: Err(error), ..answer }
+    }
+
+    /// Puts what the client is told into metrics and trace, once: when it is told, which in strict
+    /// durability is after the commit.
+    fn tell(&mut self, now: Uptime) {
+        let Some(Told { outcome, error, attempts, ended }) = self.told.take() else { return };
+        self.observe(outcome, error, now.since(self.started));
+        if self.is_traced() {
+            self.operation_ends(now, (outcome, attempts), ended);
+        }
     }
 
     /// An answer without the places in it that the ledger never keeps, of which its error may be one.
@@ -362,12 +390,7 @@ impl CallRecord {
         }
     }
 
-    fn observe(&self, outcome: Outcome, code: Option<ErrorCode>, total: Duration) {
-        let error = match outcome {
-            Outcome::Ok => None,
-            Outcome::ToolError => Some(ErrorCode::Tool),
-            _ => code,
-        };
+    fn observe(&self, outcome: Outcome, error: Option<ErrorCode>, total: Duration) {
         let labels = CallLabels {
             entrance: self.call.entrance,
             over_socket: self.call.caller.auth == AuthKind::Socket,
@@ -442,7 +465,10 @@ impl CallRecord {
 
 impl Drop for CallRecord {
     fn drop(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
+        let Some(slot) = self.slot.take() else {
+            // Where its client left while the row was being committed: it ended as that says.
+            return self.tell(clock::uptime());
+        };
         let now = clock::uptime();
         self.attempt_ends(
             now,

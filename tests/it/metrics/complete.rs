@@ -2,17 +2,18 @@
 //! that the ledger had no place for.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
-use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection as _, SqliteConnection};
 use switchyard::cli::demo_upstream::Options;
 
 use super::scrape;
 use crate::support::{
-    Fault, Http, Legacy, MODERN, Rig, SOON, TestApp, eventually, legacy_body, modern,
-    modern_params, total, upstream, yaml,
+    Collector, Fault, Http, Legacy, MODERN, Received, Rig, SOON, TestApp, eventually, legacy_body,
+    modern, modern_params, total, upstream, yaml,
 };
 
 const HI: &str = r#"{"text":"hi"}"#;
@@ -161,19 +162,32 @@ async fn calls_refused_at_the_door_are_in_every_figure() {
     app.stop().await;
 }
 
+/// As another process would, so that nothing is committed.
+async fn lock(app: &TestApp) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(app.data_dir().join("audit.db"));
+    let options = options.busy_timeout(SOON);
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
+    other
+}
+
+async fn unlock(mut other: SqliteConnection) {
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
+}
+
 /// While the ledger takes nothing, calls have no row, but are in every figure.
 #[tokio::test]
 async fn calls_without_a_place_in_the_ledger_are_in_every_figure() {
     let rig = Rig::legacy(&["read"]).await;
+    // Sent without being on record before.
+    rig.annotate("read", json!({ "readOnlyHint": true }));
     let settings =
         format!("audit: {{durability: strict}}\n{}views: {{all: {{}}}}\n", rig.yaml("up", FAST));
     let app = TestApp::start(&settings).await.ready().await;
     let (http, socket) = (app.http(), app.socket());
     let client = Legacy::connect_at(http, "/mcp/v/all").await;
-    let options = SqliteConnectOptions::new().filename(app.data_dir().join("audit.db"));
-    let mut other =
-        sqlx::SqliteConnection::connect_with(&options.busy_timeout(SOON)).await.unwrap();
-    sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
+    let other = lock(&app).await;
     // Nobody knows yet: it is sent, and errs when its row is not committed in time.
     let caught = client.call("up__read", "{}").await.json();
     assert_eq!(caught["error"]["data"]["reason"], "not_recorded", "{caught}");
@@ -181,12 +195,14 @@ async fn calls_without_a_place_in_the_ledger_are_in_every_figure() {
         (http.get("/readyz").await.status == 503).then_some(())
     })
     .await;
+    let unrecorded = caught["error"]["data"]["error_code"].as_str().unwrap().to_owned();
     let before = sum(&socket, "switchyard_calls_total").await;
     let refused = client.call("up__read", "{}").await.json();
     assert_eq!(refused["error"]["data"]["error_code"], "MCPAuditUnavailableError", "{refused}");
     client.request("tools/call", r#"{"name":7}"#).await;
     let expected = [
-        (("up__read".to_owned(), String::new()), 1.0),
+        // What its client was told, and not what its server said.
+        (("up__read".to_owned(), unrecorded), 1.0),
         (("up__read".to_owned(), "MCPAuditUnavailableError".to_owned()), 1.0),
         (("_other".to_owned(), "MCPInvalidRequestError".to_owned()), 1.0),
     ];
@@ -194,7 +210,67 @@ async fn calls_without_a_place_in_the_ledger_are_in_every_figure() {
     assert_eq!(sum(&socket, "switchyard_calls_total").await - before, 2.0);
     let view = total(&socket, "switchyard_view_calls_total", &["outcome=\"refused\""]).await;
     assert_eq!(view, 2.0);
-    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
-    other.close().await.unwrap();
+    unlock(other).await;
+    app.stop().await;
+}
+
+async fn seconds(app: &TestApp, side: &str) -> f64 {
+    let family = format!("mcp_{side}_operation_duration_seconds_sum");
+    total(&app.socket(), &family, &["mcp_method_name=\"tools/call\""]).await
+}
+
+fn length(span: &Received) -> Duration {
+    Duration::from_nanos(span.span.end_time_unix_nano - span.span.start_time_unix_nano)
+}
+
+/// How long the ledger is kept from writing.
+const HELD: Duration = Duration::from_millis(800);
+/// That, less what clocks and threads may differ by.
+const NEARLY: Duration = Duration::from_millis(700);
+
+/// Calls a tool while the ledger cannot be written, and lets that wait for a while.
+async fn held(app: &TestApp, tool: &str, sent: impl AsyncFn()) -> Value {
+    let other = lock(app).await;
+    let (http, tool) = (app.http().clone(), tool.to_owned());
+    let call = tokio::spawn(async move { http.call(&tool, "{}").await.expect(200).json() });
+    sent().await;
+    tokio::time::sleep(HELD).await;
+    unlock(other).await;
+    call.await.unwrap()
+}
+
+async fn strict(rig: &Rig, collector: &Collector) -> TestApp {
+    let yaml = format!(
+        "{}audit: {{durability: strict}}\n{}",
+        collector.yaml(),
+        rig.yaml("up", "retry_mode: off")
+    );
+    TestApp::start(&yaml).await.ready().await
+}
+
+async fn both_spans(collector: &Collector) -> [Received; 2] {
+    let spans = eventually(SOON, "both spans are there", || async {
+        let spans = collector.spans();
+        (spans.len() == 2).then_some(spans)
+    });
+    let mut spans = spans.await;
+    spans.sort_by_key(Received::is_client);
+    spans.try_into().unwrap()
+}
+
+/// A client waits for the commit, so that is in the time that clients see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_see_has_the_wait_for_the_commit_in_it() {
+    let rig = Rig::legacy(&["read"]).await;
+    rig.annotate("read", json!({ "readOnlyHint": true }));
+    let collector = Collector::start().await;
+    let app = strict(&rig, &collector).await;
+    let began = std::time::Instant::now();
+    let answer = held(&app, "up__read", async || drop(rig.call("read", began).await)).await;
+    assert_eq!(answer["success"], true, "{answer}");
+    let (clients, servers) = (seconds(&app, "server").await, seconds(&app, "client").await);
+    assert!(clients - servers >= NEARLY.as_secs_f64(), "{clients} s, {servers} s at the server");
+    let [server, client] = both_spans(&collector).await;
+    assert!(length(&server) >= length(&client) + NEARLY, "{server:?} {client:?}");
     app.stop().await;
 }
