@@ -485,6 +485,11 @@ impl Permit<'_> {
         self
     }
 
+    /// The attempt waited so long for ourselves: that is not the server's time.
+    pub fn waited(&mut self, wait: Duration) {
+        self.began = self.began.plus(wait);
+    }
+
     /// Says how the attempt ended at `now`; `error` must be free of secrets.
     pub fn report(mut self, verdict: Verdict, now: Uptime, error: Option<&dyn std::fmt::Display>) {
         self.open = false;

@@ -120,9 +120,12 @@ pub(super) async fn attempt(
     }
     if record.wants_intent(entry) {
         // Boxed: it is not on the way of calls that are recorded when they are over.
-        if Box::pin(record.intend(entry, left)).await.is_err() {
-            record.attempt_withdrawn();
-            return Err(RouteError::AuditUnavailable(AuditUnavailable::NotWritable));
+        match Box::pin(record.intend(entry, left)).await {
+            Ok(waited) => permits.waited(waited),
+            Err(_) => {
+                record.attempt_withdrawn();
+                return Err(RouteError::AuditUnavailable(AuditUnavailable::NotWritable));
+            }
         }
     }
     let left = deadline.attempt(clock::uptime(), entry.timeout);
@@ -144,9 +147,9 @@ pub(super) async fn attempt(
             };
             let answer = UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome };
             let rpc_code = if record.is_traced() { answer.rpc_code() } else { None };
-            record.attempt_ends(now, AttemptEnd::answered(outcome, rpc_code));
+            let took = record.attempt_ends(now, AttemptEnd::answered(outcome, rpc_code));
             permits.answered(outcome, now);
-            server.answered(now.since(began), clock::timestamp());
+            server.answered(took, clock::timestamp());
             Ok(answer)
         }
         Err(error) => {
@@ -314,6 +317,13 @@ impl<'a> Permits<'a> {
         self.is_probe() && probe == BreakerProbe::Active
             || self.scope == BreakerScope::Tool
                 && self.server.as_ref().is_some_and(Permit::is_probe)
+    }
+
+    /// The attempt waited so long for ourselves.
+    fn waited(&mut self, wait: Duration) {
+        for permit in [&mut self.server, &mut self.tool].into_iter().flatten() {
+            permit.waited(wait);
+        }
     }
 
     /// The server gave a sign of life.

@@ -32,12 +32,24 @@ const ERROR_LINE: usize = 300;
 
 #[derive(Debug)]
 struct OpenAttempt {
+    /// When, put off by what it waited for ourselves.
     began: Uptime,
+    /// Since when it does that.
+    waits_since: Option<Uptime>,
     probe: bool,
     /// The id of its span, where it is recorded.
     span: Option<SpanId>,
     /// What it repeats, if it does; put back when there is nothing to attempt after all.
     retry: Option<Retry>,
+}
+
+impl OpenAttempt {
+    /// What it waited for is over, at `now`; gives how long that took.
+    fn waited(&mut self, now: Uptime) -> Duration {
+        let waited = self.waits_since.take().map(|since| now.since(since)).unwrap_or_default();
+        self.began = self.began.plus(waited);
+        waited
+    }
 }
 
 /// How an attempt ended.
@@ -164,7 +176,8 @@ impl CallRecord {
             operation.sent_as.store(0, Ordering::Relaxed);
             operation.attempt()
         });
-        self.open = Some(OpenAttempt { began, probe, span, retry: self.retry.take() });
+        let retry = self.retry.take();
+        self.open = Some(OpenAttempt { began, waits_since: None, probe, span, retry });
     }
 
     /// The span of the attempt under way.
@@ -189,16 +202,21 @@ impl CallRecord {
         wanted && !self.intended
     }
 
-    /// Puts it on record, within `limit`.
+    /// Puts it on record, within `limit`, and says how long that took: the attempt under way begins so
+    /// much later, because that time is ours and not the server's.
     pub(super) async fn intend(
         &mut self,
         entry: &CatalogueEntry,
         limit: Duration,
-    ) -> Result<(), NotRecorded> {
+    ) -> Result<Duration, NotRecorded> {
+        if let Some(open) = &mut self.open {
+            open.waits_since = Some(clock::uptime());
+        }
         let Some(slot) = &self.slot else { return Err(NotRecorded) };
         slot.intend(self.begun(entry), limit).await?;
         self.intended = true;
-        Ok(())
+        let open = self.open.as_mut();
+        Ok(open.map(|open| open.waited(clock::uptime())).unwrap_or_default())
     }
 
     fn begun<'a>(&'a self, entry: &'a CatalogueEntry) -> CallBegun<'a> {
@@ -230,8 +248,11 @@ impl CallRecord {
         self.upstream_version = Some(version);
     }
 
-    pub(super) fn attempt_ends(&mut self, now: Uptime, end: AttemptEnd) {
-        let Some(OpenAttempt { began, probe, span, retry }) = self.open.take() else { return };
+    /// Gives how long it took.
+    pub(super) fn attempt_ends(&mut self, now: Uptime, end: AttemptEnd) -> Duration {
+        let Some(mut open) = self.open.take() else { return Duration::ZERO };
+        open.waited(now);
+        let OpenAttempt { began, probe, span, retry, .. } = open;
         let took = now.since(began);
         self.upstream += took;
         if let Some(entry) = &self.entry {
@@ -268,6 +289,7 @@ impl CallRecord {
             http_status: end.http_status,
             probe,
         });
+        took
     }
 
     /// Writes the entry and the observation; in strict durability waits until it is on disk.

@@ -274,3 +274,33 @@ async fn what_clients_see_has_the_wait_for_the_commit_in_it() {
     assert!(length(&server) >= length(&client) + NEARLY, "{server:?} {client:?}");
     app.stop().await;
 }
+
+/// A call that changes something is on record before it is sent. That wait is the router's own: no
+/// figure of the server has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_servers_take_has_no_wait_for_the_ledger_in_it() {
+    let rig = Rig::legacy(&["pay"]).await;
+    let collector = Collector::start().await;
+    let app = strict(&rig, &collector).await;
+    let answer = held(&app, "up__pay", async || {
+        // It has its place at the server, and waits.
+        eventually(SOON, "it is under way", || async {
+            let inflight = r#"switchyard_upstream_inflight{server="up"}"#;
+            (app.metric(inflight).await == Some(1.0)).then_some(())
+        })
+        .await;
+    })
+    .await;
+    assert_eq!((&answer["success"], rig.counts("pay").requests), (&json!(true), 1), "{answer}");
+    let (clients, servers) = (seconds(&app, "server").await, seconds(&app, "client").await);
+    assert!(clients - servers >= NEARLY.as_secs_f64(), "{clients} s, {servers} s at the server");
+    let row = app.entry(answer["request_id"].as_str().unwrap()).await;
+    let [all, upstream] = ["duration_ms", "upstream_ms"].map(|of| row[of].as_f64().unwrap());
+    assert!(all - upstream >= NEARLY.as_secs_f64() * 1000.0, "{row}");
+    let attempt = &row["attempt_list"][0];
+    let [began, took] = ["began_ms", "took_ms"].map(|of| attempt[of].as_f64().unwrap());
+    assert!(began >= NEARLY.as_secs_f64() * 1000.0 && began + took <= all + 1.0, "{row}");
+    let [server, client] = both_spans(&collector).await;
+    assert!(length(&server) >= length(&client) + NEARLY, "{server:?} {client:?}");
+    app.stop().await;
+}
