@@ -122,7 +122,7 @@ def servers(made):
 def resilience(made):
     made.row("Failures that were met")
     repeated = rate("switchyard_retries_total", AT_SERVER, "server")
-    tried = rate(TRIED + "_count", AT_SERVER, "server")
+    tried = rate(TRIED + "_count", AT_SERVER + ',mcp_method_name="tools/call"', "server")
     made.lines("Attempts per call", "How often a call that reached a server was sent to it: 1 without retries. "
                "Bad: above 1.2, where the retry budget begins to hold back.", "short",
                query(f"{tried} / ({tried} - {repeated})", "{{server}}"), width=6, min=1,
@@ -171,8 +171,8 @@ def saturation(made):
 
 def overhead(made):
     made.row("What the router adds")
-    calls, tries = CALL + ',error_type=""', HERE + ',error_type=""'
-    outside, inside = quantile(0.95, SERVED, calls), quantile(0.95, TRIED, tries)
+    calls = CALL + ',error_type=""'
+    outside, inside = quantile(0.95, SERVED, calls), quantile(0.95, TRIED, calls)
     made.lines("p95 with and without the router", "p95 of calls that ended well, as clients see them and as "
                "servers answered, and the difference. Both come from buckets, so the difference is coarse and "
                "can be below zero. Bad: the first far above the second; calls then wait or are repeated.", "s",
@@ -182,7 +182,7 @@ def overhead(made):
                "routing, waiting for a place and between retries, and in strict durability the ledger's "
                "commit. Exact, unlike the difference of quantiles. Bad: above some milliseconds without "
                "retries.", "s",
-               query(f"({rate(SERVED + '_sum', CALL)} - {rate(TRIED + '_sum', HERE)})"
+               query(f"({rate(SERVED + '_sum', CALL)} - {rate(TRIED + '_sum', CALL)})"
                      f" / {rate(SERVED + '_count', CALL)}", "mean"), width=12)
 
 

@@ -6,7 +6,7 @@ from .parts import (
 )
 
 AT = HERE + ',server="$server"'
-TOOLS = AT + ',gen_ai_tool_name=~"$tool"'
+TOOLS = AT + ',mcp_method_name="tools/call",gen_ai_tool_name=~"$tool"'
 ASKED = CALL + ',gen_ai_tool_name=~"$tool"'
 
 

@@ -44,7 +44,7 @@ const BUCKETS: [f64; 17] = [
 /// Name and help of the histogram whose series come with servers' first answers.
 const ATTEMPTS: (&str, &str) = (
     "mcp_client_operation_duration_seconds",
-    "Duration of single attempts at upstream servers, in seconds.",
+    "Duration of single attempts at upstream servers, in seconds, of tool calls and of requests for prompts, resources and completion.",
 );
 
 /// Type of the text this exposition is in.
@@ -193,13 +193,13 @@ impl Metrics {
             upstream_inflight: gauges(
                 &registry,
                 "switchyard_upstream_inflight",
-                "Calls in flight at the server.",
+                "Calls and other requests in flight at the server.",
                 &["server"],
             )?,
             upstream_queue_depth: gauges(
                 &registry,
                 "switchyard_upstream_queue_depth",
-                "Calls waiting for a free place at the server.",
+                "Calls and other requests waiting for a free place at the server.",
                 &["server"],
             )?,
             upstream_sessions: gauges(

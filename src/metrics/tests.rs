@@ -29,12 +29,9 @@ fn a_server_that_is_gone_leaves_nothing() {
     let metrics = Metrics::new().unwrap();
     let _other = metrics.server(&ServerName::parse("stays").unwrap());
     call(&metrics, "stays", "stays__get", None);
-    metrics.observe_operation(
-        "tools/list",
-        ProtocolVersion::V2025_06_18,
-        true,
-        Duration::from_millis(1),
-    );
+    let entrance = Entrance::Mcp(ProtocolVersion::V2025_06_18);
+    let labels = CallLabels { entrance, over_socket: true, error: None };
+    metrics.observe_operation("tools/list", labels, Duration::from_millis(1));
     let before = text(&metrics);
     let gone = ServerName::parse("gone").unwrap();
     metrics.server(&gone).set_tools(&HashMap::from([(ToolStatus::Active, 2)]));
@@ -42,7 +39,10 @@ fn a_server_that_is_gone_leaves_nothing() {
         call(&metrics, "gone", "gone__get", error);
         call(&metrics, "gone", "other_name", error);
     }
+    let how = (TransportKind::Http, Outcome::Timeout);
+    metrics.observe_forwarded("prompts/get", &gone, None, how, Duration::from_millis(1));
     let with = text(&metrics);
+    assert!(with.contains("mcp_method_name=\"prompts/get\""), "{with}");
     for name in ["gen_ai_tool_name=\"gone__get\"", "gen_ai_tool_name=\"other_name\""] {
         assert!(with.contains(name), "{with}");
     }

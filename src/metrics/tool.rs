@@ -53,6 +53,17 @@ pub struct CallLabels {
 }
 
 impl CallLabels {
+    const fn version(self) -> &'static str {
+        match self.entrance {
+            Entrance::Mcp(version) => version.as_str(),
+            Entrance::Rest => "",
+        }
+    }
+
+    const fn transport(self) -> &'static str {
+        if self.over_socket { "unix" } else { "tcp" }
+    }
+
     fn error_type(self) -> &'static str {
         match self.error {
             None => "",
@@ -157,18 +168,28 @@ impl Metrics {
         owners.retain(|_, owner| owner != server);
     }
 
-    /// Records an operation that is not a tool call, such as `tools/list`. `method` must come
-    /// from a closed set.
-    pub fn observe_operation(
+    /// Records an operation that is not a tool call, such as `tools/list`, as its client saw it.
+    /// `method` must come from a closed set.
+    pub fn observe_operation(&self, method: &str, labels: CallLabels, took: Duration) {
+        let (version, transport) = (labels.version(), labels.transport());
+        self.operations
+            .with_label_values(&[method, "", labels.error_type(), version, transport])
+            .observe(took.as_secs_f64());
+    }
+
+    /// Records the attempt at `server` that such an operation was, and how it ended.
+    pub fn observe_forwarded(
         &self,
         method: &str,
-        version: ProtocolVersion,
-        ok: bool,
+        server: &ServerName,
+        version: Option<ProtocolVersion>,
+        (transport, outcome): (TransportKind, Outcome),
         took: Duration,
     ) {
-        let error = if ok { "" } else { "error" };
-        self.operations
-            .with_label_values(&[method, "", error, version.as_str(), "tcp"])
+        let error = if outcome == Outcome::Ok { "" } else { outcome.as_str() };
+        let version = version.map_or("", ProtocolVersion::as_str);
+        self.attempts
+            .with_label_values(&[method, "", error, version, network(transport), server.as_str()])
             .observe(took.as_secs_f64());
     }
 }
@@ -198,11 +219,11 @@ fn forget<const N: usize>(
 impl ToolMetrics {
     /// Records a call as its client saw it.
     pub fn observe_call(&self, labels: CallLabels, took: Duration) {
-        let (slot, version) = match labels.entrance {
-            Entrance::Mcp(version) => (version.index(), version.as_str()),
-            Entrance::Rest => (SLOTS - 1, ""),
+        let slot = match labels.entrance {
+            Entrance::Mcp(version) => version.index(),
+            Entrance::Rest => SLOTS - 1,
         };
-        let transport = if labels.over_socket { "unix" } else { "tcp" };
+        let (version, transport) = (labels.version(), labels.transport());
         let error = labels.error_type();
         let make = || {
             self.operations.with_label_values(&[
@@ -228,10 +249,7 @@ impl ToolMetrics {
         outcome: Outcome,
         took: Duration,
     ) {
-        let network = match transport {
-            TransportKind::Stdio => "pipe",
-            TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => "tcp",
-        };
+        let network = network(transport);
         let error = (outcome != Outcome::Ok).then_some(outcome);
         let make = || {
             self.attempts.with_label_values(&[
@@ -248,6 +266,13 @@ impl ToolMetrics {
         let attempted = self.attempted.get_or_init(|| Box::new([const { Series::new() }; SLOTS]));
         let series = attempted.get(slot).and_then(|series| series.of(error.map(Outcome::index)));
         observe(series, make, took);
+    }
+}
+
+const fn network(transport: TransportKind) -> &'static str {
+    match transport {
+        TransportKind::Stdio => "pipe",
+        TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => "tcp",
     }
 }
 

@@ -374,11 +374,11 @@ impl<'a> Permits<'a> {
     }
 }
 
-/// Counts a call in flight for as long as it lives.
-struct InFlight<'a>(&'a prometheus::IntGauge);
+/// Counts a call or another request in flight for as long as it lives.
+pub(super) struct InFlight<'a>(&'a prometheus::IntGauge);
 
 impl<'a> InFlight<'a> {
-    fn new(gauge: &'a prometheus::IntGauge) -> Self {
+    pub(super) fn new(gauge: &'a prometheus::IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }

@@ -1,29 +1,33 @@
 //! [`Router::forward`]: a request other than a tool call, to the server that owns its subject.
 //!
 //! Prompts, resources and completion take the same way as calls (a place at the server, one
-//! deadline, one attempt) and make no ledger entry: the ledger is of tool calls.
+//! deadline, one attempt), are in the same figures, and make no ledger entry: the ledger is of tool
+//! calls.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::answer::code_of;
 use super::record::trace_of;
 use super::spans::{self, Ended};
 use super::upstream::{UpstreamError, UpstreamFailure, is_server_fault};
 use super::{RouteError, Router, UpstreamAnswer};
 use crate::clock;
 use crate::error::ErrorCode;
+use crate::metrics::CallLabels;
 use crate::model::{
-    CallId, Caller, CallerTrace, Entrance, Outcome, ProtocolVersion, Requester, SessionRef,
+    AuthKind, CallId, Caller, CallerTrace, Entrance, Failure, Outcome, ProtocolVersion, Requester,
+    SessionRef, SpanId, Uptime,
 };
 use crate::policy::{self, Deadline, Verdict};
-use crate::pool::{PoolError, Relay, TransportError, Urgency};
-use crate::protocol::{Answer, AnswerKind, OutgoingRequest, RawObject, ResultFacts};
+use crate::pool::{PoolError, Relay, Urgency};
+use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ResultFacts};
 use crate::registry::{LeaseError, Permit, ServerHandle, Turn};
 use crate::telemetry::Operation;
 
-use super::attempt::{LEASE_MARGIN, Trial};
+use super::attempt::{InFlight, LEASE_MARGIN, Trial};
 
 /// A request and where it goes.
 #[derive(Debug, Clone)]
@@ -66,48 +70,38 @@ impl Router {
         forward: &Forward,
         relay: Option<&Arc<Relay>>,
     ) -> Result<UpstreamAnswer, RouteError> {
-        let operation = self.begin(forward.trace.as_deref());
-        let mut span = operation.map(|operation| Underway { forward, operation, ended: None });
-        let operation = span.as_ref().map(|span| &span.operation);
-        let answer = self.admit_and_forward(forward, relay, operation).await;
-        if let Some(span) = &mut span {
-            span.ended = Some(ended_for_client(forward, &answer));
-        }
+        let mut underway = Underway::new(self, forward);
+        let answer = self.admit_and_forward(relay, &mut underway).await;
+        underway.told = Some(told(forward, &answer));
         answer
     }
 
     async fn admit_and_forward(
         &self,
-        forward: &Forward,
         relay: Option<&Arc<Relay>>,
-        operation: Option<&Operation>,
+        underway: &mut Underway<'_>,
     ) -> Result<UpstreamAnswer, RouteError> {
-        let server = &forward.server;
+        let server = &underway.forward.server;
         if !server.enabled {
             return Err(RouteError::ServerDisabled { server: server.name.clone() });
         }
-        let began = clock::uptime();
-        let deadline = Deadline::new(began, server.settings.call_deadline);
+        let deadline = Deadline::new(underway.began, server.settings.call_deadline);
         let waiting = |change| server.metrics.queue_depth.add(change);
-        let place = server.limiter.enter(deadline.left(began), waiting).await;
+        let place = server.limiter.enter(deadline.left(underway.began), waiting).await;
         let _place = place.ok().ok_or_else(|| RouteError::Overloaded {
             server: server.name.clone(),
             limit: server.settings.max_concurrency,
         })?;
-        let answer = self.forward_once(forward, deadline, relay, operation).await;
-        let took = clock::uptime().since(began);
-        let ok = answer.as_ref().is_ok_and(|answer| answer.outcome == Outcome::Ok);
-        self.metrics.observe_operation(forward.method, forward.version, ok, took);
-        answer
+        self.forward_once(deadline, relay, underway).await
     }
 
     async fn forward_once(
         &self,
-        forward: &Forward,
         deadline: Deadline,
         relay: Option<&Arc<Relay>>,
-        operation: Option<&Operation>,
+        underway: &mut Underway<'_>,
     ) -> Result<UpstreamAnswer, RouteError> {
+        let forward = underway.forward;
         let server = &forward.server;
         let began = clock::uptime();
         let limit = deadline.attempt(began, server.settings.timeout);
@@ -119,33 +113,30 @@ impl Router {
             .acquire(began, lease, Turn::First)
             .map_err(|rejection| RouteError::breaker(&server.breaker, rejection))?;
         let urgency = if permit.is_probe() { Urgency::AtOnce } else { Urgency::Patient };
-        let attempt = operation.and_then(Operation::attempt);
-        let note = |version: Option<ProtocolVersion>, ended: Ended| {
-            if let Some((operation, attempt)) = operation.zip(attempt) {
-                let sent_as = operation.sent_as.load(Ordering::Relaxed);
-                let said = spans::forward_attempt(forward, version, sent_as, ended);
-                operation.attempted(attempt, began, clock::uptime(), said);
-            }
-        };
+        underway.attempt_begins(began);
+        let _inflight = InFlight::new(&server.metrics.inflight);
         let session = forward.session.as_deref();
         let requester = Requester { id: forward.id, caller: &forward.caller, session };
-        let trace = trace_of(operation, forward.trace.as_deref());
+        let trace = trace_of(underway.operation.as_ref(), forward.trace.as_deref());
         let trial = Trial { trace, ..Trial::of(limit) };
         let leased = tokio::time::timeout(limit, server.lease_for(&requester, urgency)).await;
         let waited = || Err(PoolError::Waited { waited: limit }.into());
         let lease = match leased.unwrap_or_else(|_elapsed| waited()) {
             Ok(lease) => lease,
             Err(LeaseError::Pool(error)) => {
-                note(None, Ended::failed(policy::outcome_of(error.failure())));
+                underway.attempt_failed(error.failure());
                 return Err(self.failed(forward, permit, error.into(), trial));
             }
             Err(LeaseError::SessionsFull { limit }) => {
+                underway.attempt = None;
                 return Err(RouteError::SessionsFull { server: server.name.clone(), limit });
             }
             Err(LeaseError::SessionEnded) => {
+                underway.attempt = None;
                 return Err(RouteError::SessionEnded { server: server.name.clone() });
             }
         };
+        underway.attempt_speaks(lease.peer().version);
         let text = |bytes: &'_ Option<Bytes>| {
             bytes.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok()).map(str::to_owned)
         };
@@ -153,9 +144,11 @@ impl Router {
         let params = params.as_deref().and_then(|text| RawObject::parse(text).ok());
         let wishes = relay.map(|relay| relay.wishes());
         let caller = forward.trace.as_deref();
+        let operation = underway.operation.as_ref();
         let trace = match operation {
             Some(operation) => {
-                operation.outgoing(attempt, caller.and_then(|caller| caller.baggage.as_deref()))
+                let span = underway.attempt.as_ref().and_then(|attempt| attempt.span);
+                operation.outgoing(span, caller.and_then(|caller| caller.baggage.as_deref()))
             }
             None => caller.map(CallerTrace::unchanged).unwrap_or_default(),
         };
@@ -176,19 +169,19 @@ impl Router {
         let left = deadline.attempt(clock::uptime(), server.settings.timeout);
         if left.is_zero() {
             let error = PoolError::Waited { waited: limit };
-            note(None, Ended::failed(policy::outcome_of(error.failure())));
+            underway.attempt_failed(error.failure());
             return Err(self.failed(forward, permit, error.into(), trial));
         }
-        let answered = lease.request(&request, left, relay).await;
-        note(Some(lease.peer().version), ended_at_server(&answered));
-        match answered {
+        match lease.request(&request, left, relay).await {
             Ok(answer) if is_server_fault(&answer) => {
+                let outcome = Outcome::RpcError;
+                let ended = Ended::answered(outcome, spans::rpc_code(&answer.value));
+                underway.attempt_ends(clock::uptime(), outcome, ended);
                 let trial = Trial { trace: trial.trace, ..Trial::ended(server, &lease, left) };
                 self.failed(forward, permit, UpstreamError::Answered(answer), trial).into_answer()
             }
             Ok(answer) => {
                 let now = clock::uptime();
-                server.answered(now.since(began), clock::timestamp());
                 let facts = match answer.kind {
                     AnswerKind::Result => ResultFacts::of(&answer.value),
                     AnswerKind::Error => ResultFacts::default(),
@@ -197,14 +190,19 @@ impl Router {
                     AnswerKind::Result => Outcome::Ok,
                     AnswerKind::Error => Outcome::RpcError,
                 };
+                let answer =
+                    UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome };
+                underway.attempt_ends(now, outcome, Ended::answered(outcome, answer.rpc_code()));
+                server.answered(now.since(began), clock::timestamp());
                 let verdict = match outcome {
                     Outcome::Ok => Verdict::Success,
                     _ => Verdict::Answered,
                 };
                 permit.report(verdict, now, None);
-                Ok(UpstreamAnswer { kind: answer.kind, value: answer.value, facts, outcome })
+                Ok(answer)
             }
             Err(error) => {
+                underway.attempt_failed(error.failure());
                 let trial = Trial { trace: trial.trace, ..Trial::ended(server, &lease, left) };
                 Err(self.failed(forward, permit, error.into(), trial))
             }
@@ -230,37 +228,90 @@ impl Router {
     }
 }
 
-/// A request under way; dropped before it ended, its client went away.
+/// The attempt at a server.
+struct Attempt {
+    began: Uptime,
+    /// The id of its span, where it is recorded.
+    span: Option<SpanId>,
+    /// The version spoken, once that is known.
+    version: Option<ProtocolVersion>,
+}
+
+/// A request under way, which leaves its figures and spans whatever becomes of it; dropped before it
+/// ended, its client went away.
 struct Underway<'a> {
+    router: &'a Router,
     forward: &'a Forward,
-    operation: Operation,
-    ended: Option<Ended>,
+    operation: Option<Operation>,
+    began: Uptime,
+    /// While there is one.
+    attempt: Option<Attempt>,
+    /// What the client is told.
+    told: Option<(Option<ErrorCode>, Ended)>,
+}
+
+impl<'a> Underway<'a> {
+    fn new(router: &'a Router, forward: &'a Forward) -> Self {
+        let operation = router.begin(forward.trace.as_deref());
+        Self { router, forward, operation, began: clock::uptime(), attempt: None, told: None }
+    }
+
+    fn attempt_begins(&mut self, began: Uptime) {
+        let span = self.operation.as_ref().and_then(Operation::attempt);
+        self.attempt = Some(Attempt { began, span, version: None });
+    }
+
+    fn attempt_speaks(&mut self, version: ProtocolVersion) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.version = Some(version);
+        }
+    }
+
+    fn attempt_failed(&mut self, failure: Failure) {
+        let outcome = policy::outcome_of(failure);
+        self.attempt_ends(clock::uptime(), outcome, Ended::failed(outcome));
+    }
+
+    fn attempt_ends(&mut self, now: Uptime, outcome: Outcome, ended: Ended) {
+        let Some(Attempt { began, span, version }) = self.attempt.take() else { return };
+        let (forward, server) = (self.forward, &self.forward.server);
+        let how = (server.spec.transport.kind(), outcome);
+        let took = now.since(began);
+        self.router.metrics.observe_forwarded(forward.method, &server.name, version, how, took);
+        if let Some((operation, span)) = self.operation.as_ref().zip(span) {
+            let sent_as = operation.sent_as.load(Ordering::Relaxed);
+            let said = spans::forward_attempt(forward, version, sent_as, ended);
+            operation.attempted(span, began, now, said);
+        }
+    }
 }
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        let cancelled =
-            || Ended::refused(ErrorCode::Cancelled, Entrance::Mcp(self.forward.version));
-        let ended = self.ended.take().unwrap_or_else(cancelled);
-        if self.operation.trace().is_some() {
-            self.operation.ends(clock::uptime(), spans::forwarded(self.forward, ended));
+        let now = clock::uptime();
+        self.attempt_ends(now, Outcome::Cancelled, Ended::failed(Outcome::Cancelled));
+        let entrance = Entrance::Mcp(self.forward.version);
+        let (error, ended) = self.told.take().unwrap_or_else(|| {
+            (Some(ErrorCode::Cancelled), Ended::refused(ErrorCode::Cancelled, entrance))
+        });
+        let over_socket = self.forward.caller.auth == AuthKind::Socket;
+        let labels = CallLabels { entrance, over_socket, error };
+        let took = now.since(self.began);
+        self.router.metrics.observe_operation(self.forward.method, labels, took);
+        if let Some(operation) = self.operation.as_ref().filter(|known| known.trace().is_some()) {
+            operation.ends(now, spans::forwarded(self.forward, ended));
         }
     }
 }
 
-fn ended_for_client(forward: &Forward, answer: &Result<UpstreamAnswer, RouteError>) -> Ended {
+fn told(
+    forward: &Forward,
+    answer: &Result<UpstreamAnswer, RouteError>,
+) -> (Option<ErrorCode>, Ended) {
     match answer {
-        Ok(answer) => Ended::answered(answer.outcome, answer.rpc_code()),
-        Err(error) => Ended::refused(error.code(), Entrance::Mcp(forward.version)),
-    }
-}
-
-fn ended_at_server(answer: &Result<Answer, TransportError>) -> Ended {
-    match answer {
-        Ok(Answer { kind: AnswerKind::Result, .. }) => Ended::answered(Outcome::Ok, None),
-        Ok(Answer { kind: AnswerKind::Error, value, .. }) => {
-            Ended::answered(Outcome::RpcError, spans::rpc_code(value))
+        Ok(answer) => (code_of(answer.outcome), Ended::answered(answer.outcome, answer.rpc_code())),
+        Err(error) => {
+            (Some(error.code()), Ended::refused(error.code(), Entrance::Mcp(forward.version)))
         }
-        Err(error) => Ended::failed(policy::outcome_of(error.failure())),
     }
 }

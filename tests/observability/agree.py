@@ -77,7 +77,7 @@ def attempts(stack, rows):
                 repeated[row["server"], before] += 1
             before = one["failure"]
     yield from same("attempts by server and result",
-                    counted(stack, f"sum by (server, error_type) ({TRIED}_count)", "server", "error_type"), tried)
+                    counted(stack, f"sum by (server, error_type) ({TRIED}_count{{{CALL}}})", "server", "error_type"), tried)
     yield from same("retries by server and reason",
                     counted(stack, "switchyard_retries_total", "server", "reason"), repeated)
 

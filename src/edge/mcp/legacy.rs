@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde_json::value::RawValue;
 
 use super::listen;
-use super::methods::Asked;
+use super::methods::{Asked, labels};
 use super::reply::{Reply, json, rpc_error};
 use super::session::SUBSCRIPTIONS;
 use super::stream::event_stream;
@@ -20,6 +20,7 @@ use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
 use crate::edge::door::{Body, new_id};
 use crate::edge::sessions::Session;
+use crate::error::ErrorCode;
 use crate::model::{ClientInfo, Era, ProtocolVersion};
 use crate::protocol::{
     Answer, Incoming, LogLevel, PeerIdentity, RawObject, RequestId, RpcErrorCode, batch,
@@ -322,7 +323,12 @@ async fn initialize(
     params: Option<&RawValue>,
 ) -> Response<Body> {
     let began = clock::uptime();
+    let measure = |version, error| {
+        let labels = labels(context, version, error);
+        edge.metrics.observe_operation("initialize", labels, clock::uptime().since(began));
+    };
     let invalid = |message: &str| {
+        measure(ProtocolVersion::LATEST_LEGACY, Some(ErrorCode::InvalidRequest));
         rpc_error(StatusCode::OK, Some(id.json()), RpcErrorCode::InvalidParams, message, None)
     };
     let members = match strict(params) {
@@ -349,6 +355,7 @@ async fn initialize(
     let session = match edge.sessions.create(context, version, client, capabilities).await {
         Ok(session) => session,
         Err(error) => {
+            measure(version, Some(error.code));
             let status =
                 StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
             return rpc_error(status, Some(id.json()), RpcErrorCode::Internal, &error.detail, None);
@@ -365,7 +372,7 @@ async fn initialize(
     if let Ok(value) = HeaderValue::from_str(&session) {
         response.headers_mut().insert(SESSION_ID.clone(), value);
     }
-    edge.metrics.observe_operation("initialize", version, true, clock::uptime().since(began));
+    measure(version, None);
     response
 }
 

@@ -21,13 +21,15 @@ use crate::edge::auth::RequestContext;
 use crate::edge::detach::Detached;
 use crate::edge::sessions::Session;
 use crate::edge::{Edge, Seen};
+use crate::error::ErrorCode;
+use crate::metrics::CallLabels;
 use crate::model::{
-    CallerTrace, ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget, cut_after,
-    did_you_mean,
+    AuthKind, CallerTrace, ClientInfo, Entrance, Era, ProtocolVersion, ToolCall, ToolTarget,
+    cut_after, did_you_mean,
 };
 use crate::protocol::{
-    CallParams, HeaderPresence, LogLevel, PeerIdentity, RawObject, RequestId, RequestMeta,
-    RpcErrorCode, SERVER_INFO, error_response, reference_to,
+    CallParams, HeaderPresence, LogLevel, RawObject, RequestId, RequestMeta, RpcErrorCode,
+    error_response, reference_to,
 };
 use crate::router::{CallAnswer, Forward, Relay, RelayWishes};
 
@@ -81,64 +83,28 @@ impl Asked<'_> {
             "prompts/list" => self.list(OfferedList::Prompts),
             "resources/list" => self.list(OfferedList::Resources),
             "resources/templates/list" => self.list(OfferedList::Templates),
-            "prompts/get" => self.get_prompt(),
-            "resources/read" => self.read_resource(),
-            "completion/complete" => self.complete(),
+            "prompts/get" => self.measured("prompts/get", Self::get_prompt),
+            "resources/read" => self.measured("resources/read", Self::read_resource),
+            "completion/complete" => self.measured("completion/complete", Self::complete),
             _ => return None,
         })
     }
 
-    fn list(&self, kind: OfferedList) -> Reply {
+    /// What a request is measured by that ends so.
+    pub(super) fn labels(&self, error: Option<ErrorCode>) -> CallLabels {
+        labels(self.context, self.version, error)
+    }
+
+    /// What is sent on the router measures; what is refused before is measured here.
+    fn measured(&self, method: &'static str, reply: impl FnOnce(&Self) -> Reply) -> Reply {
         let began = clock::uptime();
-        let members = match self.members() {
-            Ok(members) => members,
-            Err(message) => return self.invalid(&message),
-        };
-        let cursor = match members.get("cursor").filter(|raw| raw.get() != "null") {
-            None => None,
-            Some(raw) => match serde_json::from_str::<String>(raw.get()) {
-                Ok(cursor) => Some(cursor),
-                Err(_) => return self.invalid("`cursor` must be a string"),
-            },
-        };
-        let catalogue = self.catalogue();
-        let size = self.edge.discovery.page_size();
-        let page = match catalogue.page(kind, self.era(), cursor.as_deref(), size) {
-            Ok(page) => page,
-            Err(error) => return self.invalid(&error.to_string()),
-        };
-        let mut result = Vec::with_capacity(page.items.len() + 256);
-        result.push(b'{');
-        if self.era() == Era::Modern {
-            result.extend_from_slice(br#""resultType":"complete","#);
+        let reply = reply(self);
+        if !matches!(reply, Reply::Pending(_)) {
+            let labels = self.labels(Some(ErrorCode::InvalidRequest));
+            let took = clock::uptime().since(began);
+            self.edge.metrics.observe_operation(method, labels, took);
         }
-        for part in ["\"", kind.member(), "\":["] {
-            result.extend_from_slice(part.as_bytes());
-        }
-        result.extend_from_slice(&page.items);
-        result.push(b']');
-        if let Some(next) = &page.next_cursor {
-            // The cursor is base64 and needs no escaping.
-            for part in [",\"nextCursor\":\"", next, "\""] {
-                result.extend_from_slice(part.as_bytes());
-            }
-        }
-        if self.era() == Era::Modern {
-            // Servers of the legacy era may change their lists at any moment, so nothing may be kept.
-            for part in [
-                ",\"ttlMs\":0,\"cacheScope\":\"private\",\"_meta\":{\"",
-                SERVER_INFO,
-                "\":",
-                PeerIdentity::JSON,
-                "}",
-            ] {
-                result.extend_from_slice(part.as_bytes());
-            }
-        }
-        result.push(b'}');
-        let took = clock::uptime().since(began);
-        self.edge.metrics.observe_operation(kind.method(), self.version, true, took);
-        Reply::result(self.id, &result)
+        reply
     }
 
     async fn call(&self) -> Reply {
@@ -424,6 +390,16 @@ impl Asked<'_> {
         let refusing = Refusing { edge, context, body, version: Some(self.version), who };
         refusing.record(Some(self.id.json()), self.params, tool, told).await;
     }
+}
+
+/// What a request is measured by that is no call and ends so.
+pub(super) fn labels(
+    context: &RequestContext,
+    version: ProtocolVersion,
+    error: Option<ErrorCode>,
+) -> CallLabels {
+    let over_socket = context.caller.auth == AuthKind::Socket;
+    CallLabels { entrance: Entrance::Mcp(version), over_socket, error }
 }
 
 /// The code for it in the legacy era (2025-11-25, server/resources).

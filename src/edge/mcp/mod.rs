@@ -5,6 +5,7 @@
 
 mod legacy;
 mod listen;
+mod lists;
 mod methods;
 mod modern;
 mod render;

@@ -20,8 +20,7 @@ use crate::edge::auth::RequestContext;
 use crate::edge::door::Body;
 use crate::model::ProtocolVersion;
 use crate::protocol::{
-    Incoming, ModernMeta, PeerIdentity, RawObject, RequestId, RpcErrorCode, SERVER_INFO,
-    decode_header,
+    Incoming, ModernMeta, PeerIdentity, RawObject, RpcErrorCode, SERVER_INFO, decode_header,
 };
 
 /// Answers a modern message; `version` is the header's.
@@ -79,7 +78,7 @@ pub(super) async fn post(
     let reply = match asked.answer(method).await {
         Some(reply) => reply,
         None => match method {
-            "server/discover" => discover(edge, id, version),
+            "server/discover" => discover(&asked),
             "subscriptions/listen" => listen::listen(&asked),
             _ => {
                 let message = format!("the method `{}` is not known here", shown(method));
@@ -139,7 +138,7 @@ fn check_headers(
     }
 }
 
-fn discover(edge: &Edge, id: RequestId<'_>, version: ProtocolVersion) -> Reply {
+fn discover(asked: &Asked<'_>) -> Reply {
     let began = clock::uptime();
     let result = format!(
         r#"{{"resultType":"complete","supportedVersions":{},"capabilities":{CAPABILITIES},"instructions":{},"ttlMs":0,"cacheScope":"private","_meta":{{"{SERVER_INFO}":{}}}}}"#,
@@ -147,6 +146,7 @@ fn discover(edge: &Edge, id: RequestId<'_>, version: ProtocolVersion) -> Reply {
         serde_json::Value::from(INSTRUCTIONS),
         PeerIdentity::JSON
     );
-    edge.metrics.observe_operation("server/discover", version, true, clock::uptime().since(began));
-    Reply::result(id, result.as_bytes())
+    let took = clock::uptime().since(began);
+    asked.edge.metrics.observe_operation("server/discover", asked.labels(None), took);
+    Reply::result(asked.id, result.as_bytes())
 }

@@ -12,8 +12,8 @@ use switchyard::cli::demo_upstream::Options;
 
 use super::scrape;
 use crate::support::{
-    Collector, Fault, Http, Legacy, MODERN, Received, Rig, SOON, TestApp, eventually, legacy_body,
-    modern, modern_params, total, upstream, yaml,
+    Collector, Fault, Http, Legacy, MODERN, Received, Rig, SOON, Speaker, TestApp, eventually,
+    legacy_body, modern, modern_params, total, upstream, yaml,
 };
 
 const HI: &str = r#"{"text":"hi"}"#;
@@ -302,5 +302,89 @@ async fn what_servers_take_has_no_wait_for_the_ledger_in_it() {
     assert!(began >= NEARLY.as_secs_f64() * 1000.0 && began + took <= all + 1.0, "{row}");
     let [server, client] = both_spans(&collector).await;
     assert!(length(&server) >= length(&client) + NEARLY, "{server:?} {client:?}");
+    app.stop().await;
+}
+
+/// What no ledger has, metrics have as they have calls: from both sides, however it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_no_calls_are_measured_like_calls() {
+    const READ: &str = "mcp_method_name=\"resources/read\"";
+    let rig = Rig::modern(&["t"]).await;
+    rig.offer_resource();
+    let collector = Collector::start().await;
+    let settings = rig.yaml("up", "retry_mode: off, circuit_breaker_threshold: 1000");
+    let app = TestApp::start(&format!("{}{settings}", collector.yaml())).await.ready().await;
+    let socket = app.socket();
+    let client = Speaker::modern(&app, json!({}));
+    let over_socket = Speaker { http: socket.clone(), ..client.clone() };
+    let list = |cursor: Value| client.request(&json!(0), "resources/list", cursor);
+    let uri = eventually(SOON, "the resource is listed", || async {
+        let listed = list(json!({})).send().await.json();
+        listed["result"]["resources"][0]["uri"].as_str().map(str::to_owned)
+    })
+    .await;
+    let read = |client: &Speaker| {
+        let read = client.request(&json!(1), "resources/read", json!({ "uri": uri }));
+        read.header("mcp-name", &uri)
+    };
+    let seen = async |side: &str, labels: &[&str]| {
+        total(&socket, &format!("mcp_{side}_operation_duration_seconds_count"), labels).await
+    };
+    read(&client).send().await.expect(200);
+    read(&over_socket).send().await.expect(200);
+    rig.next("resources/read", &[Fault::RpcError(-32099), Fault::Reset]);
+    read(&client).send().await.expect(200);
+    read(&client).send().await.expect(200);
+    rig.next("resources/read", &[Fault::hold(Fault::None)]);
+    let asked = rig.asked("resources/read");
+    let waiting = tokio::spawn(read(&client).send());
+    let inflight = r#"switchyard_upstream_inflight{server="up"}"#;
+    eventually(SOON, "it is under way", || async {
+        let shown = app.metric(inflight).await == Some(1.0);
+        (shown && rig.asked("resources/read") > asked).then_some(())
+    })
+    .await;
+    waiting.abort();
+    let cancelled = "error_type=\"MCPCancelledError\"";
+    eventually(SOON, "it is over", || async {
+        (seen("server", &[READ, cancelled]).await == 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(app.metric(inflight).await, Some(0.0));
+    for (side, error, count) in [
+        ("server", "", 2.0),
+        ("server", "MCPRpcError", 1.0),
+        ("server", "MCPConnectionError", 1.0),
+        ("client", "", 2.0),
+        ("client", "rpc_error", 1.0),
+        ("client", "unavailable", 1.0),
+        ("client", "cancelled", 1.0),
+    ] {
+        let error = format!("error_type=\"{error}\"");
+        assert_eq!(seen(side, &[READ, &error]).await, count, "{side} {error}");
+    }
+    assert_eq!(seen("server", &[READ, "network_transport=\"unix\""]).await, 1.0);
+    assert_eq!(seen("client", &[READ, "server=\"up\""]).await, 5.0);
+    // What never came to a server.
+    let unknown = client.request(&json!(2), "prompts/get", json!({ "name": "none" }));
+    assert!(unknown.send().await.json()["error"].is_object());
+    assert!(list(json!({ "cursor": 7 })).send().await.json()["error"].is_object());
+    let invalid = "error_type=\"MCPInvalidRequestError\"";
+    for method in ["prompts/get", "resources/list"] {
+        let method = format!("mcp_method_name=\"{method}\"");
+        assert_eq!(seen("server", &[&method, invalid]).await, 1.0, "{method}");
+    }
+    // Both spans of the one whose client left.
+    for (kind, error) in [("client", "cancelled"), ("server", "MCPCancelledError")] {
+        eventually(SOON, "its span is there", || async {
+            let spans = collector.spans();
+            let of = |got: &&Received| {
+                got.is_client() == (kind == "client")
+                    && got.get("error.type").as_deref() == Some(error)
+            };
+            spans.iter().find(of).map(|got| assert_eq!(got.span.name, "resources/read"))
+        })
+        .await;
+    }
     app.stop().await;
 }

@@ -386,6 +386,11 @@ fn listen(listener: TcpListener, inner: &Arc<Inner>) {
     });
 }
 
+fn no(id: &Value, code: i64) -> Value {
+    let error = json!({ "code": code, "message": "the server says no" });
+    json!({ "jsonrpc": "2.0", "id": id, "error": error })
+}
+
 impl Inner {
     async fn serve(&self, wire: &mut Wire) {
         loop {
@@ -435,7 +440,10 @@ impl Inner {
         }
         if method != "tools/call" {
             let fault = self.plans.lock().choose(&method);
-            let answer = self.plain(&method, &body);
+            let answer = match fault {
+                Fault::RpcError(code) => no(&body["id"], code).to_string(),
+                _ => self.plain(&method, &body),
+            };
             return self.play(wire, &fault, &body["id"], &answer).await;
         }
         let tool = body["params"]["name"].as_str().unwrap_or_default().to_owned();
@@ -456,10 +464,7 @@ impl Inner {
         }
         self.mark(&mut result);
         let answer = match fault {
-            Fault::RpcError(code) | Fault::StatusError(_, code) => {
-                let error = json!({ "code": code, "message": "the server says no" });
-                json!({ "jsonrpc": "2.0", "id": id, "error": error })
-            }
+            Fault::RpcError(code) | Fault::StatusError(_, code) => no(&id, code),
             _ => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
         };
         self.play(wire, &fault, &id, &answer.to_string()).await
