@@ -29,6 +29,7 @@ use tower_service::Service as _;
 
 use super::auth::{Door, RequestContext, nobody};
 use super::error::ApiError;
+use super::inflight::{self, InFlight};
 use super::workers::{Handover, Workers};
 use super::{Edge, api, mcp, origin, trace};
 use crate::error::ErrorCode;
@@ -264,9 +265,8 @@ impl FrontDoor {
         local: Option<SocketAddr>,
     ) -> Response<Body> {
         let id = new_id();
-        let inflight = &self.edge.metrics.inflight_requests;
-        inflight.inc();
-        let _inflight = Leave(inflight);
+        let gauge = &self.edge.metrics.inflight_requests;
+        let _inflight = InFlight::new(gauge);
         let admitted = self.unless_over(self.admit(request, id, door, local)).await;
         let mut response = match admitted {
             Ok(response) => response,
@@ -279,7 +279,7 @@ impl FrontDoor {
         if let Ok(value) = HeaderValue::from_str(id.encode(&mut buffer)) {
             response.headers_mut().insert(REQUEST_ID.clone(), value);
         }
-        response
+        inflight::until_its_end(response, gauge)
     }
 
     /// What `answer` gives, or that it was ended where it stood because the time for the drain is
@@ -450,14 +450,6 @@ fn calls_at(path: &str, headers: &HeaderMap) -> Option<RefusedAt> {
             Some(RefusedAt::Mcp(mcp::announced(headers)))
         }
         _ => None,
-    }
-}
-
-struct Leave<'a>(&'a prometheus::IntGauge);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -11,6 +11,7 @@ mod auth;
 mod detach;
 mod door;
 mod error;
+mod inflight;
 mod mcp;
 mod origin;
 mod sessions;

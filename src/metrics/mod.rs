@@ -277,7 +277,7 @@ impl Metrics {
             inflight_requests: {
                 let gauge = IntGauge::new(
                     "switchyard_inflight_requests",
-                    "Requests being answered right now.",
+                    "Requests being answered right now, also those whose answer is a stream; streams that clients only listen to are none.",
                 )?;
                 registry.register(Box::new(gauge.clone()))?;
                 gauge

@@ -197,3 +197,40 @@ async fn a_server_of_one_client_alone_is_told_its_level_and_logs_to_it() {
         app.stop().await;
     }
 }
+
+/// A call whose answer has begun to stream is still being answered; who listens only is not.
+#[tokio::test]
+async fn a_call_that_streams_is_in_flight_until_its_end() {
+    const GAUGE: &str = "switchyard_inflight_requests";
+    let (app, stage) = on_stage(Role::Legacy, "", "").await;
+    for client in both(&app).await {
+        let listening = match client.session {
+            Some(_) => Some(client.listen(None).await.expect_stream()),
+            None => None,
+        };
+        let settles = async |count: f64| {
+            // The request for the metrics is one itself.
+            eventually(SOON, &format!("{count} are in flight"), || async {
+                (app.metric(GAUGE).await? == count + 1.0).then_some(())
+            })
+            .await;
+        };
+        settles(0.0).await;
+        let steps = ["progress", "sleep=60000"];
+        let call = client.call(&json!(1), Some(&json!("t")), play("flight", &steps));
+        let mut stream = call.open().await.expect_stream();
+        assert!(stream.next().await.is_some());
+        settles(1.0).await;
+        match client.session {
+            // A legacy call goes on without its connection.
+            Some(_) => {
+                drop(client.tell("notifications/cancelled", json!({ "requestId": 1 })).await)
+            }
+            None => drop(stream),
+        }
+        settles(0.0).await;
+        drop(listening);
+    }
+    drop(stage);
+    app.stop().await;
+}

@@ -23,6 +23,7 @@ use super::reply::{Answered, Pending, Work, json};
 use super::resume::Journal;
 use super::session::Questions;
 use crate::edge::door::Body;
+use crate::edge::inflight::GoesOn;
 use crate::edge::sessions::Session;
 use crate::router::{Relay, ServerMessage};
 
@@ -66,7 +67,7 @@ pub(super) async fn respond(pending: Pending) -> Response<Body> {
         First::Said(Some(said)) => {
             let mut stream = EventStream::new(relay, Some(work), questions).keeping(resumable);
             stream.talk.take(said);
-            event_stream(stream)
+            going_on(stream)
         }
         First::Both(said, answered) => {
             let mut stream = EventStream::new(relay, None, questions).keeping(resumable);
@@ -77,7 +78,7 @@ pub(super) async fn respond(pending: Pending) -> Response<Body> {
         First::Silence => {
             let mut stream = EventStream::new(relay, Some(work), questions).keeping(resumable);
             stream.ready.push_back(STILL_HERE);
-            event_stream(stream)
+            going_on(stream)
         }
     }
 }
@@ -87,6 +88,13 @@ enum First {
     Said(Option<ServerMessage>),
     Silence,
     Both(ServerMessage, Answered),
+}
+
+/// The response around a stream on which the answer is still to come.
+fn going_on(stream: EventStream) -> Response<Body> {
+    let mut response = event_stream(stream);
+    response.extensions_mut().insert(GoesOn);
+    response
 }
 
 /// The response around a stream.
