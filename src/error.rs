@@ -53,13 +53,15 @@ pub enum ErrorCode {
     LimitReached,
     /// The router is ending and takes no new requests.
     ShuttingDown,
+    /// The server needs input that its client cannot or did not give.
+    InputRequired,
     /// A fault of ours.
     Unexpected,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the table.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Tool,
         Self::Rpc,
         Self::Timeout,
@@ -83,6 +85,7 @@ impl ErrorCode {
         Self::Conflict,
         Self::LimitReached,
         Self::ShuttingDown,
+        Self::InputRequired,
         Self::Unexpected,
     ];
 
@@ -114,7 +117,8 @@ impl ErrorCode {
             | Self::RequestTooLarge
             | Self::NotFound
             | Self::MethodNotAllowed
-            | Self::Conflict => false,
+            | Self::Conflict
+            | Self::InputRequired => false,
         }
     }
 
@@ -145,6 +149,7 @@ impl ErrorCode {
             Self::Conflict => "MCPConflictError",
             Self::LimitReached => "MCPLimitReachedError",
             Self::ShuttingDown => "MCPShuttingDownError",
+            Self::InputRequired => "MCPInputRequiredError",
             Self::Unexpected => "UnexpectedError",
         }
     }
@@ -160,7 +165,8 @@ impl ErrorCode {
             | Self::Connection
             | Self::ResponseTooLarge
             | Self::Protocol
-            | Self::Cancelled => 200,
+            | Self::Cancelled
+            | Self::InputRequired => 200,
             Self::InvalidRequest => 400,
             Self::Authentication => 401,
             Self::Permission | Self::ForbiddenOrigin => 403,
@@ -203,6 +209,7 @@ impl ErrorCode {
             | Self::Conflict
             | Self::LimitReached
             | Self::ShuttingDown
+            | Self::InputRequired
             | Self::Unexpected => -32603,
         }
     }
@@ -234,6 +241,7 @@ impl ErrorCode {
             Self::Conflict => "conflict",
             Self::LimitReached => "a limit is reached",
             Self::ShuttingDown => "the router is stopping",
+            Self::InputRequired => "the server needs input of the client",
             Self::Unexpected => "internal error",
         }
     }

@@ -133,6 +133,14 @@ pub enum RouteError {
         /// What is known of the tool's execution.
         known: Knowledge,
     },
+    /// The server asks for input that the client cannot or did not give.
+    #[error("{problem}")]
+    NoInput {
+        /// The server.
+        server: Option<ServerName>,
+        /// What is missing.
+        problem: String,
+    },
     /// The upstream could not be reached or did not answer properly. Boxed: answers are moved more
     /// often than errors.
     #[error("{0}")]
@@ -259,6 +267,7 @@ impl RouteError {
             }
             // Not a 503: whoever repeats a call that ran may run it twice.
             Self::NotRecorded { .. } => ErrorCode::Unexpected,
+            Self::NoInput { .. } => ErrorCode::InputRequired,
             Self::Upstream(failed) => failed.source.code(),
         }
     }
@@ -299,6 +308,7 @@ impl RouteError {
             | Self::BreakerOpen { .. }
             | Self::Overloaded { .. }
             | Self::SessionsFull { .. }
+            | Self::NoInput { .. }
             | Self::AuditUnavailable(_) => Outcome::Refused,
         }
     }
@@ -318,6 +328,8 @@ impl RouteError {
         match self {
             Self::NotRecorded { known } => *known,
             Self::Upstream(failed) => failed.known,
+            // It answered with a question; what it did before is its own matter.
+            Self::NoInput { .. } => Knowledge::Unknown,
             _ => Knowledge::NotSent,
         }
     }
@@ -340,6 +352,7 @@ impl RouteError {
             Self::SessionEnded { .. } => "session_ended",
             Self::AuditUnavailable(_) => "audit_unavailable",
             Self::NotRecorded { .. } => "not_recorded",
+            Self::NoInput { .. } => "no_input",
             // A last attempt that was not sent is not what matters after one that may have run.
             Self::Upstream(failed) => match (failed.known, failed.failure.knowledge()) {
                 (Knowledge::Unknown, Knowledge::NotSent | Knowledge::Refused) => {
@@ -369,6 +382,7 @@ impl RouteError {
             | Self::ToolHeld { .. }
             | Self::ServerNotFound { .. }
             | Self::ServerDisabled { .. }
+            | Self::NoInput { .. }
             | Self::SessionEnded { .. } => false,
         }
     }
@@ -409,6 +423,7 @@ impl RouteError {
             | Self::SessionsFull { server, .. }
             | Self::SessionEnded { server } => Some(server),
             Self::Upstream(failed) => Some(&failed.server),
+            Self::NoInput { server, .. } => server.as_ref(),
             Self::ToolNotFound { .. }
             | Self::ToolAmbiguous { .. }
             | Self::ToolCollision { .. }

@@ -76,6 +76,13 @@ impl Router {
         answer
     }
 
+    /// Puts into figures and trace that a request ended because its client did not give what its
+    /// server asked for.
+    pub fn forward_unanswered(&self, forward: &Forward) {
+        let (code, entrance) = (ErrorCode::InputRequired, Entrance::Mcp(forward.version));
+        Underway::new(self, forward).told = Some((Some(code), Ended::refused(code, entrance)));
+    }
+
     async fn admit_and_forward(
         &self,
         relay: Option<&Arc<Relay>>,

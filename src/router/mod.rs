@@ -78,18 +78,49 @@ impl Router {
     ///
     /// What the server says about the call before it answers goes to `relay`.
     pub async fn call(&self, call: ToolCall, relay: Option<Arc<Relay>>) -> CallAnswer {
+        let mut record = match self.admit(call, relay).await {
+            Ok(record) => record,
+            Err(refused) => return refused,
+        };
+        let result = match self.run(&mut record).await {
+            Ok(answer) if answer.facts.is_input_required && record.cannot_be_asked() => {
+                let problem = "the server needs input that this client did not declare it can give";
+                Err(record.no_input(problem.to_owned()))
+            }
+            settled => settled,
+        };
+        record.finish(result, self.audit.durability()).await
+    }
+
+    /// Ends a call whose server asked for input that its client did not give: the round that was not
+    /// made is on record as those before it are, each as a call of its own.
+    pub async fn unanswered(&self, call: ToolCall, problem: String) -> CallAnswer {
+        let mut record = match self.admit(call, None).await {
+            Ok(record) => record,
+            Err(refused) => return refused,
+        };
+        if let Ok(entry) = self.lookup(&record.call.target, record.call.view.as_ref()) {
+            record.routed(&entry);
+        }
+        let result = Err(record.no_input(problem));
+        record.finish(result, self.audit.durability()).await
+    }
+
+    /// Takes a place in the ledger.
+    async fn admit(
+        &self,
+        call: ToolCall,
+        relay: Option<Arc<Relay>>,
+    ) -> Result<record::CallRecord, CallAnswer> {
         let started = clock::uptime();
         let operation = self.begin(call.trace.as_deref()).map(Arc::new);
         let slot = match self.audit.admit().await {
             Ok(slot) => slot,
-            Err(why) => return self.unrecorded(&call, operation.as_deref(), started, why),
+            Err(why) => return Err(self.unrecorded(&call, operation.as_deref(), started, why)),
         };
         let other = Arc::clone(&self.other);
         let view = self.view_metrics(call.view.as_ref());
-        let mut record =
-            record::CallRecord::begin(call, relay, started, slot, (other, view), operation);
-        let result = self.run(&mut record).await;
-        record.finish(result, self.audit.durability()).await
+        Ok(record::CallRecord::begin(call, relay, started, slot, (other, view), operation))
     }
 
     async fn run(&self, record: &mut record::CallRecord) -> Result<UpstreamAnswer, RouteError> {

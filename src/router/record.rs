@@ -17,7 +17,7 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallerClass, CallerTrace, Entrance, Failure, Knowledge, Outcome,
+    ArgumentsLevel, AuthKind, CallerClass, CallerTrace, Entrance, Era, Failure, Knowledge, Outcome,
     ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId, Uptime, cut_after,
 };
 use crate::pool::Relay;
@@ -159,6 +159,18 @@ impl CallRecord {
     /// Attempts made so far, with the one under way.
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.len().saturating_add(u32::from(self.open.is_some()))
+    }
+
+    /// Whether the client can only be asked something while it waits, and did not say that it can be.
+    pub(super) fn cannot_be_asked(&self) -> bool {
+        matches!(self.call.entrance, Entrance::Mcp(version) if version.era() == Era::Legacy)
+            && self.relay.as_ref().is_none_or(|relay| !relay.wishes().abilities.any())
+    }
+
+    /// The error of a call whose client did not give what its server asks for.
+    pub(super) fn no_input(&self, problem: String) -> RouteError {
+        let server = self.entry.as_ref().map(|entry| entry.server.name.clone());
+        RouteError::NoInput { server, problem }
     }
 
     /// The next attempt is this retry.

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Role, SOON, Speaker, Stage, TestApp, eventually, messages, on_stage, play};
+use crate::support::{
+    Role, SOON, Speaker, Stage, TestApp, eventually, messages, on_stage, play, total,
+};
 
 const PIPES: [Role; 2] = [Role::Legacy, Role::Stdio];
 const ISOLATED: &str = "sessions: isolated";
@@ -239,6 +241,26 @@ async fn what_a_legacy_client_cannot_give_is_a_clear_error() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("not now"), "{message}");
     assert_eq!(stage.seen("tools/call").len(), 3, "none has a second leg");
+    // Ledger and metrics have what the clients were told. Where one was asked, the server had answered.
+    for (outcome, count) in [("refused", 3), ("ok", 2)] {
+        let calls = eventually(SOON, &format!("{count} are {outcome}"), || async {
+            let calls = app.calls(&format!("outcome={outcome}")).await;
+            (calls.len() == count).then_some(calls)
+        })
+        .await;
+        if outcome == "refused" {
+            for call in &calls {
+                assert_eq!(call["error_code"], "MCPInputRequiredError", "{call}");
+                assert_eq!((&call["tool"], &call["server"]), (&json!("up__play"), &json!("up")));
+            }
+        }
+    }
+    let count = "mcp_server_operation_duration_seconds_count";
+    for (error, calls) in [("MCPInputRequiredError", 3.0), ("", 2.0)] {
+        let error = format!("error_type=\"{error}\"");
+        let labels = ["mcp_method_name=\"tools/call\"", "gen_ai_tool_name=\"up__play\"", &error];
+        assert_eq!(total(&app.socket(), count, &labels).await, calls, "{error}");
+    }
     app.stop().await;
 }
 

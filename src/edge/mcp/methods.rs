@@ -144,11 +144,8 @@ impl Asked<'_> {
         let underway = self.underway(relay.as_ref());
         let work = async move {
             let _underway = underway;
-            let end = call_in_rounds(&edge, call, heard.as_ref(), era).await;
-            match end {
-                End::Answer(answer) => render::call(&id, era, &answer),
-                End::NoInput(problem) => render::no_input(&id, &problem),
-            }
+            let answer = call_in_rounds(&edge, call, heard.as_ref(), era).await;
+            render::call(&id, era, &answer)
         };
         self.pending(work, relay)
     }
@@ -317,7 +314,10 @@ impl Asked<'_> {
             };
             match end {
                 End::Answer(answer) => render::forwarded(&id, era, &answer, cacheable),
-                End::NoInput(problem) => render::no_input(&id, &problem),
+                End::NoInput(problem) => {
+                    edge.router.forward_unanswered(&forward);
+                    render::no_input(&id, &problem)
+                }
             }
         };
         self.pending(work, relay)
@@ -411,26 +411,25 @@ async fn call_in_rounds(
     call: ToolCall,
     relay: Option<&Arc<Relay>>,
     era: Era,
-) -> End<CallAnswer> {
+) -> CallAnswer {
     if era == Era::Modern || relay.is_none_or(|relay| !relay.wishes().abilities.any()) {
-        let answer = edge.router.call(call, relay.cloned()).await;
-        let asks = answer.result.as_ref().is_ok_and(|answer| answer.facts.is_input_required);
-        return if asks && era == Era::Legacy {
-            let problem = "the server needs input that this client did not declare it can give";
-            End::NoInput(problem.to_owned())
-        } else {
-            End::Answer(answer)
-        };
+        return edge.router.call(call, relay.cloned()).await;
     }
     let mut id = Some(call.id);
-    let leg = |params: Option<Bytes>| {
-        // Each leg is a call of its own in the ledger.
+    // Each leg is a call of its own in the ledger, also one that cannot be made.
+    let mut next = |params: Option<Bytes>| {
         let id = id.take().unwrap_or_else(crate::edge::door::new_id);
-        let call = ToolCall { id, params, ..call.clone() };
-        edge.router.call(call, relay.cloned())
+        ToolCall { id, params, ..call.clone() }
     };
-    Box::pin(rounds::run(call.params.clone(), relay, |answer: &CallAnswer| &answer.result, leg))
-        .await
+    let leg = |params: Option<Bytes>| edge.router.call(next(params), relay.cloned());
+    let params = call.params.clone();
+    match Box::pin(rounds::run(params, relay, |answer: &CallAnswer| &answer.result, leg)).await {
+        End::Answer(answer) => answer,
+        End::NoInput(problem) => {
+            let call = next(call.params.clone());
+            Box::pin(edge.router.unanswered(call, problem)).await
+        }
+    }
 }
 
 /// Why there is nothing of this name, for people.
