@@ -188,8 +188,8 @@ pub struct TraceFields<'a> {
 pub struct CallerTrace {
     /// The trace and the caller's span.
     pub context: Option<TraceContext>,
-    /// What tracing systems keep in it; nothing without a context.
-    pub state: Option<Box<str>>,
+    /// What tracing systems keep in it; nothing without a context. Shared by all spans that have it.
+    pub state: Option<Arc<str>>,
     /// What the application passes on.
     pub baggage: Option<Box<str>>,
 }
@@ -241,7 +241,7 @@ pub struct OutgoingTrace<'a> {
 }
 
 /// A valid `tracestate` as it is; one invalid entry spoils all (3.3.1).
-fn state(text: &str) -> Option<Box<str>> {
+fn state(text: &str) -> Option<Arc<str>> {
     if text.len() > STATE_BYTES {
         return None;
     }

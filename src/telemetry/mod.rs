@@ -175,7 +175,7 @@ pub struct Operation {
     tracer: Tracer,
     context: TraceContext,
     parent: Option<SpanId>,
-    state: Option<Box<str>>,
+    state: Option<Arc<str>>,
     began: Uptime,
     /// The same since 1970.
     began_at: Duration,
@@ -279,7 +279,7 @@ struct Span {
     parent: Option<SpanId>,
     /// Whether the parent is of another process.
     has_remote_parent: bool,
-    state: Option<Box<str>>,
+    state: Option<Arc<str>>,
     kind: SpanKind,
     /// Since 1970.
     began: Duration,
@@ -365,6 +365,31 @@ mod tests {
         assert!(!Sample::of(0.0).takes(trace(0)));
         let taken = (0..10_000).filter(|_| Sample::of(0.1).takes(new_trace())).count();
         assert!((700..1300).contains(&taken), "{taken}");
+    }
+
+    /// Thousands of them may wait, and a state may be four kilobytes.
+    #[test]
+    fn spans_share_the_state_of_their_caller() {
+        let (queue, mut spans) = mpsc::channel(2);
+        let metrics = crate::metrics::Metrics::new().unwrap().traces.clone();
+        let (sample, signals) = (Sample::All, Signals::default());
+        let tracer = Tracer(Arc::new(Inner { queue, metrics, sample, signals }));
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let caller = CallerTrace::read(&crate::model::TraceFields {
+            traceparent: Some(parent.into()),
+            tracestate: Some("a=1".into()),
+            baggage: None,
+        });
+        let caller = caller.unwrap();
+        let operation = tracer.begin(Some(&caller)).unwrap();
+        let said = || Said { method: "m", target: None, failed: false, attributes: Vec::new() };
+        let now = clock::uptime();
+        operation.attempted(operation.attempt().unwrap(), now, now, said());
+        operation.ends(now, said());
+        for _ in 0..2 {
+            let state = spans.try_recv().unwrap().state.unwrap();
+            assert!(Arc::ptr_eq(&state, caller.state.as_ref().unwrap()));
+        }
     }
 
     #[test]
