@@ -222,6 +222,16 @@ impl Catalogue {
         Err(NotFound::Unknown { nearest: nearest(uri, uris, 3) })
     }
 
+    /// Whether an address is listed as it is, and not made of a template or merely of a known kind.
+    #[must_use]
+    pub fn lists_resource(&self, uri: &str) -> bool {
+        let own = self.read_address(uri).map(|(_, own)| own);
+        [Some(uri), own.as_deref()]
+            .into_iter()
+            .flatten()
+            .any(|uri| self.offers.resources.contains_key(uri))
+    }
+
     /// Finds the server of a template, by the text that clients see or by the server's own; the
     /// route's `uri` is the server's own.
     ///

@@ -20,7 +20,9 @@ use crate::clock;
 use crate::config::AuthMode;
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{AuthKind, CallId, Caller, CallerTrace, Scopes, Secret, Timestamp, ViewName};
+use crate::model::{
+    AuthKind, CallId, Caller, CallerTrace, Scopes, Secret, Timestamp, Via, ViewName,
+};
 use crate::store::{KeyRow, Store, StoreError};
 
 /// Marks our keys, so that scanners for leaked secrets can find them.
@@ -262,6 +264,8 @@ pub(super) struct RequestContext {
     pub(super) id: CallId,
     /// Who makes it.
     pub(super) caller: Arc<Caller>,
+    /// On what it came.
+    pub(super) via: Via,
     /// The view it came in at; `None` for the whole catalogue.
     pub(super) view: Option<ViewName>,
     /// What its headers say of its trace.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -34,7 +34,7 @@ use super::workers::{Handover, Workers};
 use super::{Edge, api, mcp, origin, trace};
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
-use crate::model::{CallId, Scope, format_duration};
+use crate::model::{CallId, Scope, Via, format_duration};
 use crate::router::{Refusal, RefusedAt};
 
 /// An answer's body: whole for MCP, whatever axum makes for the rest.
@@ -92,6 +92,13 @@ struct Closing {
     over: AtomicBool,
     /// Nothing is accepted any more.
     ended: CancellationToken,
+}
+
+/// The two ends of a connection, where they have addresses.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ends {
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
 }
 
 /// What a listener is.
@@ -187,17 +194,19 @@ impl FrontDoor {
     /// Serves a connection on the thread this is called on.
     fn take_over(self: &Arc<Self>, handover: Handover) {
         let taken = match handover {
-            Handover::Network(stream, local) => TcpStream::from_std(stream)
-                .map(|stream| self.connection(TokioIo::new(stream), Door::Network, Some(local))),
+            Handover::Network(stream, local) => TcpStream::from_std(stream).map(|stream| {
+                let ends = Ends { local: Some(local), peer: stream.peer_addr().ok() };
+                self.connection(TokioIo::new(stream), Door::Network, ends);
+            }),
             Handover::Socket(stream) => UnixStream::from_std(stream)
-                .map(|stream| self.connection(TokioIo::new(stream), Door::Socket, None)),
+                .map(|stream| self.connection(TokioIo::new(stream), Door::Socket, Ends::default())),
         };
         if let Err(error) = taken {
             tracing::warn!(%error, "a connection could not be served: {error}");
         }
     }
 
-    fn connection<T>(self: &Arc<Self>, io: TokioIo<T>, door: Door, local: Option<SocketAddr>)
+    fn connection<T>(self: &Arc<Self>, io: TokioIo<T>, door: Door, ends: Ends)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -212,7 +221,7 @@ impl FrontDoor {
                 let this = Arc::clone(&this);
                 let may_cut = &may_cut;
                 async move {
-                    let response = this.answer(request, door, local).await;
+                    let response = this.answer(request, door, ends).await;
                     let marked = response.extensions().get::<MayBeCut>().is_some();
                     may_cut.store(marked, Ordering::Relaxed);
                     Ok::<_, Infallible>(response)
@@ -258,16 +267,11 @@ impl FrontDoor {
         });
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        door: Door,
-        local: Option<SocketAddr>,
-    ) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, door: Door, ends: Ends) -> Response<Body> {
         let id = new_id();
         let gauge = &self.edge.metrics.inflight_requests;
         let _inflight = InFlight::new(gauge);
-        let admitted = self.unless_over(self.admit(request, id, door, local)).await;
+        let admitted = self.unless_over(self.admit(request, id, door, ends)).await;
         let mut response = match admitted {
             Ok(response) => response,
             Err(error) => error.into_response().map(Either::Right),
@@ -305,7 +309,7 @@ impl FrontDoor {
         request: Request<Incoming>,
         id: CallId,
         door: Door,
-        local: Option<SocketAddr>,
+        ends: Ends,
     ) -> Result<Response<Body>, ApiError> {
         let (caller, body_limit) = {
             // Not held across an await: a thread has few places for such guards, and calls are many.
@@ -313,7 +317,7 @@ impl FrontDoor {
             let foreign = origin::check(
                 request.headers(),
                 request.uri(),
-                local,
+                ends.local,
                 &settings.allowed_hosts,
                 &settings.allowed_origins,
             );
@@ -324,6 +328,8 @@ impl FrontDoor {
             let caller = self.edge.keys.identify(request.headers(), door, &settings);
             (caller, settings.body_limit)
         };
+        let http = if request.version() == Version::HTTP_10 { "1.0" } else { "1.1" };
+        let via = Via { peer: ends.peer, http };
         let path = request.uri().path();
         if matches!(path, "/livez" | "/readyz") {
             return self.rest(request).await;
@@ -332,11 +338,11 @@ impl FrontDoor {
             Ok(caller) => caller,
             Err(failure) => {
                 let path = path.to_owned();
-                return Err(self.turn_away(&path, id, failure, request.headers()).await);
+                return Err(self.turn_away(&path, (id, via), failure, request.headers()).await);
             }
         };
         let trace = trace::of(request.headers());
-        let mut context = RequestContext { id, caller, view: None, trace };
+        let mut context = RequestContext { id, caller, via, view: None, trace };
         if self.closing.flag.load(Ordering::Relaxed) {
             let error = ApiError::new(
                 ErrorCode::ShuttingDown,
@@ -398,7 +404,7 @@ impl FrontDoor {
     async fn turn_away(
         &self,
         path: &str,
-        id: CallId,
+        (id, via): (CallId, Via),
         failure: AuthFailure,
         headers: &HeaderMap,
     ) -> ApiError {
@@ -415,7 +421,7 @@ impl FrontDoor {
         if let Some(at) = calls_at(path, headers) {
             let view = path.strip_prefix(VIEWS).and_then(|name| self.edge.view(name).ok());
             let trace = trace::of(headers);
-            let context = RequestContext { id, caller: nobody(), view, trace };
+            let context = RequestContext { id, caller: nobody(), via, view, trace };
             self.refuse(&context, at, &error).await;
         }
         error
@@ -426,6 +432,7 @@ impl FrontDoor {
             id: context.id,
             caller: Arc::clone(&context.caller),
             at,
+            via: context.via,
             session: None,
             client: None,
             request_id: None,

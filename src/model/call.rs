@@ -1,6 +1,7 @@
 //! One tool call and what can become of it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,21 @@ pub enum Entrance {
     Rest,
 }
 
+/// On what a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Via {
+    /// The other end of its connection; none on the admin socket.
+    pub peer: Option<SocketAddr>,
+    /// The version of HTTP it speaks.
+    pub http: &'static str,
+}
+
+impl Default for Via {
+    fn default() -> Self {
+        Self { peer: None, http: "1.1" }
+    }
+}
+
 /// What a client said of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClientInfo {
@@ -94,6 +110,8 @@ pub struct ToolCall {
     pub client_capabilities: Option<Bytes>,
     /// Through which door it came.
     pub entrance: Entrance,
+    /// On what.
+    pub via: Via,
     /// At which view it came in: only that view's tools are there for it.
     pub view: Option<ViewName>,
     /// To which trace it belongs, where the caller says so.

@@ -192,6 +192,8 @@ pub struct CallerTrace {
     pub state: Option<Arc<str>>,
     /// What the application passes on.
     pub baggage: Option<Box<str>>,
+    /// Another context that the HTTP request around it was sent in.
+    pub around: Option<TraceContext>,
 }
 
 impl CallerTrace {
@@ -202,7 +204,12 @@ impl CallerTrace {
         let context = fields.traceparent.as_deref().and_then(TraceContext::parse);
         let state = fields.tracestate.as_deref().filter(|_| context.is_some()).and_then(state);
         let baggage = fields.baggage.as_deref().and_then(baggage);
-        (context.is_some() || baggage.is_some()).then_some(Self { context, state, baggage })
+        (context.is_some() || baggage.is_some()).then_some(Self {
+            context,
+            state,
+            baggage,
+            around: None,
+        })
     }
 
     /// What a request says of itself, and where it says nothing valid, what came with it.
@@ -213,6 +220,8 @@ impl CallerTrace {
             if request.context.is_none() {
                 request.context = around.context;
                 request.state.clone_from(&around.state);
+            } else if request.context != around.context {
+                request.around = around.context;
             }
             if request.baggage.is_none() {
                 request.baggage.clone_from(&around.baggage);

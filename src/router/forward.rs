@@ -19,7 +19,7 @@ use crate::error::ErrorCode;
 use crate::metrics::CallLabels;
 use crate::model::{
     AuthKind, CallId, Caller, CallerTrace, Entrance, Failure, Outcome, ProtocolVersion, Requester,
-    SessionRef, SpanId, Uptime,
+    SessionRef, SpanId, Uptime, Via,
 };
 use crate::policy::{self, Deadline, Verdict};
 use crate::pool::{PoolError, Relay, Urgency};
@@ -46,6 +46,10 @@ pub struct Forward {
     pub version: ProtocolVersion,
     /// `params` as received.
     pub params: Option<Bytes>,
+    /// On what it came.
+    pub via: Via,
+    /// What it is about as its client knows it, where that is a name or an address of the catalogue.
+    pub exposed: Option<Arc<str>>,
     /// The server's own name for the prompt, in the place of the caller's.
     pub name: Option<String>,
     /// The server's own address of the resource, in the place of the caller's.
@@ -287,7 +291,8 @@ impl<'a> Underway<'a> {
         self.router.metrics.observe_forwarded(forward.method, &server.name, version, how, took);
         if let Some((operation, span)) = self.operation.as_ref().zip(span) {
             let sent_as = operation.sent_as.load(Ordering::Relaxed);
-            let said = spans::forward_attempt(forward, version, sent_as, ended);
+            let clean = |text: &str| self.router.audit.redacted(text);
+            let said = spans::forward_attempt(forward, version, sent_as, ended, &clean);
             operation.attempted(span, began, now, said);
         }
     }
@@ -306,7 +311,8 @@ impl Drop for Underway<'_> {
         let took = now.since(self.began);
         self.router.metrics.observe_operation(self.forward.method, labels, took);
         if let Some(operation) = self.operation.as_ref().filter(|known| known.trace().is_some()) {
-            operation.ends(now, spans::forwarded(self.forward, ended));
+            let clean = |text: &str| self.router.audit.redacted(text);
+            operation.ends(now, spans::forwarded(self.forward, ended, &clean));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::error::ErrorCode;
 use crate::metrics::CallLabels;
 use crate::model::{
     ArgumentsLevel, AuthKind, CallId, Caller, CallerClass, CallerTrace, ClientInfo, Entrance,
-    Outcome, ProtocolVersion, ResultsLevel, SessionRef, ToolCall, TraceId, Uptime, ViewName,
+    Outcome, ProtocolVersion, ResultsLevel, SessionRef, ToolCall, TraceId, Uptime, Via, ViewName,
 };
 use crate::telemetry::Operation;
 
@@ -55,6 +55,8 @@ pub struct Refusal {
     pub caller: Arc<Caller>,
     /// Through which door.
     pub at: RefusedAt,
+    /// On what.
+    pub via: Via,
     /// The legacy session it belongs to, where it was found.
     pub session: Option<Arc<SessionRef>>,
     /// What a client without a session said of itself, where it could be read.

@@ -12,7 +12,7 @@ use crate::catalogue::CatalogueEntry;
 use crate::error::ErrorCode;
 use crate::model::{
     AuthKind, CallId, Caller, Entrance, Failure, Outcome, ProtocolVersion, SessionRef, ToolCall,
-    TransportKind,
+    TransportKind, Via,
 };
 use crate::protocol::RawObject;
 use crate::registry::ServerHandle;
@@ -73,7 +73,7 @@ struct Attributes(Vec<(&'static str, Value)>);
 
 impl Attributes {
     fn new(method: &'static str) -> Self {
-        let mut list = Vec::with_capacity(18);
+        let mut list = Vec::with_capacity(22);
         list.push(("mcp.method.name", Value::Static(method)));
         Self(list)
     }
@@ -95,6 +95,7 @@ impl Attributes {
         &mut self,
         id: CallId,
         version: Option<ProtocolVersion>,
+        via: Via,
         caller: &Caller,
         session: Option<&SessionRef>,
         request_id: Option<&Bytes>,
@@ -106,6 +107,11 @@ impl Attributes {
         let transport = if caller.auth == AuthKind::Socket { "unix" } else { "tcp" };
         self.add("network.transport", Value::Static(transport));
         self.add("network.protocol.name", Value::Static("http"));
+        self.add("network.protocol.version", Value::Static(via.http));
+        if let Some(peer) = via.peer {
+            self.add("client.address", Value::Text(peer.ip().to_canonical().to_string()));
+            self.add("client.port", Value::Integer(i64::from(peer.port())));
+        }
         self.add("switchyard.call.id", Value::Text(id.to_string()));
     }
 
@@ -118,6 +124,8 @@ impl Attributes {
             TransportKind::Http | TransportKind::Sse | TransportKind::Jsonrpc => {
                 self.add("network.transport", Value::Static("tcp"));
                 self.add("network.protocol.name", Value::Static("http"));
+                // Towards servers there is no other.
+                self.add("network.protocol.version", Value::Static("1.1"));
             }
         }
         if let Some((host, port)) = &server.peer {
@@ -166,7 +174,7 @@ pub(super) fn call(
     let tool = list.tool(entry.map(|entry| entry.exposed.clone().into_shared()));
     let session = call.session.as_deref();
     let version = version_of(call.entrance);
-    list.asked(call.id, version, &call.caller, session, call.request_id.as_ref());
+    list.asked(call.id, version, call.via, &call.caller, session, call.request_id.as_ref());
     if let Some(entry) = entry {
         list.server(&entry.server);
     }
@@ -180,7 +188,7 @@ pub(super) fn refusal(refusal: &Refusal) -> Said {
     let mut list = Attributes::new(CALL);
     let tool = list.tool(None);
     let (session, request_id) = (refusal.session.as_deref(), refusal.request_id.as_ref());
-    list.asked(refusal.id, refusal.at.version(), &refusal.caller, session, request_id);
+    list.asked(refusal.id, refusal.at.version(), refusal.via, &refusal.caller, session, request_id);
     list.add("switchyard.outcome", Value::Static(Outcome::Refused.as_str()));
     let ended = Ended {
         error_type: Some(Value::Static(refusal.code.as_str())),
@@ -223,13 +231,20 @@ pub(super) fn attempt(entry: &CatalogueEntry, turn: &Turn, ended: Ended) -> Said
     list.said(CALL, Some(tool), ended)
 }
 
-/// A request other than a call, as its client sees it. Addresses of resources are left out: what a
-/// template was filled with is an argument.
-pub(super) fn forwarded(forward: &Forward, ended: Ended) -> Said {
+/// A request other than a call, as its client sees it; `clean` takes out of addresses what must not
+/// be shown.
+pub(super) fn forwarded(forward: &Forward, ended: Ended, clean: &dyn Fn(&str) -> String) -> Said {
     let mut list = Attributes::new(forward.method);
-    let prompt = prompt(&mut list, forward);
+    let prompt = about(&mut list, forward, SpanOf::Client, clean);
     let (version, session) = (Some(forward.version), forward.session.as_deref());
-    list.asked(forward.id, version, &forward.caller, session, forward.request_id.as_ref());
+    list.asked(
+        forward.id,
+        version,
+        forward.via,
+        &forward.caller,
+        session,
+        forward.request_id.as_ref(),
+    );
     list.server(&forward.server);
     list.said(forward.method, prompt, ended)
 }
@@ -240,17 +255,40 @@ pub(super) fn forward_attempt(
     version: Option<ProtocolVersion>,
     sent_as: u64,
     ended: Ended,
+    clean: &dyn Fn(&str) -> String,
 ) -> Said {
     let mut list = Attributes::new(forward.method);
-    let prompt = prompt(&mut list, forward);
+    let prompt = about(&mut list, forward, SpanOf::Server, clean);
     list.sent_to(&forward.server, version, sent_as);
     list.said(forward.method, prompt, ended)
 }
 
-fn prompt(list: &mut Attributes, forward: &Forward) -> Option<Arc<str>> {
-    let prompt: Arc<str> = forward.name.as_deref()?.into();
-    list.add("gen_ai.prompt.name", Value::Shared(Arc::clone(&prompt)));
-    Some(prompt)
+/// In whose words a span speaks of what is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SpanOf {
+    Client,
+    Server,
+}
+
+/// What the request is about; gives the rest of the span's name. An address is told where it is in the
+/// catalogue: what a template was filled with is an argument.
+fn about(
+    list: &mut Attributes,
+    forward: &Forward,
+    words: SpanOf,
+    clean: &dyn Fn(&str) -> String,
+) -> Option<Arc<str>> {
+    let exposed = forward.exposed.as_deref();
+    let worded = |own| if words == SpanOf::Client { exposed.unwrap_or(own) } else { own };
+    if let Some(own) = forward.name.as_deref() {
+        let prompt: Arc<str> = worded(own).into();
+        list.add("gen_ai.prompt.name", Value::Shared(Arc::clone(&prompt)));
+        return Some(prompt);
+    }
+    if let Some(own) = forward.uri.as_deref().filter(|_| exposed.is_some()) {
+        list.add("mcp.resource.uri", Value::Text(clean(worded(own))));
+    }
+    None
 }
 
 #[cfg(test)]

@@ -138,6 +138,7 @@ impl Tracer {
             tracer: self.clone(),
             context,
             parent: parent.map(|parent| parent.span),
+            around: caller.and_then(|caller| caller.around),
             state: caller.and_then(|caller| caller.state.clone()),
             began: clock::uptime(),
             began_at: clock::since_epoch(),
@@ -175,6 +176,8 @@ pub struct Operation {
     tracer: Tracer,
     context: TraceContext,
     parent: Option<SpanId>,
+    /// What the HTTP request around it belongs to, where that is something else.
+    around: Option<TraceContext>,
     state: Option<Arc<str>>,
     began: Uptime,
     /// The same since 1970.
@@ -213,6 +216,7 @@ impl Operation {
             context: self.context.from_span(attempt),
             parent: Some(self.context.span),
             has_remote_parent: false,
+            link: None,
             state: self.state.clone(),
             kind: SpanKind::Client,
             began: self.at(began),
@@ -227,6 +231,7 @@ impl Operation {
             context: self.context,
             parent: self.parent,
             has_remote_parent: self.parent.is_some(),
+            link: self.around,
             state: self.state.clone(),
             kind: SpanKind::Server,
             began: self.began_at,
@@ -279,6 +284,8 @@ struct Span {
     parent: Option<SpanId>,
     /// Whether the parent is of another process.
     has_remote_parent: bool,
+    /// A span of another process, to which it belongs as well.
+    link: Option<TraceContext>,
     state: Option<Arc<str>>,
     kind: SpanKind,
     /// Since 1970.

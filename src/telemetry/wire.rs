@@ -7,6 +7,7 @@
 use prost::Message;
 
 use super::{Span, SpanKind, Value};
+use crate::model::TraceContext;
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ExportTraceServiceRequest {
@@ -67,8 +68,20 @@ struct WireSpan {
     end_time_unix_nano: u64,
     #[prost(message, repeated, tag = "9")]
     attributes: Vec<KeyValue>,
+    #[prost(message, repeated, tag = "13")]
+    links: Vec<Link>,
     #[prost(message, optional, tag = "15")]
     status: Option<Status>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Link {
+    #[prost(bytes = "vec", tag = "1")]
+    trace_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    span_id: Vec<u8>,
+    #[prost(fixed32, tag = "6")]
+    flags: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -169,7 +182,18 @@ impl WireSpan {
             start_time_unix_nano: nanos(span.began),
             end_time_unix_nano: nanos(span.ended),
             attributes: said.attributes.iter().map(|(key, value)| attribute(key, value)).collect(),
+            links: span.link.into_iter().map(Link::new).collect(),
             status: said.failed.then_some(Status { code: STATUS_ERROR }),
+        }
+    }
+}
+
+impl Link {
+    fn new(to: TraceContext) -> Self {
+        Self {
+            trace_id: to.trace.as_bytes().to_vec(),
+            span_id: to.span.as_bytes().to_vec(),
+            flags: u32::from(to.flags()) | KNOWN_REMOTE | IS_REMOTE,
         }
     }
 }

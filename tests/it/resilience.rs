@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 use switchyard::app::ADMIN_SOCKET;
-use switchyard::model::{CallId, Caller, Entrance, Scopes, ToolCall, ToolTarget};
+use switchyard::model::{CallId, Caller, Entrance, Scopes, ToolCall, ToolTarget, Via};
 use switchyard::router::CallAnswer;
 use tokio::task::JoinHandle;
 
@@ -90,6 +90,7 @@ fn call_of(tool: &str) -> ToolCall {
         client: None,
         client_capabilities: None,
         entrance: Entrance::Rest,
+        via: Via::default(),
         view: None,
         trace: None,
         request_id: None,

@@ -2,6 +2,7 @@
 //! ledger says which call belongs to which trace.
 
 mod refused;
+mod resources;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -135,9 +136,11 @@ async fn one_trace_from_the_client_through_the_router_to_the_server() {
                 [Some(next), some("rojo=1,congo=2"), some("user=alice")]
             );
             conventions(&rig, door, server, client, &answer);
+            let around = if door == Door::Rest { vec![] } else { vec![OTHER.to_owned()] };
+            assert_eq!((server.links(), client.links()), (around, vec![]));
             assert_eq!(app.entry_of(&answer).await["trace_id"], trace.as_str());
         }
-        // Nothing of the other trace: it was of the HTTP request alone.
+        // Nothing of the other trace but links: it was of the HTTP request alone.
         assert!(collector.spans().iter().all(|got| got.trace() != OTHER));
         app.stop().await;
     }
@@ -160,6 +163,7 @@ fn conventions(rig: &Rig, door: Door, server: &Received, client: &Received, answ
             of(got, &["network.transport", "network.protocol.name", "error.type"]),
             [some("tcp"), some("http"), None]
         );
+        assert_eq!(got.get("network.protocol.version"), some("1.1"));
         assert!(!got.has_failed());
         assert!(got.span.end_time_unix_nano >= got.span.start_time_unix_nano);
         assert_eq!(got.span.trace_state, "rojo=1,congo=2");
@@ -188,6 +192,9 @@ fn conventions(rig: &Rig, door: Door, server: &Received, client: &Received, answ
     assert_eq!(server.get("mcp.session.id").is_some(), door == Door::Legacy);
     assert_eq!(server.get("switchyard.call.id"), Some(answer.id()));
     assert_eq!(server.get("switchyard.outcome"), some("ok"));
+    assert_eq!(server.get("client.address"), some("127.0.0.1"));
+    assert!(server.get("client.port").is_some_and(|port| port.parse::<u16>().is_ok()));
+    assert_eq!((client.get("client.address"), client.get("client.port")), (None, None));
     assert_eq!(client.get("jsonrpc.request.id"), Some(call.body["id"].to_string()));
     assert_eq!(of(client, &["server.address", "server.port"]), [Some(host), Some(port)]);
     assert_eq!(client.get("switchyard.attempt.number"), some("1"));
@@ -643,10 +650,10 @@ async fn a_prompt_is_an_operation_too() {
     let [server, attempt] = &collector.trace(TRACE, 2).await[..] else { unreachable!() };
     assert!(server.is_server() && attempt.is_client());
     assert_eq!((server.parent(), attempt.parent()), (SPAN.to_owned(), server.id()));
-    for got in [server, attempt] {
-        assert_eq!(got.span.name, "prompts/get greet");
+    for (got, prompt) in [(server, "up__greet"), (attempt, "greet")] {
+        assert_eq!(got.span.name, format!("prompts/get {prompt}"));
         assert_eq!(got.get("mcp.method.name"), some("prompts/get"));
-        assert_eq!(got.get("gen_ai.prompt.name"), some("greet"));
+        assert_eq!(got.get("gen_ai.prompt.name"), some(prompt));
         assert_eq!((got.get("gen_ai.operation.name"), got.get("error.type")), (None, None));
     }
     let (headers, body) = asked.lock().pop().unwrap();

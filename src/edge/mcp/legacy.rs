@@ -296,6 +296,8 @@ fn own_subscription(
 ) -> Reply {
     let mut forward = asked.forward(method, &route.server);
     forward.uri = Some(route.uri);
+    let asked_for = members.get_str("uri").filter(|uri| asked.catalogue().lists_resource(uri));
+    forward.exposed = asked_for.map(|uri| Arc::from(&*uri));
     asked.pass_on(forward, members, false)
 }
 

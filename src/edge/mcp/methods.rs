@@ -130,6 +130,7 @@ impl Asked<'_> {
             client: self.client.clone(),
             client_capabilities: self.capabilities(),
             entrance: Entrance::Mcp(self.version),
+            via: self.context.via,
             view: self.context.view.clone(),
             trace: self.trace(&params.meta),
             request_id: Some(self.slice(self.id.json())),
@@ -183,6 +184,7 @@ impl Asked<'_> {
             Ok(prompt) => {
                 let mut forward = self.forward("prompts/get", &prompt.server);
                 forward.name = Some(prompt.name.clone());
+                forward.exposed = Some(prompt.exposed.as_str().into());
                 self.pass_on(forward, &members, false)
             }
             Err(why) => self.invalid(&not_found("prompt", &name, &why)),
@@ -202,6 +204,7 @@ impl Asked<'_> {
             Ok(route) => {
                 let mut forward = self.forward("resources/read", &route.server);
                 forward.uri = Some(route.uri);
+                forward.exposed = catalogue.lists_resource(&uri).then(|| Arc::from(&*uri));
                 self.pass_on(forward, &members, true)
             }
             Err(why) => self.no_resource(&uri, &why),
@@ -266,6 +269,8 @@ impl Asked<'_> {
             server: Arc::clone(server),
             version: self.version,
             params: self.params.map(|raw| self.slice(raw.get())),
+            via: self.context.via,
+            exposed: None,
             name: None,
             uri: None,
             reference: None,

@@ -258,6 +258,7 @@ impl Refusing<'_> {
             id: self.context.id,
             caller: Arc::clone(&self.context.caller),
             at: RefusedAt::Mcp(self.version),
+            via: self.context.via,
             session: self.who.session.map(|session| Arc::clone(&session.reference)),
             client: self.who.client.cloned(),
             request_id: id.map(|id| Bytes::copy_from_slice(id.as_bytes())),

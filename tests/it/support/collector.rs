@@ -130,6 +130,11 @@ impl Received {
         hex(&self.span.parent_span_id)
     }
 
+    /// The traces it is linked to.
+    pub fn links(&self) -> Vec<String> {
+        self.span.links.iter().map(|link| hex(&link.trace_id)).collect()
+    }
+
     pub fn is_server(&self) -> bool {
         self.span.kind == SpanKind::Server as i32
     }
