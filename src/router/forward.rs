@@ -84,7 +84,8 @@ impl Router {
     /// server asked for.
     pub fn forward_unanswered(&self, forward: &Forward) {
         let (code, entrance) = (ErrorCode::InputRequired, Entrance::Mcp(forward.version));
-        Underway::new(self, forward).told = Some((Some(code), Ended::refused(code, entrance)));
+        let mut underway = Underway::new(self, forward);
+        underway.told = Some((Some(code), Ended::refused(code, entrance)));
     }
 
     async fn admit_and_forward(
@@ -92,7 +93,8 @@ impl Router {
         relay: Option<&Arc<Relay>>,
         underway: &mut Underway<'_>,
     ) -> Result<UpstreamAnswer, RouteError> {
-        let server = &underway.forward.server;
+        let forward = underway.forward;
+        let server = &forward.server;
         if !server.enabled {
             return Err(RouteError::ServerDisabled { server: server.name.clone() });
         }
@@ -183,7 +185,8 @@ impl Router {
             underway.attempt_failed(error.failure());
             return Err(self.failed(forward, permit, error.into(), trial));
         }
-        match lease.request(&request, left, relay).await {
+        let answered = lease.request(&request, left, relay).await;
+        match answered {
             Ok(answer) if is_server_fault(&answer) => {
                 let outcome = Outcome::RpcError;
                 let ended = Ended::answered(outcome, spans::rpc_code(&answer.value));
