@@ -24,6 +24,8 @@ pub enum Fault {
     Beginning,
     /// A checkpoint says something else than the row.
     Checkpoint,
+    /// What says where the chain begins and ends, and with which key it is written, is missing or was changed.
+    Ends,
 }
 
 impl Fault {
@@ -31,7 +33,7 @@ impl Fault {
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::Changed | Self::Payload | Self::Checkpoint => 10,
+            Self::Changed | Self::Payload | Self::Checkpoint | Self::Ends => 10,
             Self::Missing | Self::Beginning => 11,
             Self::Truncated => 12,
         }
@@ -47,6 +49,9 @@ impl Fault {
             Self::Payload => "the payload was changed, or removed without a record of it",
             Self::Beginning => "the rows before were removed without a record of it",
             Self::Checkpoint => "the row is not the one that was signed",
+            Self::Ends => {
+                "where the chain begins and ends is not on record any more, or was changed"
+            }
         }
     }
 }

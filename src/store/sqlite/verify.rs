@@ -5,6 +5,8 @@
 //! the hash of the row before as it stands in the file, so that windows need nothing of each other and
 //! are checked side by side.
 
+mod ends;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -15,9 +17,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
 
+use self::ends::{ends, last_row, without_ends};
 use super::backup::must_be_whole;
 use super::packed::{Attempt, Call, Packed};
-use super::{AUDIT, Version, connect_options, hash_of, identify, ledger_key};
+use super::{AUDIT, Version, connect_options, identify, ledger_key};
 use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, LedgerKey, PAYLOAD_DIGEST,
     Value, canonical_call, canonical_entry,
@@ -74,9 +77,12 @@ pub(in crate::store) async fn verify(
         Version::Known(version) if version == AUDIT.migrations.len() => {}
         Version::Known(_) | Version::Empty => return Err(StoreError::NoChain { path }),
     }
-    let state =
-        State::read(&mut reader).await?.ok_or(StoreError::NoChain { path: path.clone() })?;
-    if state.key_id != key.id() {
+    let Some(state) = State::read(&mut reader).await? else {
+        return without_ends(&mut reader, &key, checkpoints, path).await;
+    };
+    // The mark is ours: then it is the name of the key that was changed, and not the key.
+    let is_ours = state.is_marked_by(&key);
+    if state.key_id != key.id() && !is_ours {
         return Err(lacking("it is another one"));
     }
     let mut verified = Verified {
@@ -87,8 +93,10 @@ pub(in crate::store) async fn verify(
         unchained: count(&mut reader, "select count(*) from calls where hash is null").await?,
         ..Verified::default()
     };
-    if !state.is_marked_by(&key) {
+    if !is_ours {
         verified.found(state.head, Fault::Changed);
+    } else if state.key_id != key.id() {
+        verified.found(state.head, Fault::Ends);
     }
     let records = Records::read(&mut reader, &state).await?;
     if !records.let_go(&state, &key) {
@@ -100,7 +108,11 @@ pub(in crate::store) async fn verify(
         records,
         base: state.base,
         base_hash: state.base_hash,
-        head: state.head,
+        head: match is_ours {
+            true => state.head,
+            // Anybody can say that the end is far away: nobody looks for it for years.
+            false => state.head.min(last_row(&mut reader).await?.saturating_add(WINDOW)),
+        },
         next: AtomicI64::new(state.base),
     });
     let mut windows = tokio::task::JoinSet::new();
@@ -165,7 +177,11 @@ impl State {
     pub(super) async fn read(reader: &mut SqliteConnection) -> Result<Option<Self>, StoreError> {
         let row = sqlx::query("select * from ledger where id = 1").fetch_optional(reader).await?;
         let Some(row) = row else { return Ok(None) };
-        let hash = |column: &'static str| hash_of("ledger", column, row.try_get(column)?);
+        // What is no hash any more is one that no mark fits.
+        let hash = |column: &'static str| -> Result<Hash, StoreError> {
+            let bytes: &[u8] = row.try_get(column)?;
+            Ok(bytes.try_into().unwrap_or_default())
+        };
         Ok(Some(Self {
             chain: row.try_get("chain")?,
             base: row.try_get("base_seq")?,
@@ -208,9 +224,9 @@ impl Records {
         let mut records = Self::default();
         for row in rows {
             let kind: &str = row.try_get("kind")?;
-            let detail: &str = row.try_get("detail")?;
-            // What is not readable was changed, which the chain tells.
-            let Ok(detail) = serde_json::from_str::<serde_json::Value>(detail) else { continue };
+            // As bytes: what is no text any more was changed, and what is not readable, too. The chain tells.
+            let Ok(detail) = row.try_get_unchecked::<&[u8], _>("detail") else { continue };
+            let Ok(detail) = serde_json::from_slice::<serde_json::Value>(detail) else { continue };
             if kind == PRUNED {
                 let hash = detail.get("hash").and_then(serde_json::Value::as_str);
                 let through = detail.get("through").and_then(serde_json::Value::as_i64);
@@ -491,60 +507,6 @@ pub(super) async fn base(reader: &mut SqliteConnection) -> Result<Option<(i64, H
 async fn count(reader: &mut SqliteConnection, sql: &'static str) -> Result<u64, StoreError> {
     let count: i64 = sqlx::query_scalar(sql).fetch_one(reader).await?;
     Ok(u64::try_from(count).unwrap_or(0))
-}
-
-/// Whether the chain ends where the ledger says.
-async fn ends(
-    reader: &mut SqliteConnection,
-    state: &State,
-    base: i64,
-    key: &LedgerKey,
-    verified: &mut Verified,
-) -> Result<(), StoreError> {
-    // A tail that is gone was found row by row; it is one fault.
-    let last: Option<i64> = sqlx::query_scalar(
-        "select max(seq) from
-            (select max(seq) as seq from calls union all select max(seq) from entries)",
-    )
-    .fetch_one(&mut *reader)
-    .await?;
-    let last = last.unwrap_or(base).max(base);
-    if last < state.head {
-        verified.cut_from(last.saturating_add(1), state.head);
-    }
-    if last >= state.head && state.head > base {
-        let hash = hash_at(reader, state.head).await?;
-        if hash != Some(state.head_hash) {
-            verified.found(state.head, Fault::Changed);
-        }
-    }
-    // What stands outside the chain is no call of ours, unless it is from before there was one.
-    let outside: i64 = sqlx::query_scalar(
-        "with chain(base) as (select base_seq from ledger where id = 1)
-         select (select count(*) from entries, chain where seq <= base)
-              + (select count(*) from calls, chain
-                    where seq <= 0 or (seq <= base and hash is not null))
-              + (select count(*) from attempts where seq <= 0)
-              + (select count(*) from payloads where seq <= 0)
-              + (select count(*) from attempts where seq > ?1)
-              + (select count(*) from payloads where seq > ?1)",
-    )
-    // What is left of a tail that was cut is found with it.
-    .bind(last.max(state.head))
-    .fetch_one(&mut *reader)
-    .await?;
-    if outside > 0 {
-        verified.found(base, Fault::Changed);
-    }
-    if last > state.head {
-        // Unless a router wrote them meanwhile.
-        let now = State::read(reader).await?;
-        let end = now.filter(|now| now.is_marked_by(key));
-        if end.is_none_or(|end| end.head < last) {
-            verified.found(state.head.saturating_add(1), Fault::Changed);
-        }
-    }
-    Ok(())
 }
 
 /// Whether the rows are those that were signed.

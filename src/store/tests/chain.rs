@@ -88,9 +88,11 @@ async fn an_untouched_ledger_verifies() {
 /// One change in any column of any table, at a row that has something there.
 #[tokio::test]
 async fn audit_tamper_any_column() {
-    for (table, row) in [("calls", 35), ("entries", 21), ("attempts", 35), ("payloads", 35)] {
+    for (table, row) in
+        [("calls", 35), ("entries", 21), ("attempts", 35), ("payloads", 35), ("ledger", 1)]
+    {
         for (column, kind) in columns(table).await {
-            if column == "seq" {
+            if column == "seq" || column == "id" && table == "ledger" {
                 continue;
             }
             let folder = written().await;
@@ -101,15 +103,18 @@ async fn audit_tamper_any_column() {
                 other => panic!("{other}"),
             };
             // `n` of an attempt is a part of its key: the last of them is moved.
-            let one = if table == "attempts" { "and n = 2" } else { "" };
-            tamper(
-                &folder,
-                &format!("update {table} set {column} = {changed} where seq = {row} {one}"),
-            )
-            .await;
+            let place = match table {
+                "attempts" => format!("seq = {row} and n = 2"),
+                "ledger" => "id = 1".to_owned(),
+                _ => format!("seq = {row}"),
+            };
+            tamper(&folder, &format!("update {table} set {column} = {changed} where {place}"))
+                .await;
             let found = verified(&folder).await;
             let first = findings(&found).first().copied();
-            assert!(first.is_some_and(|(seq, _)| seq == row), "{table}.{column}: {found:?}");
+            // What that row says is about the whole chain.
+            let named = first.is_some_and(|(seq, _)| seq == row || table == "ledger");
+            assert!(named, "{table}.{column}: {found:?}");
             assert_eq!(found.exit_code(), 10, "{table}.{column}: {found:?}");
         }
     }
@@ -154,6 +159,55 @@ async fn audit_tamper_rows() {
         let found = verified(&folder).await;
         assert_eq!(findings(&found), expected, "{sql}: {found:?}");
         assert_eq!(found.exit_code(), code, "{sql}: {found:?}");
+    }
+}
+
+/// The row that says where the chain begins and ends is gone, names another key, or claims an end that nobody
+/// can look for.
+#[tokio::test]
+async fn audit_tamper_the_record_of_the_ends() {
+    for (sql, expected) in [
+        ("delete from ledger", (60, Fault::Ends)),
+        ("update ledger set key_id = x'0000000000000000'", (60, Fault::Ends)),
+        ("update ledger set head_seq = 9223372036854775807", (61, Fault::Truncated)),
+    ] {
+        let folder = written().await;
+        tamper(&folder, sql).await;
+        let found = verified(&folder).await;
+        assert!(findings(&found).contains(&expected), "{sql}: {found:?}");
+        assert!([10, 12].contains(&found.exit_code()), "{sql}: {found:?}");
+    }
+    // With every row, too: what was signed says that there was a ledger.
+    let folder = written().await;
+    let store = Store::open(folder.path()).await.unwrap();
+    let signed = store.checkpoint(at(1)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    tamper(
+        &folder,
+        "delete from ledger; delete from calls; delete from entries; delete from payloads;
+         delete from attempts",
+    )
+    .await;
+    let found = Store::verify_ledger(folder.path(), &[signed]).await.unwrap();
+    assert_eq!(findings(&found), [(0, Fault::Ends)]);
+    let refused = Store::verify_ledger(folder.path(), &[]).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NoChain { .. }), "{refused}");
+}
+
+/// An entry about what was removed that is no text any more is a row that was changed, not a failure.
+#[tokio::test]
+async fn audit_tamper_a_record_that_is_no_text() {
+    for kind in ["audit.pruned", "audit.erased"] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let record = EntryRow { kind: kind.to_owned(), ..entry(1) };
+        store.append_ledger(&[record], &[tried(1), tried(2)]).await.unwrap();
+        store.close().await.unwrap();
+        tamper(&folder, "update entries set detail = cast(x'7b22ff227d' as text) where seq = 1")
+            .await;
+        let found = verified(&folder).await;
+        assert_eq!(findings(&found), [(1, Fault::Changed)], "{kind}");
     }
 }
 

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, raw_sql};
 use tempfile::TempDir;
 
 use super::*;
+use crate::store::chain::CALL_COLUMNS;
 use crate::store::{AUDIT_STARTED, AUDIT_STOPPED, EntryRow, EraseOf, Fault, PruneUntil, Verified};
 
 pub(super) const DAY: i64 = 86_400_000;
@@ -201,7 +202,23 @@ async fn nobody_can_prune_more_than_the_ledger_says() {
         )
     };
     let hash = "(select hash from calls where seq = 120)";
+    // Rows that stand before the beginning: nothing is there once rows were removed from it.
+    let columns = CALL_COLUMNS.map(|column| match column {
+        "id" => "x'0193e0a4000070008000000000000000'",
+        column => column,
+    });
+    let forged = format!(
+        "insert into calls (seq, {}, hash) select 5, {}, null from calls where seq = 120",
+        CALL_COLUMNS.join(", "),
+        columns.join(", ")
+    );
     for (sql, expected) in [
+        (forged, (105, Fault::Changed)),
+        (
+            "insert into attempts values (5, 1, 0, 0, 'ok', null, null, null, 0)".to_owned(),
+            (105, Fault::Changed),
+        ),
+        ("insert into payloads values (5, 'x', null)".to_owned(), (105, Fault::Changed)),
         (cut(120, hash), (121, Fault::Beginning)),
         (cut(104, "base_hash"), (105, Fault::Missing)),
         (cut(105, "zeroblob(32)"), (106, Fault::Beginning)),
