@@ -16,10 +16,12 @@ use super::{
     AUDIT, STATE, Schema, Version, connect_options, create_private, files, identify, ledger_key,
     prepare_folder, quick_check,
 };
-use crate::store::{Backup, StoreError};
+use crate::store::{Backup, Checkpoint, StoreError};
 
 /// Kept beside the databases; a data folder need not have all of them.
-const FILES: [&str; 4] = ["ledger.key", "seal.key", "checkpoints.jsonl", "checkpoints.old.jsonl"];
+const KEYS: [&str; 2] = ["ledger.key", "seal.key"];
+/// Signed ends of the ledger. The first becomes the second when it is large: copied in this order, none is missed.
+const SIGNED: [&str; 2] = [Checkpoint::FILE, Checkpoint::OLD_FILE];
 /// Made anew from the ledger when they are missing; those of another ledger are wrong.
 const DERIVED: [&str; 1] = ["audit-index.db"];
 /// What belongs to a database file.
@@ -96,7 +98,7 @@ pub(super) fn finish_restore(data_dir: &Path) -> Result<(), StoreError> {
     }
     let replaced = data_dir.join(REPLACED);
     private_folder(&replaced)?;
-    for name in [AUDIT.file, STATE.file].iter().chain(&FILES) {
+    for name in [AUDIT.file, STATE.file].iter().chain(&KEYS).chain(&SIGNED) {
         let (new, old) = (ready.join(name), data_dir.join(name));
         if !new.exists() {
             continue;
@@ -138,37 +140,44 @@ async fn copy_all(from: &Path, to: &Path) -> Result<u64, StoreError> {
     remove_folder(to)?;
     private_folder(to)?;
     let mut bytes = 0_u64;
+    // Before the ledger: what is signed while that is copied is not in the copy.
+    for name in SIGNED {
+        match copy_file(from, to, name)? {
+            Some(length) => bytes = bytes.saturating_add(length),
+            // A folder without signed ends of its ledger must not keep another ledger's.
+            None => create_private(&to.join(name)).map(drop)?,
+        }
+    }
     for schema in [&AUDIT, &STATE] {
         bytes = bytes.saturating_add(copy_database(from, to, schema).await?);
     }
     // After the databases: a key is made before what needs it.
-    for name in FILES {
-        let (source, copy) = (from.join(name), to.join(name));
-        let mut reader = match File::open(&source) {
-            Ok(reader) => reader,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // A folder without signed ends of its ledger must not keep another ledger's.
-                if name.ends_with(".jsonl") {
-                    create_private(&copy)?;
-                }
-                continue;
-            }
-            Err(error) => return Err(files("read", &source)(error)),
-        };
-        let mut writer = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&copy)
-            .map_err(files("create", &copy))?;
-        let copied = io::copy(&mut reader, &mut writer).and_then(|length| {
-            writer.sync_all()?;
-            Ok(length)
-        });
-        bytes = bytes.saturating_add(copied.map_err(files("write", &copy))?);
+    for name in KEYS {
+        bytes = bytes.saturating_add(copy_file(from, to, name)?.unwrap_or(0));
     }
     sync(to)?;
     Ok(bytes)
+}
+
+/// Copies a file, if it is there, and gives its length.
+fn copy_file(from: &Path, to: &Path, name: &str) -> Result<Option<u64>, StoreError> {
+    let (source, copy) = (from.join(name), to.join(name));
+    let mut reader = match File::open(&source) {
+        Ok(reader) => reader,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(files("read", &source)(error)),
+    };
+    let mut writer = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&copy)
+        .map_err(files("create", &copy))?;
+    let copied = io::copy(&mut reader, &mut writer).and_then(|length| {
+        writer.sync_all()?;
+        Ok(length)
+    });
+    copied.map(Some).map_err(files("write", &copy))
 }
 
 async fn copy_database(from: &Path, to: &Path, schema: &Schema) -> Result<u64, StoreError> {

@@ -433,3 +433,37 @@ async fn a_restore_is_finished_wherever_it_stopped() {
     assert_eq!(verified(&folder).await.head, 42);
     assert!(!folder.path().join("restore.new").exists());
 }
+
+/// What is signed while a backup is made is not in it: its own checkpoints do not say that its end is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_has_no_checkpoint_that_is_newer_than_its_ledger() {
+    use std::io::Write as _;
+
+    let (folder, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(folder.path()).await;
+    fill(&store, 0..5, 20).await;
+    let stop = CancellationToken::new();
+    let (signing, stopped) = (store.clone(), stop.clone());
+    let path = folder.path().join(Checkpoint::FILE);
+    let signing = tokio::spawn(async move {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        let mut number = 0;
+        while !stopped.is_cancelled() {
+            signing.append_calls(&[on_day(6, number)]).await.unwrap();
+            let signed = signing.checkpoint(at(7 * DAY)).await.unwrap();
+            writeln!(file, "{}", serde_json::to_string(&signed).unwrap()).unwrap();
+            number += 1;
+        }
+    });
+    for number in 0..10 {
+        let copy = place.path().join(number.to_string());
+        Store::backup(folder.path(), &copy).await.unwrap();
+        let signed = Checkpoint::read_all(&copy).unwrap();
+        let found = Store::verify_ledger(&copy, &signed).await.unwrap();
+        good(&found);
+        assert_eq!(found.checkpoints, signed.len() as u64);
+    }
+    stop.cancel();
+    signing.await.unwrap();
+    store.close().await.unwrap();
+}
