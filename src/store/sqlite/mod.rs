@@ -10,6 +10,7 @@ mod backup;
 mod breakers;
 mod events;
 mod export;
+mod file_system;
 mod index;
 mod keys;
 mod ledger;
@@ -75,8 +76,8 @@ struct Schema {
     migrations: &'static [&'static str],
     /// Extra settings of a new file, before its first table.
     new_file: &'static str,
-    /// Pages in the write-ahead log before they are moved to the file.
-    autocheckpoint: &'static str,
+    /// Pages in the write-ahead log before they are moved to the file, on a disk that is large enough.
+    log_pages: u64,
     /// The largest file, log included, that is read whole at every start to find damage.
     checked_up_to: u64,
 }
@@ -90,7 +91,7 @@ const STATE: Schema = Schema {
         include_str!("../../../migrations/sqlite/state/0004_breakers.sql"),
     ],
     new_file: "",
-    autocheckpoint: "1000",
+    log_pages: 1_000,
     // Small and precious.
     checked_up_to: u64::MAX,
 };
@@ -107,7 +108,7 @@ const AUDIT: Schema = Schema {
     // Retention gives pages back in small steps; this cannot be switched on later.
     new_file: "pragma auto_vacuum = incremental;",
     // 16 MiB: at full speed a checkpoint every few batches costs more than the log's space.
-    autocheckpoint: "4000",
+    log_pages: 4_000,
     // A few milliseconds; a larger one is checked once the router answers.
     checked_up_to: 8 * 1024 * 1024,
 };
@@ -195,7 +196,8 @@ impl Database {
     async fn open(folder: &Path, schema: &Schema, seen: Option<bool>) -> Result<Self, StoreError> {
         let path = folder.join(schema.file);
         let found = create_private(&path)?;
-        let options = connect_options(&path, schema);
+        let options = connect_options(&path, schema)
+            .pragma("wal_autocheckpoint", file_system::log_pages(folder, schema.log_pages));
         let opening = |error| StoreError::while_opening(error, &path);
         let synchronous = match found {
             Found::New => "off",
@@ -336,7 +338,7 @@ fn connect_options(path: &Path, schema: &Schema) -> SqliteConnectOptions {
         // What is deleted is overwritten where that costs no further page.
         .pragma("secure_delete", "fast")
         .pragma("journal_size_limit", "67108864")
-        .pragma("wal_autocheckpoint", schema.autocheckpoint)
+        .pragma("wal_autocheckpoint", schema.log_pages.to_string())
         .disable_statement_logging()
 }
 
@@ -483,7 +485,7 @@ async fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
         }
         Err(error) => return Err(files("read", folder)(error)),
     }
-    refuse_network(folder)?;
+    file_system::refuse_network(folder)?;
     // The write-ahead logs come and go, so the folder must be writable as well.
     must_be_writable(folder)?;
     let path = folder.join("router.lock");
@@ -522,26 +524,6 @@ async fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
         .and_then(|()| writeln!(lock, "{}", std::process::id()))
         .map_err(files("write", &path))?;
     Ok(lock)
-}
-
-#[cfg(target_os = "linux")]
-fn refuse_network(folder: &Path) -> Result<(), StoreError> {
-    // FUSE is left out: its number does not tell sshfs from a local file system.
-    let found = rustix::fs::statfs(folder).map_err(|error| files("read", folder)(error.into()))?;
-    // The field's type differs between architectures; the magic numbers fit 32 bits.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "32-bit magics")]
-    let kind = match found.f_type as u32 {
-        0x6969 => "NFS",
-        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
-        0x5346_414f => "AFS",
-        _ => return Ok(()),
-    };
-    Err(StoreError::NetworkFileSystem { path: folder.to_owned(), kind })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn refuse_network(_folder: &Path) -> Result<(), StoreError> {
-    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

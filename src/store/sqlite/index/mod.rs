@@ -30,6 +30,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
+use super::file_system::log_pages;
 use super::{BUSY_TIMEOUT, READERS, SqliteStore, begin_writing, create_private, files};
 use crate::model::Timestamp;
 use crate::store::{IndexState, StoreError};
@@ -347,6 +348,7 @@ fn damaged(path: &Path, table: &str) -> StoreError {
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
+    let folder = path.parent().unwrap_or(path);
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
@@ -362,7 +364,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         // What is erased from the ledger must not be left here.
         .pragma("secure_delete", "on")
         .pragma("journal_size_limit", "67108864")
-        .pragma("wal_autocheckpoint", "2000")
+        .pragma("wal_autocheckpoint", log_pages(folder, 2_000))
         .disable_statement_logging()
 }
 
