@@ -203,11 +203,12 @@ impl Sessions {
         })
     }
 
-    /// Opens a session and gives its id; it is in the database before this returns. When as many
+    /// Opens a session and gives its id; it is in the database before this returns, unless that takes nothing
+    /// now: then it is served from memory, and stored as soon as that is possible. When as many
     /// are open as may be, the one that was unused the longest ends.
     ///
     /// # Errors
-    /// When there are too many and all are in use, or the database cannot be written.
+    /// When there are too many and all are in use, or the session can never be stored.
     pub(super) async fn create(
         &self,
         context: &RequestContext,
@@ -253,7 +254,9 @@ impl Sessions {
         };
         self.made_room(&evicted);
         let ended = evicted.iter().map(|session| session.reference.key);
-        if let Err(error) = self.commits.commit(Some(row), ended).await {
+        if let Err(error) = self.commits.commit_soon(row, ended).await
+            && !error.is_kept()
+        {
             let mut open = self.open.write();
             open.sessions.remove(&hash);
             self.metrics.set_sessions(open.sessions.len());
@@ -326,6 +329,8 @@ impl Sessions {
     /// # Errors
     /// When the database cannot be written.
     pub async fn tidy(&self) -> Result<(), StoreError> {
+        // A failure is logged there, and everything below meets the same.
+        let _later = self.commits.retry().await;
         let now = clock::timestamp();
         let oldest = now.minus(self.limits.idle).as_millis();
         let (mut used, mut idle) = (Vec::new(), Vec::new());

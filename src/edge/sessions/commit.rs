@@ -1,9 +1,12 @@
 //! [`Commits`]: changes of the session table, many to a commit.
 //!
 //! Changes when the way sessions reach the database does. A commit waits for the disk; what comes
-//! meanwhile shares the next one, so that a crowd of clients that connects at once does not queue.
+//! meanwhile shares the next one, so that a crowd of clients that connects at once does not queue. What the
+//! database does not take now is kept, and goes with the next one that it takes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -12,10 +15,14 @@ use tokio_util::task::TaskTracker;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
 use crate::model::SessionHash;
-use crate::store::{SessionRow, Store, StoreError};
+use crate::store::{SessionRow, Store, StoreError, StoreFailure};
 
+/// How long a client that opens a session waits until it is on disk.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Changes that may wait for the next commit; beyond that they are refused.
 const QUEUE: usize = 16_384;
+/// Changes of either kind that are kept for a database that takes none.
+const MOST: usize = 32_768;
 
 /// Why a change is not in the database.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -29,12 +36,32 @@ pub(in crate::edge) enum NotStored {
     /// The router ends.
     #[error("the router is stopping")]
     Stopping,
+    /// The database does not answer; it may be stored later.
+    #[error("the database does not answer")]
+    Later,
+}
+
+impl NotStored {
+    /// Whether the change is kept, and made when the database takes it.
+    pub(super) fn is_kept(&self) -> bool {
+        match self {
+            Self::Store(error) => is_passing(error),
+            Self::Later => true,
+            Self::Full | Self::Stopping => false,
+        }
+    }
+}
+
+/// Whether the database may take the same later.
+fn is_passing(error: &StoreError) -> bool {
+    matches!(error.failure(), StoreFailure::Transient | StoreFailure::Space)
+        || matches!(error, StoreError::ReadOnly { .. })
 }
 
 impl From<NotStored> for ApiError {
     fn from(error: NotStored) -> Self {
         let code = match &error {
-            NotStored::Store(_) => ErrorCode::Unexpected,
+            NotStored::Store(_) | NotStored::Later => ErrorCode::Unexpected,
             NotStored::Full | NotStored::Stopping => ErrorCode::LimitReached,
         };
         Self::new(code, error.to_string())
@@ -63,9 +90,50 @@ struct Changes {
     told: Vec<oneshot::Sender<Result<(), NotStored>>>,
 }
 
+impl Changes {
+    /// Puts what was not stored before what came since; what ended meanwhile need not be stored at all.
+    fn put_back(&mut self, saved: Vec<SessionRow>, ended: Vec<SessionHash>) {
+        let since = std::mem::replace(&mut self.saved, saved);
+        self.saved.extend(since);
+        let since = std::mem::replace(&mut self.ended, ended);
+        self.ended.extend(since);
+        let gone: HashSet<SessionHash> = self.ended.iter().copied().collect();
+        self.saved.retain(|row| !gone.contains(&row.hash));
+        // The oldest go first: what is unused the longest is the least loss.
+        for excess in [self.saved.len(), self.ended.len()].map(|count| count.saturating_sub(MOST)) {
+            if excess > 0 {
+                tracing::warn!(
+                    "{excess} changes of sessions are lost: too many wait for the database"
+                );
+            }
+        }
+        self.saved.drain(..self.saved.len().saturating_sub(MOST));
+        self.ended.drain(..self.ended.len().saturating_sub(MOST));
+    }
+}
+
 impl Commits {
     pub(super) fn new(store: Store, tasks: TaskTracker) -> Self {
         Self { store, tasks, waiting: Arc::default() }
+    }
+
+    /// As [`Self::commit`], for no longer than a client should wait.
+    pub(super) async fn commit_soon(
+        &self,
+        saved: SessionRow,
+        ended: impl IntoIterator<Item = SessionHash>,
+    ) -> Result<(), NotStored> {
+        let commit = self.commit(Some(saved), ended);
+        tokio::time::timeout(PATIENCE, commit).await.unwrap_or(Err(NotStored::Later))
+    }
+
+    /// Tries what the database did not take before, if there is something.
+    pub(super) async fn retry(&self) -> Result<(), NotStored> {
+        let waits = {
+            let waiting = self.waiting.lock();
+            !waiting.changes.saved.is_empty() || !waiting.changes.ended.is_empty()
+        };
+        if waits { self.commit(None, None).await } else { Ok(()) }
     }
 
     /// Saves and removes; returns when that is on disk. A caller who gives up takes nothing back.
@@ -95,11 +163,15 @@ impl Commits {
 /// Commits until nothing waits.
 async fn run(store: Store, waiting: Arc<Mutex<Waiting>>) {
     while let Some(changes) = next(&waiting) {
-        let done = store.change_sessions(&changes.saved, &changes.ended).await.map_err(|error| {
+        let Changes { saved, ended, told } = changes;
+        let done = store.change_sessions(&saved, &ended).await.map_err(|error| {
             tracing::error!(%error, "sessions could not be stored: {error}");
+            if is_passing(&error) {
+                waiting.lock().changes.put_back(saved, ended);
+            }
             NotStored::Store(Arc::new(error))
         });
-        for tell in changes.told {
+        for tell in told {
             // Who asked may have gone.
             drop(tell.send(done.clone()));
         }
@@ -148,6 +220,19 @@ mod tests {
         let left: Vec<_> = store.sessions().await.unwrap().iter().map(|row| row.hash).collect();
         assert_eq!(left, [row(1999).hash, row(5000).hash]);
         assert!(!commits.waiting.lock().committing);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first_and_what_ended_is_not_saved() {
+        let mut changes = Changes::default();
+        changes.saved.push(row(3));
+        changes.ended.push(row(1).hash);
+        changes.put_back(vec![row(1), row(2)], vec![row(9).hash]);
+        assert_eq!(changes.saved, [row(2), row(3)]);
+        assert_eq!(changes.ended, [row(9).hash, row(1).hash]);
+        changes.put_back((10..40_000).map(row).collect(), Vec::new());
+        assert_eq!(changes.saved.len(), MOST);
+        assert_eq!(changes.saved.last(), Some(&row(3)));
     }
 
     #[tokio::test]
