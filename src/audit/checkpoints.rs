@@ -18,6 +18,9 @@ use crate::store::{Checkpoint, Store};
 
 /// While calls are made, the end is signed this often.
 const EVERY: Duration = Duration::from_secs(60);
+/// And when so many rows came since, but no more often than that: each costs a signature and a sync.
+const ROWS: i64 = 1_000;
+const AT_MOST: Duration = Duration::from_secs(1);
 /// While nothing happens, too, more rarely: that nothing happened is worth knowing.
 const IDLE: Duration = Duration::from_secs(600);
 /// A file that is larger makes room for a new one, and is kept until that is as large.
@@ -31,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Checkpoints {
     files: Vec<PathBuf>,
     last: Option<(i64, Uptime)>,
-    /// When the end was last looked at.
-    looked: Uptime,
+    /// When the end was last looked at: at first it is due.
+    looked: Option<Uptime>,
     writing: Option<JoinHandle<()>>,
     failing: Arc<AtomicBool>,
 }
@@ -41,21 +44,28 @@ impl Checkpoints {
     pub(super) fn new(folders: &[PathBuf]) -> Self {
         let files = folders.iter().map(|folder| folder.join(Checkpoint::FILE)).collect();
         let failing = Arc::new(AtomicBool::new(false));
-        Self { files, last: None, looked: clock::uptime(), writing: None, failing }
+        Self { files, last: None, looked: None, writing: None, failing }
     }
 
     /// In what time the next may be due.
     pub(super) fn due(&self) -> Duration {
-        EVERY.saturating_sub(clock::uptime().since(self.looked)).max(Duration::from_secs(1))
+        EVERY.saturating_sub(self.since(clock::uptime())).max(AT_MOST)
     }
 
-    /// Writes one if it is due.
-    pub(super) async fn keep(&mut self, store: &Store) {
+    fn since(&self, now: Uptime) -> Duration {
+        self.looked.map_or(Duration::MAX, |looked| now.since(looked))
+    }
+
+    /// Writes one if it is due; `seq` is the last row that is known to be committed.
+    pub(super) async fn keep(&mut self, store: &Store, seq: i64) {
         let now = clock::uptime();
-        if now.since(self.looked) < EVERY {
+        let since = self.since(now);
+        let signed = self.last.map_or(0, |(seq, _)| seq);
+        let many = since >= AT_MOST && seq.saturating_sub(signed) >= ROWS;
+        if since < EVERY && !many {
             return;
         }
-        self.looked = now;
+        self.looked = Some(now);
         let Ok(checkpoint) = store.checkpoint(clock::timestamp()).await else { return };
         let idle = self.last.is_some_and(|(seq, at)| seq == checkpoint.seq && now.since(at) < IDLE);
         if !idle && self.writing.as_ref().is_none_or(JoinHandle::is_finished) {

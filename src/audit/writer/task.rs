@@ -133,12 +133,13 @@ impl Task {
         }
         let mut spare = VecDeque::new();
         loop {
+        self.checkpoints.keep(&self.store, self.last).await;
             let Some(mut taken) = self.take(spare) else { break };
             self.hear();
             self.watch().await;
             if taken.is_empty() && self.notes.is_empty() {
                 spare = taken.entries;
-                self.checkpoints.keep(&self.store).await;
+                self.checkpoints.keep(&self.store, self.last).await;
                 self.wait().await;
                 continue;
             }
@@ -155,7 +156,7 @@ impl Task {
             spare = taken.entries;
             // A burst must not keep its memory for ever.
             spare.shrink_to(BATCH);
-            self.checkpoints.keep(&self.store).await;
+            self.checkpoints.keep(&self.store, self.last).await;
         }
         self.hear();
         self.tried = None;

@@ -14,6 +14,8 @@ use crate::model::{
 };
 use crate::store::{AuditFilter, EventRow};
 
+mod signed;
+
 /// For tests that wait until the writer gives up.
 const IMPATIENT: Duration = Duration::from_millis(200);
 
@@ -485,9 +487,9 @@ async fn a_router_that_was_cut_off_is_followed_by_a_gap_and_interrupted_calls() 
         ledger.end().await;
     }
     let checkpoints = crate::store::Checkpoint::read_all(folder.path()).unwrap();
-    assert_eq!(checkpoints.len(), 2, "one at each end");
+    assert_eq!(checkpoints.len(), 4, "one at each beginning and each end");
     let verified = Store::verify_ledger(folder.path(), &checkpoints).await.unwrap();
-    assert!(verified.is_good() && verified.checkpoints == 2, "{verified:?}");
+    assert!(verified.is_good() && verified.checkpoints == 4, "{verified:?}");
 }
 
 /// A call is not sent when its beginning cannot be put on record.
