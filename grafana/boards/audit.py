@@ -107,8 +107,10 @@ NOT_OK = ',error_type!=""'
 
 def record(made):
     made.row("Is the record complete")
-    made.stat("Rows lost", "Calls in the time shown that will never be in the ledger; an entry audit.gap in the chain says "
-              "how many and when. Bad: any.", "none", grown("switchyard_audit_dropped_total", HERE, window=RANGE),
+    made.stat("Rows lost", "Calls in the time shown that will never be in the ledger, and entries beside calls; an entry "
+              "audit.gap in the chain says how many and when. Bad: any.", "none",
+              grown("switchyard_audit_dropped_total", HERE, window=RANGE) + " + "
+              + grown("switchyard_audit_dropped_entries_total", HERE, window=RANGE),
               bad_from(1, 1), width=3, graph="none", decimals=0)
     made.stat("Rows written", "Calls committed in the time shown. Bad: 0 while calls come in.", "short",
               grown("switchyard_audit_events_total", HERE, window=RANGE), width=3, decimals=0, graph="none")

@@ -6,8 +6,8 @@
 //! A place in the queue is reserved before a call is dispatched, so that recording a call never
 //! waits and never fails. When the places are used up, new calls wait for a quarter of a second and
 //! are refused then. When the database cannot be written, `strict` refuses new calls and keeps what
-//! it has; `batched` goes on serving, and after five seconds lets go of the oldest calls, counts
-//! them and says so. When its disk is nearly full, `strict` refuses calls that it might be unable to
+//! it has; `batched` goes on serving, lets go of the oldest calls when half of the places are taken, and of
+//! all after five seconds, counts them and says so. When its disk is nearly full, `strict` refuses calls that it might be unable to
 //! record. With a spool, a file on another disk, neither happens: rows are synced there, and read back
 //! into the database in their order when it can be written again.
 
@@ -26,6 +26,7 @@ use super::{AuditEntry, CallBegun};
 use crate::clock;
 use crate::config::{Durability, IntentMode};
 use crate::metrics::AuditMetrics;
+use crate::model::Uptime;
 use crate::redact::{InForce, Payload, PointerSet, Strictness};
 use crate::store::{EntryRow, Store};
 
@@ -37,9 +38,11 @@ const HELD_BYTES: usize = 64 * 1024 * 1024;
 const ADMISSION: Duration = Duration::from_millis(250);
 /// Bytes of a text that is redacted for others.
 const TEXT: usize = 1024;
-/// Calls in one commit.
+/// Calls in one commit, and bytes of payloads: what takes longer keeps others waiting.
 const BATCH: usize = 4_096;
-/// How long a failing database is retried before `batched` lets go of calls.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// How long a failing database is retried before `batched` gives up what it tries to commit, and how long
+/// another process' lock is waited for before it counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the ledger is kept.
@@ -124,6 +127,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     entries: VecDeque<Queued>,
+    /// When the first of these came.
+    since: Option<Uptime>,
     /// What must be on record before a call is sent.
     intents: Vec<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
@@ -378,6 +383,9 @@ impl Shared {
             }
             // Counted before the writer can see it, which takes it off again.
             let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if queue.entries.is_empty() {
+                queue.since = Some(clock::uptime());
+            }
             queue.entries.push_back(Queued { entry, bytes, place, waiter });
             (queue.entries.len(), held)
         };
@@ -386,7 +394,7 @@ impl Shared {
         if depth == 1 {
             self.work.notify_one();
         }
-        if urgent || depth == BATCH || (held >= HELD_BYTES / 2 && held - bytes < HELD_BYTES / 2) {
+        if urgent || depth == BATCH || (held >= BATCH_BYTES && held - bytes < BATCH_BYTES) {
             self.hurry.notify_one();
         }
     }

@@ -18,6 +18,7 @@ pub struct AuditMetrics {
     /// One for each class of caller and outcome, likewise.
     calls: [[IntCounter; Outcome::ALL.len()]; CallerClass::ALL.len()],
     dropped: IntCounter,
+    dropped_entries: IntCounter,
     pruned: IntCounter,
     queue_depth: IntGauge,
     queue_limit: IntGauge,
@@ -62,6 +63,11 @@ impl AuditMetrics {
             "Tool calls that are missing from the ledger because it could not be written in time.",
         )?;
         registry.register(Box::new(dropped.clone()))?;
+        let dropped_entries = IntCounter::new(
+            "switchyard_audit_dropped_entries_total",
+            "Entries beside tool calls (administrative acts, changes of definitions, transitions of circuit breakers) that are missing from the ledger because it could not be written in time.",
+        )?;
+        registry.register(Box::new(dropped_entries.clone()))?;
         let pruned = IntCounter::new(
             "switchyard_audit_pruned_total",
             "Rows that were removed from the ledger because of their age or its size, or on demand.",
@@ -117,6 +123,7 @@ impl AuditMetrics {
                     .map(|outcome| calls.with_label_values(&[class.as_str(), outcome.as_str()]))
             }),
             dropped,
+            dropped_entries,
             pruned,
             queue_depth,
             queue_limit,
@@ -157,6 +164,11 @@ impl AuditMetrics {
     /// `calls` will never be in the ledger.
     pub(crate) fn dropped(&self, calls: usize) {
         self.dropped.inc_by(u64::try_from(calls).unwrap_or(u64::MAX));
+    }
+
+    /// `entries` beside calls will never be in the ledger.
+    pub(crate) fn dropped_entries(&self, entries: u64) {
+        self.dropped_entries.inc_by(entries);
     }
 
     /// `rows` were removed; what is left begins with the call that came in at `oldest`.

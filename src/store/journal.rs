@@ -19,17 +19,36 @@ const QUEUE: usize = 65_536;
 pub(super) struct Journal {
     sender: mpsc::Sender<EntryRow>,
     receiver: Mutex<Option<mpsc::Receiver<EntryRow>>>,
+    /// What found no place since that was last asked for.
+    lost: Mutex<Option<Lost>>,
+}
+
+/// The times of the first and the last, and how many there are.
+type Lost = (Timestamp, Timestamp, u64);
+
+impl super::Store {
+    /// Entries that never reached [`Self::journal`] because too many waited there: the times of the first and the
+    /// last, and how many there are. Each is told once.
+    #[must_use]
+    pub fn lost_entries(&self) -> Option<(Timestamp, Timestamp, u64)> {
+        self.journal.take_lost()
+    }
 }
 
 impl Journal {
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, receiver: Mutex::new(Some(receiver)) }
+        Self { sender, receiver: Mutex::new(Some(receiver)), lost: Mutex::default() }
     }
 
     /// The other end, for the one writer there is. A second one hears nothing.
     pub(super) fn take(&self) -> mpsc::Receiver<EntryRow> {
         self.receiver.lock().take().unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    /// What is missing because too many waited; it is told once.
+    fn take_lost(&self) -> Option<Lost> {
+        self.lost.lock().take()
     }
 
     pub(super) fn act(&self, event: &EventRow) {
@@ -104,13 +123,44 @@ impl Journal {
         match self.sender.try_send(entry) {
             // Without a writer there is no ledger to put it in: a command that only reads the state.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(entry)) => {
-                tracing::warn!(
-                    kind = entry.kind,
-                    subject = entry.subject,
-                    "an entry is missing from the ledger: too many wait for it"
-                );
+            Err(mpsc::error::TrySendError::Full(EntryRow { at, kind, subject, .. })) => {
+                let mut lost = self.lost.lock();
+                if lost.is_none() {
+                    // The first of them; how many there are is counted.
+                    tracing::warn!(
+                        kind,
+                        subject,
+                        "an entry is missing from the ledger: too many wait for it"
+                    );
+                }
+                *lost = Some(lost.map_or((at, at, 1), |(from, to, count)| {
+                    (from.min(at), to.max(at), count.saturating_add(1))
+                }));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_place_is_counted_and_told_once() {
+        let journal = Journal::new();
+        for number in 0..=QUEUE + 2 {
+            journal.act(&EventRow {
+                at: Timestamp::from_millis(i64::try_from(number).unwrap()),
+                actor: "ops".to_owned(),
+                kind: "server.added".to_owned(),
+                subject: "s".to_owned(),
+                detail: "{}".to_owned(),
+            });
+        }
+        let at = |number: i64| Timestamp::from_millis(number);
+        assert_eq!(journal.take_lost(), Some((at(65_536), at(65_538), 3)));
+        assert_eq!(journal.take_lost(), None);
+        let mut heard = journal.take();
+        assert_eq!(heard.try_recv().unwrap().at, at(0));
     }
 }

@@ -3,6 +3,7 @@
 
 mod failing;
 mod kills;
+mod pressed;
 mod reconcile;
 mod recovers;
 mod spool;

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use self::crowd::{GAP, Gap};
 use super::super::begun::{class_of, interrupted};
 use super::super::checkpoints::Checkpoints;
 use super::super::disk::{Disk, Space};
-use super::{AuditSettings, BATCH, HELD_BYTES, Intent, PLACES, Queued, Shared};
+use super::{AuditSettings, BATCH, BATCH_BYTES, Intent, Queued, Shared};
 use crate::clock;
 use crate::config::Durability;
-use crate::model::{Timestamp, Uptime};
+use crate::model::Uptime;
 use crate::redact::{Payload, Strictness};
 use crate::store::{
     AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, EntryRow, Spool, Store, StoreError,
@@ -24,6 +25,7 @@ use crate::store::{
 };
 
 mod aside;
+mod crowd;
 
 /// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
 const COLLECT: Duration = Duration::from_millis(50);
@@ -32,22 +34,19 @@ const ENCODE_ROWS: usize = 128;
 const ENCODE_BYTES: usize = 64 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
-/// How often the queue is looked at while the database does not answer.
-const SHED: Duration = Duration::from_millis(100);
-/// Calls, and bytes, that may wait while the database cannot be written: the rest is for new ones.
-const MOST_WAITING: usize = PLACES / 2;
-const MOST_BYTES: usize = HELD_BYTES / 2;
-/// Entries beside calls that are kept while the database cannot be written.
-const LARGEST_JOURNAL: usize = 16_384;
-
-/// Something is missing.
-const GAP: &str = "audit.gap";
+/// How long one attempt waits for another process' lock. In short parts, so that it is known soon that the
+/// database takes nothing.
+const LOCKED: Duration = Duration::from_millis(100);
 
 /// The one that writes.
 pub(super) struct Task {
     store: Store,
     shared: Arc<Shared>,
     failing_since: Option<Uptime>,
+    /// Another process holds the database since then, and that is no failure yet.
+    locked_since: Option<Uptime>,
+    /// The database takes nothing, as far as is known.
+    stuck: bool,
     /// The database is damaged or its disk fails: nothing is written until somebody has looked.
     stopped: bool,
     /// Whether the beginning is on record.
@@ -76,13 +75,6 @@ pub(super) struct Task {
     last: i64,
 }
 
-/// Calls that could not be put on record.
-struct Gap {
-    from: Timestamp,
-    to: Timestamp,
-    calls: u64,
-}
-
 /// What was taken from the queue at once.
 struct Taken {
     entries: VecDeque<Queued>,
@@ -103,6 +95,8 @@ impl Task {
             store,
             shared,
             failing_since: None,
+            locked_since: None,
+            stuck: false,
             stopped: false,
             begun: false,
             oldest: None,
@@ -120,20 +114,28 @@ impl Task {
     }
 
     pub(super) async fn run(mut self, spool: Option<PathBuf>) {
+        if let Err(error) = self.store.set_ledger_patience(LOCKED).await {
+            tracing::warn!(%error, "could not change how long the ledger waits for locks: {error}");
+        }
         if let Some(path) = spool {
             self.open_spool(&path).await;
         }
-        if let Err(error) = self.begin().await {
-            self.failed(&error);
+        let began = clock::uptime();
+        while let Err(error) = self.begin().await {
+            if !self.waits_for_lock(&error, began) {
+                self.failed(&error);
+                break;
+            }
+            self.pause(FIRST_RETRY).await;
         }
         self.watch().await;
         if let Ok(Some(oldest)) = self.store.audit_oldest().await {
             self.shared.metrics.oldest(oldest);
             self.oldest = Some(());
         }
+        self.checkpoints.keep(&self.store, self.last).await;
         let mut spare = VecDeque::new();
         loop {
-        self.checkpoints.keep(&self.store, self.last).await;
             let Some(mut taken) = self.take(spare) else { break };
             self.hear();
             self.watch().await;
@@ -242,6 +244,7 @@ impl Task {
         while let Ok(entry) = self.journal.try_recv() {
             self.note(entry);
         }
+        self.hear_of_lost();
     }
 
     /// Keeps an entry for the next commit. Known secrets have no place in it, whoever made it.
@@ -303,8 +306,7 @@ impl Task {
             // What others said is still to be said; whoever waits for an intent is told by the
             // dropped waiter.
             notes.retain(|note| note.kind != CALL_STARTED);
-            notes.truncate(LARGEST_JOURNAL);
-            self.notes = notes;
+            self.keep_notes(notes);
         }
     }
 
@@ -321,9 +323,10 @@ impl Task {
             return None;
         }
         let intents = std::mem::take(&mut queue.intents);
-        if queue.entries.len() > BATCH {
+        let count = self.batch(&queue.entries);
+        if count < queue.entries.len() {
             // What is asked to be flushed may be in the rest.
-            let entries = queue.entries.drain(..BATCH).collect();
+            let entries = queue.entries.drain(..count).collect();
             return Some(Taken { entries, intents, flushes: Vec::new() });
         }
         Some(Taken {
@@ -333,10 +336,27 @@ impl Task {
         })
     }
 
+    /// How many of these make one commit.
+    fn batch(&self, entries: &VecDeque<Queued>) -> usize {
+        // What a commit took is given back before the next: these are the bytes of what waits.
+        if entries.len() <= BATCH && self.shared.held_bytes.load(Ordering::Relaxed) <= BATCH_BYTES {
+            return entries.len();
+        }
+        let mut bytes = 0_usize;
+        let fitting = entries.iter().take(BATCH).take_while(|queued| {
+            let fits = bytes < BATCH_BYTES;
+            bytes = bytes.saturating_add(queued.bytes);
+            fits
+        });
+        fitting.count()
+    }
+
     /// Waits a little for more calls, without being woken for each.
     async fn collect(&self) {
+        let since = self.shared.queue.lock().since;
+        let waited = since.map_or(Duration::ZERO, |since| clock::uptime().since(since));
         tokio::select! {
-            () = tokio::time::sleep(COLLECT) => {}
+            () = tokio::time::sleep(COLLECT.saturating_sub(waited)) => {}
             () = self.shared.hurry.notified() => {}
         }
     }
@@ -368,7 +388,7 @@ impl Task {
                 let _gone = waiter.send(());
             }
         } else {
-            self.notes = notes;
+            self.keep_notes(notes);
             self.lose(rows.iter().map(|row| row.started_at));
         }
         self.dequeue(places, held);
@@ -380,53 +400,6 @@ impl Task {
         self.shared.held_bytes.fetch_sub(held, Ordering::Relaxed);
         drop(places);
         self.shared.freed.notify_waiters();
-    }
-
-    /// Lets calls go, and remembers to say so.
-    fn lose(&mut self, times: impl ExactSizeIterator<Item = Timestamp>) {
-        let calls = times.len();
-        self.shared.metrics.dropped(calls);
-        let span = times.fold(None, |span: Option<(Timestamp, Timestamp)>, at| {
-            Some(span.map_or((at, at), |(from, to)| (from.min(at), to.max(at))))
-        });
-        let Some((from, to)) = span else { return };
-        let gap = self.gap.get_or_insert(Gap { from, to, calls: 0 });
-        gap.from = gap.from.min(from);
-        gap.to = gap.to.max(to);
-        gap.calls = gap.calls.saturating_add(calls as u64);
-    }
-
-    /// Whether calls may be let go of: the answers of `batched` are out, and it goes on serving.
-    fn may_lose(&self) -> bool {
-        let closing = self.shared.closed.load(Ordering::Relaxed);
-        (self.shared.durability == Durability::Batched || closing)
-            && !self.shared.spools.load(Ordering::Relaxed)
-            && self
-                .failing_since
-                .is_some_and(|since| clock::uptime().since(since) >= self.shared.patience)
-    }
-
-    /// Lets go of the oldest calls that wait, so that there is a place for new ones.
-    fn shed(&mut self) {
-        if !self.may_lose() {
-            return;
-        }
-        let mut held = self.shared.held_bytes.load(Ordering::Relaxed);
-        let (mut times, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
-        {
-            let mut queue = self.shared.queue.lock();
-            while queue.entries.len() > MOST_WAITING || held > MOST_BYTES {
-                let Some(oldest) = queue.entries.pop_front() else { break };
-                times.push(oldest.entry.started_at);
-                places.push(oldest.place);
-                bytes += oldest.bytes;
-                held = held.saturating_sub(oldest.bytes);
-            }
-        }
-        if !times.is_empty() {
-            self.lose(times.into_iter());
-            self.dequeue(places, bytes);
-        }
     }
 
     fn count(&mut self, rows: &[CallRow]) {
@@ -444,16 +417,8 @@ impl Task {
     /// Adds to the ledger. Lets go of waiting calls when that takes too long.
     async fn append(&mut self, entries: &[EntryRow], rows: &[CallRow]) -> Result<(), StoreError> {
         let store = self.store.clone();
-        let mut appending = std::pin::pin!(store.append_ledger(entries, rows));
-        loop {
-            tokio::select! {
-                appended = &mut appending => {
-                    self.last = appended?;
-                    return Ok(());
-                }
-                () = tokio::time::sleep(SHED) => self.shed(),
-            }
-        }
+        self.last = self.beside(store.append_ledger(entries, rows)).await?;
+        Ok(())
     }
 
     /// Commits a batch after all that comes before it; `false` when some of that still waits.
@@ -468,9 +433,10 @@ impl Task {
         if !self.read_back(u64::MAX).await? {
             return Ok(false);
         }
-        if self.may_lose() {
+        if self.sheds() {
             // What is let go of while the database does not answer belongs into the same entry.
             self.append(&[], &[]).await?;
+            self.stuck = false;
         }
         let gap = self.gap.take();
         let entries: Vec<EntryRow> =
@@ -506,6 +472,10 @@ impl Task {
                         if self.relieve(&error).await {
                             continue;
                         }
+                        if self.waits_for_lock(&error, began) {
+                            self.pause(FIRST_RETRY).await;
+                            continue;
+                        }
                         // First the spool: `strict` takes calls as long as one of the two is written.
                         let aside = self.put_aside(notes, rows).await;
                         self.failed(&error);
@@ -518,14 +488,13 @@ impl Task {
             if (self.spooling || self.stopped) && self.put_aside(notes, rows).await {
                 return true;
             }
-            self.shed();
             let patient = self
                 .failing_since
                 .is_none_or(|since| clock::uptime().since(since) < self.shared.patience);
             if self.stopped || (!patient && (self.may_lose() || rows.is_empty())) {
                 break;
             }
-            tokio::time::sleep(delay).await;
+            self.pause(delay).await;
             delay = delay.saturating_mul(2).min(LONGEST_RETRY);
         }
         if !rows.is_empty() {
@@ -544,12 +513,14 @@ impl Task {
             return false;
         }
         // Whether the log can be moved or not, there is room to go on with.
-        let _moved = self.store.shrink_ledger_log().await;
+        let store = self.store.clone();
+        let _moved = self.beside(store.shrink_ledger_log()).await;
         self.shared.full.notify_one();
         true
     }
 
     fn failed(&mut self, error: &StoreError) {
+        self.stuck = true;
         if matches!(error, StoreError::Corrupt { .. })
             && !std::mem::replace(&mut self.stopped, true)
         {
@@ -569,6 +540,7 @@ impl Task {
     }
 
     fn recovered(&mut self) {
+        (self.stuck, self.locked_since) = (false, None);
         if let Some(since) = self.failing_since.take() {
             self.shared.failing.store(false, Ordering::Relaxed);
             self.shared.freed.notify_waiters();
@@ -576,28 +548,6 @@ impl Task {
             tracing::info!(seconds, "the ledger is written again after {seconds:.1} s");
         }
         self.shared.spools.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Gap {
-    fn and(&self, other: &Self) -> Self {
-        Self {
-            from: self.from.min(other.from),
-            to: self.to.max(other.to),
-            calls: self.calls.saturating_add(other.calls),
-        }
-    }
-
-    fn entry(&self) -> EntryRow {
-        entry(
-            GAP,
-            &serde_json::json!({
-                "reason": "the ledger could not be written",
-                "from": self.from.to_string(),
-                "to": self.to.to_string(),
-                "calls": self.calls,
-            }),
-        )
     }
 }
 

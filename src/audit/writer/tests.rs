@@ -15,6 +15,7 @@ use crate::model::{
 use crate::store::{AuditFilter, EventRow};
 
 mod signed;
+mod stuck;
 
 /// For tests that wait until the writer gives up.
 const IMPATIENT: Duration = Duration::from_millis(200);
@@ -222,7 +223,9 @@ async fn a_full_queue_refuses_after_a_while_and_a_freed_place_is_taken() {
 
 #[tokio::test]
 async fn held_bytes_are_bounded_too() {
-    let ledger = Ledger::start(Durability::Batched).await;
+    // In `batched` the oldest would make room.
+    let ledger = Ledger::start(Durability::Strict).await;
+    ledger.writer.flush().await;
     let mut other = lock(ledger.folder.path()).await;
     let large = "x".repeat(200 * 1024);
     let refused = loop {

@@ -41,7 +41,7 @@ pub(super) async fn becomes_unready(http: &Http) {
 }
 
 /// That every answer is on record or in just one gap, which says how many are not.
-async fn all_accounted_for(data: &Path, answers: &[Heard]) {
+pub(super) async fn all_accounted_for(data: &Path, answers: &[Heard]) {
     let rows = rows(data).await;
     let missing = answers.iter().filter(|answer| !rows.contains_key(&answer.id)).count();
     let gaps = entries(data, "audit.gap").await;
@@ -279,7 +279,7 @@ async fn disk_full_audit_in_strict() {
     let mut heard = vec![call(http, "up__read", "first").await.unwrap()];
     assert!(heard[0].success);
     // Nearly full: what could not be recorded is not sent. Full: the same.
-    for (left, says) in [(32 << 20, "nearly full"), (0, "ledger")] {
+    for (left, says) in [(8 << 20, "nearly full"), (0, "ledger")] {
         disk.fill(left);
         eventually(SOON + SOON, "it says so", || async {
             let (status, text) = readiness(http).await;

@@ -10,10 +10,6 @@ use super::Task;
 use crate::clock;
 use crate::store::{CallRow, EntryRow, StoreError};
 
-/// With a spool: how long a commit waits for another process' lock before the first, and while others
-/// wait there already.
-const BEFORE_SPOOL: Duration = Duration::from_secs(1);
-const WHILE_SPOOLED: Duration = Duration::from_millis(100);
 /// How long what was spooled is read back before new calls get their turn.
 const READ_BACK: Duration = Duration::from_millis(500);
 
@@ -38,13 +34,6 @@ impl Task {
         self.shared.metrics.spool_is_open();
         self.spool = Some(spool);
         self.shared.has_spool.store(true, Ordering::Relaxed);
-        self.wait_for_locks(BEFORE_SPOOL).await;
-    }
-
-    async fn wait_for_locks(&self, patience: Duration) {
-        if let Err(error) = self.store.set_ledger_patience(patience).await {
-            tracing::warn!(%error, "could not change how long the ledger waits for locks: {error}");
-        }
     }
 
     /// Commits what waits in the spool up to byte `limit`; `false` when that takes longer than new calls
@@ -66,7 +55,6 @@ impl Task {
         self.shared.metrics.spooled(spool.waiting());
         if spool.waiting() == 0 && std::mem::take(&mut self.spooling) {
             tracing::info!("the ledger's spool was read back");
-            self.wait_for_locks(BEFORE_SPOOL).await;
         }
         Ok(true)
     }
@@ -95,7 +83,6 @@ impl Task {
         if waits && !std::mem::replace(&mut self.spooling, true) {
             tracing::warn!("the ledger's rows go to its spool");
             self.tried = Some(clock::uptime());
-            self.wait_for_locks(WHILE_SPOOLED).await;
         }
         true
     }
