@@ -134,49 +134,69 @@ impl Damage {
 
 const DATABASES: [&str; 2] = ["state.db", "audit.db"];
 
-/// `corrupt_page`, `garbage_file`, `zero_length`, `newer_schema` and two more, of both databases, after an
-/// end in order and with a write-ahead log that a killed router left.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damaged_databases_are_refused_and_left_alone() {
+/// Each of both databases, after an end in order and with a write-ahead log that a killed router left: the start
+/// is refused with a documented exit code and text, and no byte is changed.
+async fn is_refused_and_left_alone(damage: Damage) {
     let up = upstream(Options::default()).await;
     for killed in [false, true] {
         let ran = ran(&up, killed).await;
         for file in DATABASES {
-            for damage in [
-                Damage::Page,
-                Damage::Garbage,
-                Damage::Truncated,
-                Damage::Empty,
-                Damage::Newer,
-                Damage::Foreign,
-            ] {
-                let folder = copied(ran.path());
-                let data = folder.path().join("data");
-                damage.of(&data.join(file));
-                if killed {
-                    // What the log has of the file would mend it: this one has nothing to give.
-                    let path = data.join(format!("{file}-wal"));
-                    let mut log = fs::read(&path).unwrap();
-                    log[..32].fill(0x11);
-                    fs::write(path, log).unwrap();
-                }
-                let before = bytes(&data);
-                let refused = serve(folder.path(), &[]).await.expect(5);
-                let what = format!("{file} {damage:?} {killed}: {}", refused.err);
-                assert!(refused.err.contains(damage.says()), "{what}");
-                assert!(refused.err.contains(file), "{what}");
-                let recipe = refused.err.contains("serve --recover");
-                let mendable = ![Damage::Newer, Damage::Foreign].contains(&damage);
-                assert_eq!(recipe, mendable, "{what}");
-                assert_eq!(differing(&before, &bytes(&data)), [""; 0], "{what}");
-                if mendable {
-                    continue;
-                }
-                serve(folder.path(), &["--recover"]).await.expect(5);
-                assert!(bytes(&data) == before, "{what}");
+            let folder = copied(ran.path());
+            let data = folder.path().join("data");
+            damage.of(&data.join(file));
+            if killed {
+                // What the log has of the file would mend it: this one has nothing to give.
+                let path = data.join(format!("{file}-wal"));
+                let mut log = fs::read(&path).unwrap();
+                log[..32].fill(0x11);
+                fs::write(path, log).unwrap();
             }
+            let before = bytes(&data);
+            let refused = serve(folder.path(), &[]).await.expect(5);
+            let what = format!("{file} {damage:?} {killed}: {}", refused.err);
+            assert!(refused.err.contains(damage.says()), "{what}");
+            assert!(refused.err.contains(file), "{what}");
+            let recipe = refused.err.contains("serve --recover");
+            let mendable = ![Damage::Newer, Damage::Foreign].contains(&damage);
+            assert_eq!(recipe, mendable, "{what}");
+            assert_eq!(differing(&before, &bytes(&data)), [""; 0], "{what}");
+            if mendable {
+                continue;
+            }
+            serve(folder.path(), &["--recover"]).await.expect(5);
+            assert!(bytes(&data) == before, "{what}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn corrupt_page() {
+    is_refused_and_left_alone(Damage::Page).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_file() {
+    is_refused_and_left_alone(Damage::Garbage).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn truncated_file() {
+    is_refused_and_left_alone(Damage::Truncated).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zero_length() {
+    is_refused_and_left_alone(Damage::Empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn newer_schema() {
+    is_refused_and_left_alone(Damage::Newer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_programs_file() {
+    is_refused_and_left_alone(Damage::Foreign).await;
 }
 
 /// `--recover` keeps the damaged file under another name, begins without what is in it, and says so in the
@@ -359,16 +379,15 @@ async fn serve_unprivileged(folder: &Path) -> Option<Finished> {
     }
 }
 
-#[tokio::test]
-async fn read_only_file_and_dir() {
+/// What is read-only, a part of the data folder or the folder itself, is named, and nothing is changed.
+async fn is_refused_read_only(parts: &[&str], mode: u32) {
     let up = upstream(Options::default()).await;
     let ran = ran(&up, false).await;
-    for part in ["state.db", "audit.db", ""] {
+    for part in parts {
         let folder = copied(ran.path());
         let data = folder.path().join("data");
         let path = data.join(part);
         let before = bytes(&data);
-        let mode = if part.is_empty() { 0o500 } else { 0o400 };
         fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
         let Some(refused) = serve_unprivileged(folder.path()).await else { return };
         let refused = refused.expect(2);
@@ -378,6 +397,16 @@ async fn read_only_file_and_dir() {
         assert!(text.contains(part) && text.contains("their modes and their disk"), "{text}");
         assert!(bytes(&data) == before, "{part}: {text}");
     }
+}
+
+#[tokio::test]
+async fn read_only_file() {
+    is_refused_read_only(&DATABASES, 0o400).await;
+}
+
+#[tokio::test]
+async fn read_only_dir() {
+    is_refused_read_only(&[""], 0o500).await;
 }
 
 /// A file system that is read-only for everybody.

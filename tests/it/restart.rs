@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use switchyard::cli::demo_upstream::{Options, Upstream};
 
 use crate::support::{
-    Http, Legacy, Router, SOON, alive, eventually, legacy_body, stdio, upstream, upstream_at, yaml,
+    Http, Legacy, Router, SOON, alive, eventually, fastest, legacy_body, stdio, switchyard,
+    upstream, upstream_at, yaml,
 };
 
 const HI: &str = r#"{"text":"hi"}"#;
@@ -155,4 +156,40 @@ async fn a_stop_waits_for_the_calls_in_flight() {
     let router = Router::start_in(folder, "").await;
     router.http.get(&format!("/mcp/audit/{}", answer.id())).await.expect(200);
     assert_eq!(router.stop().await.0, 0);
+}
+
+/// A second router on the data folder of a running one ends at once, and that one notices nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn second_router_same_db() {
+    let up = upstream(Options::default()).await;
+    let router = Router::start(&yaml(&[("up", &up)])).await;
+    ready(&router).await;
+    let (tasks, answered) = load(&router.http);
+    let bound = Duration::from_secs(1);
+    let second = ["serve", "--config", "switchyard.yaml"];
+    let took = fastest(bound, async || {
+        let began = Instant::now();
+        let refused = switchyard(router.folder.path(), &second).await.expect(4);
+        assert!(refused.err.contains(&router.pid().to_string()), "{refused:?}");
+        began.elapsed()
+    })
+    .await;
+    assert!(took <= bound, "{took:?}");
+    let before = answered.load(Ordering::Relaxed);
+    eventually(SOON, "calls go on", || async {
+        (answered.load(Ordering::Relaxed) > before + 50).then_some(())
+    })
+    .await;
+    let id = router.http.call("up__echo", HI).await.expect(200).id();
+    assert_eq!(router.http.get("/readyz").await.status, 200);
+    eventually(SOON, "the call is in the ledger", || async {
+        (router.http.get(&format!("/mcp/audit/{id}")).await.status == 200).then_some(())
+    })
+    .await;
+    let (code, folder) = router.stop().await;
+    assert_eq!(code, 0);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    switchyard(folder.path(), &["audit", "verify"]).await.expect(0);
 }

@@ -63,7 +63,7 @@ async fn locked_by_other_process() {
     let callers = Callers::start(&router.http, "up__pay", 4, "short", Duration::from_millis(5));
     let other = lock(&data).await;
     let locked = Instant::now();
-    while locked.elapsed() < Duration::from_secs(2) {
+    while locked.elapsed() < Duration::from_secs(figure(2, 3) as u64) {
         assert_eq!(readiness(&router.http).await.0, 200);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -212,16 +212,31 @@ impl Drop for SmallDisk {
     }
 }
 
-async fn state_is_good(data: &Path) {
+/// What `state.db` holds, but for when servers were last asked and answered.
+async fn state(data: &Path) -> Vec<String> {
     let options = SqliteConnectOptions::new().filename(data.join("state.db"));
-    let mut state = options.connect().await.unwrap();
+    let mut state = options.busy_timeout(SOON).connect().await.unwrap();
     let verdict: String =
         sqlx::query_scalar("pragma integrity_check").fetch_one(&mut state).await.unwrap();
     assert_eq!(verdict, "ok");
-    let servers: i64 =
-        sqlx::query_scalar("select count(*) from servers").fetch_one(&mut state).await.unwrap();
-    assert_eq!(servers, 1);
+    let mut content: Vec<String> = Vec::new();
+    for sql in [
+        "select json_group_array(json_array(name, transport, spec, enabled, enabled_override, retired, source,
+            revision, created_at_ms, protocol_version, dialect, server_info, instructions)) from servers",
+        "select json_group_array(json_array(hex(hash), hex(definition), size_bytes)) from tool_definitions",
+        "select json_group_array(json_array(server, name, hex(hash), status, position, first_seen_at_ms))
+            from tools",
+        "select json_group_array(json_array(id, server, tool, hex(old_hash), hex(new_hash), kind, at_ms, actor))
+            from tool_history",
+        "select json_group_array(json_array(id, name, hex(hash), scopes, revoked_at_ms)) from keys",
+        "select json_group_array(json_array(hex(hash), caller, client_name)) from sessions",
+        "select json_group_array(json_array(id, at_ms, actor, kind, subject, detail)) from events",
+    ] {
+        content.push(sqlx::query_scalar(sql).fetch_one(&mut state).await.unwrap());
+    }
     state.close().await.unwrap();
+    assert!(content[0].contains("up"), "{content:?}");
+    content
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,6 +251,7 @@ async fn disk_full_audit() {
     ready(&router, began).await;
     let ballast = data.join("ballast");
     eventually(SOON, "the ballast is made", || async { ballast.exists().then_some(()) }).await;
+    let before = state(&data).await;
     let callers = Callers::start(&router.http, "up__pay", 4, "full", Duration::from_millis(2));
     // The ballast is the first that goes; what it frees is taken again.
     eventually(SOON, "the ballast is removed", || async {
@@ -252,7 +268,7 @@ async fn disk_full_audit() {
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(readiness(&router.http).await.0, 503);
     disk.clear();
-    becomes_ready(&router.http, SOON).await;
+    becomes_ready(&router.http, Duration::from_secs(figure(30, 10) as u64)).await;
     eventually(SOON, "the ballast is back", || async { ballast.exists().then_some(()) }).await;
     let heard = callers.stop().await;
     assert!(heard.iter().all(|answer| answer.success), "all were served");
@@ -260,7 +276,7 @@ async fn disk_full_audit() {
     assert_eq!(code, 0);
     all_accounted_for(&data, &heard).await;
     verify(folder.path()).await;
-    state_is_good(&data).await;
+    assert_eq!(state(&data).await, before, "it was not touched");
     drop(disk);
 }
 
@@ -278,6 +294,7 @@ async fn disk_full_audit_in_strict() {
     let http = &router.http;
     let mut heard = vec![call(http, "up__read", "first").await.unwrap()];
     assert!(heard[0].success);
+    let untouched = state(&data).await;
     // Nearly full: what could not be recorded is not sent. Full: the same.
     for (left, says) in [(8 << 20, "nearly full"), (0, "ledger")] {
         disk.fill(left);
@@ -295,7 +312,7 @@ async fn disk_full_audit_in_strict() {
         assert_eq!((rig.counts("read").requests, rig.counts("pay").requests), before);
     }
     disk.clear();
-    becomes_ready(http, SOON).await;
+    becomes_ready(http, Duration::from_secs(figure(30, 10) as u64)).await;
     for tool in ["up__read", "up__pay"] {
         heard.push(call(http, tool, "after").await.unwrap());
     }
@@ -307,7 +324,7 @@ async fn disk_full_audit_in_strict() {
     }
     assert_eq!(entries(&data, "audit.gap").await, Vec::<Value>::new());
     verify(folder.path()).await;
-    state_is_good(&data).await;
+    assert_eq!(state(&data).await, untouched, "it was not touched");
     drop(disk);
 }
 
