@@ -122,7 +122,9 @@ impl Task {
     pub(super) fn sheds(&self) -> bool {
         let serves = self.shared.durability == Durability::Batched
             && !self.shared.spools.load(Ordering::Relaxed);
-        self.stuck && (serves || self.may_lose())
+        // They go there as soon as the attempt that is under way has ended.
+        let has_elsewhere = self.spool.is_some() && self.failing_since.is_none();
+        self.stuck && !has_elsewhere && (serves || self.may_lose())
     }
 
     /// Whether so many wait that new ones soon find no place.
