@@ -108,11 +108,10 @@ async fn recovers(durability: &str, locked: bool) {
     assert_eq!(said, u64::try_from(missing).unwrap(), "{gaps:?}");
     if durability == "strict" {
         assert_eq!(missing, 0);
-        let refused = heard.iter().filter(|answer| !answer.success);
-        for answer in refused.clone() {
+        // Where it is mended before anybody looks, calls wait that long and none is refused.
+        for answer in heard.iter().filter(|answer| !answer.success) {
             assert_eq!(answer.known.as_deref(), Some("not_sent"), "{answer:?}");
         }
-        assert!(refused.count() > 0, "the disk was nearly full");
     } else {
         assert!(heard.iter().all(|answer| answer.success), "all were served");
     }
