@@ -5,6 +5,7 @@ mod export;
 mod index;
 mod kills;
 mod upkeep;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fs;

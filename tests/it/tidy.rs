@@ -88,6 +88,7 @@ const PURE: &[&str] = &[
     "store/sqlite/index/fts",
     "store/sqlite/index/postings",
     "store/sqlite/index/rollup",
+    "store/sqlite/index/unescape",
     "store/sqlite/index/varint",
     "edge/origin",
     "error",

@@ -12,7 +12,7 @@ use sqlx::{Acquire as _, QueryBuilder, Row as _, Sqlite, Transaction};
 use super::SqliteStore;
 use super::attempts::attempt;
 use super::audit::{SELECT, call};
-use super::index::{parse_text, push_filter};
+use super::index::{has_text, parse_text, push_filter};
 use crate::store::{AuditFilter, CallRow, Depth, StoreError, Stretch};
 
 /// Calls that one statement looks at: some tens of milliseconds, also when none of them is wanted.
@@ -94,11 +94,8 @@ async fn matching(
         if read.is_multiple_of(AT_ONCE) {
             tokio::task::yield_now().await;
         }
-        if let Some(text) = &text {
-            let texts = [row.try_get("error")?, row.try_get("arguments")?, row.try_get("result")?];
-            if !text.matches(texts) {
-                continue;
-            }
+        if text.as_ref().is_some_and(|text| !has_text(text, &row)) {
+            continue;
         }
         calls.push(call(&row)?);
         if calls.len() == usize::from(limit) {

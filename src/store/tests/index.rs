@@ -44,6 +44,16 @@ impl Model {
             let count = random.usize(..5);
             (0..count).map(|_| word(random)).collect::<Vec<_>>().join(" ")
         };
+        // Some writers escape all that is not ASCII, and texts have lines.
+        let written = |random: &mut Rng| {
+            let text = words(random);
+            let text = match random.u8(..3) {
+                0 => text,
+                1 => text.replace(' ', "\\n"),
+                _ => text.replace('ü', "\\u00fc").replace('ß', "\\u00df"),
+            };
+            format!(r#"{{"q":"{text}"}}"#)
+        };
         CallRow {
             started_at: at(self.now - late),
             caller: format!("caller-{}", random.u8(..3)).into(),
@@ -63,7 +73,7 @@ impl Model {
             total: Duration::from_micros(random.u64(..1 << magnitude)),
             request_bytes: random.u64(..100_000),
             response_bytes: random.u64(..100_000),
-            arguments: (random.u8(..2) == 0).then(|| format!(r#"{{"q":"{}"}}"#, words(random))),
+            arguments: (random.u8(..2) == 0).then(|| written(random)),
             result: (random.u8(..2) == 0).then(|| words(random)),
             trace_id: (random.u8(..2) == 0).then(|| paired(random.u64(..12))),
             ..call(1)
@@ -254,6 +264,9 @@ impl Model {
 
 /// Tokens as anyone would take them; nothing of the index is used here.
 fn tokens(text: &str) -> Vec<String> {
+    let said: Option<BTreeMap<String, String>> = serde_json::from_str(text).ok();
+    let said = said.map(|said| format!("q {}", said["q"]));
+    let text = said.as_deref().unwrap_or(text);
     let words = text.split(|c: char| !c.is_alphanumeric());
     words.filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
 }

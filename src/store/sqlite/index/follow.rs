@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::postings::{CHUNK, Places, chunk_of, decode_times, encode, encode_times, place_of};
 use super::rollup::{CellKey, Cells, FAULT, merge};
+use super::text::write_text;
 use super::{CHUNK_OF_ROWS, Dimension, Index, PART, damaged, is_damage};
 use crate::clock;
 use crate::error::ErrorCode;
@@ -566,32 +567,6 @@ async fn write_sums(
     Ok(())
 }
 
-/// Indexes the text of the calls after `after`, up to `last`.
-async fn write_text(
-    transaction: &mut Transaction<'_, Sqlite>,
-    after: i64,
-    last: i64,
-) -> Result<(), StoreError> {
-    // A chunk lies within one part, and so does what is read of it at once.
-    let part = last / PART;
-    let generation: Option<i64> = sqlx::query_scalar("select generation from parts where part = ?")
-        .bind(part)
-        .fetch_optional(&mut **transaction)
-        .await?;
-    let generation = match generation {
-        Some(generation) => generation,
-        None => {
-            make_text(transaction, part, 0).await?;
-            sqlx::query("insert into parts values (?, 0, 0)")
-                .bind(part)
-                .execute(&mut **transaction)
-                .await?;
-            0
-        }
-    };
-    copy_text(transaction, part, generation, after, last).await
-}
-
 /// Indexes the traces of the calls after `after`, up to `last`.
 async fn write_traces(
     transaction: &mut Transaction<'_, Sqlite>,
@@ -610,46 +585,6 @@ async fn write_traces(
     .execute(&mut **transaction)
     .await?;
     Ok(())
-}
-
-/// Makes the table for a part's text.
-pub(super) async fn make_text(
-    transaction: &mut Transaction<'_, Sqlite>,
-    part: i64,
-    generation: i64,
-) -> Result<(), StoreError> {
-    let table = text_table(part, generation);
-    let script = format!(
-        "create virtual table {table} using fts5(error, arguments, result, content = '',
-             columnsize = 0, tokenize = 'unicode61 remove_diacritics 0');
-         insert into {table} ({table}, rank) values ('hashsize', 8388608);"
-    );
-    sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut **transaction).await?;
-    Ok(())
-}
-
-/// Text goes from file to file; it does not pass through here.
-pub(super) async fn copy_text(
-    transaction: &mut Transaction<'_, Sqlite>,
-    part: i64,
-    generation: i64,
-    after: i64,
-    last: i64,
-) -> Result<(), StoreError> {
-    let sql = format!(
-        "insert into {} (rowid, error, arguments, result)
-         select c.seq, c.error, p.arguments, p.result
-         from ledger.calls c left join ledger.payloads p on p.seq = c.seq
-         where c.seq > ? and c.seq <= ? and (c.error is not null or p.seq is not null)
-         order by c.seq",
-        text_table(part, generation)
-    );
-    sqlx::query(AssertSqlSafe(sql)).bind(after).bind(last).execute(&mut **transaction).await?;
-    Ok(())
-}
-
-pub(super) fn text_table(part: i64, generation: i64) -> String {
-    format!("text_{part}_{generation}")
 }
 
 /// A statement with `rows` rows.

@@ -4,6 +4,8 @@
 //! and put together anew, so that nothing of it can be syntax of the full-text engine. Values in,
 //! values out.
 
+use super::unescape::unescaped;
+
 /// Characters of a query at most.
 const LONGEST: usize = 512;
 /// Terms of a query at most.
@@ -76,12 +78,16 @@ impl TextQuery {
         self.0.iter().any(|term| term.prefix)
     }
 
-    /// Whether a call with these texts is one that the full-text engine would find.
-    pub(in crate::store::sqlite) fn matches<'a>(
+    /// Whether a call with this error and these payloads is one that the full-text engine would find.
+    pub(super) fn matches(
         &self,
-        texts: impl IntoIterator<Item = Option<&'a str>>,
+        error: Option<&str>,
+        arguments: Option<&str>,
+        result: Option<&str>,
     ) -> bool {
-        let texts: Vec<Vec<String>> = texts.into_iter().flatten().map(tokens).collect();
+        let payloads = [arguments, result].map(|text| text.map(|text| tokens(&unescaped(text))));
+        let texts: Vec<Vec<String>> =
+            [error.map(tokens)].into_iter().chain(payloads).flatten().collect();
         self.0.iter().all(|term| texts.iter().any(|text| term.is_in(text)))
     }
 }
@@ -170,7 +176,7 @@ mod tests {
     #[test]
     fn simple_matching_does_as_the_engine() {
         let found = |query: &str, text: &str| {
-            TextQuery::parse(query).unwrap().matches([None, Some(text), Some("other")])
+            TextQuery::parse(query).unwrap().matches(None, Some(text), Some("other"))
         };
         assert!(found("REFUSED other", "connection refused by host"));
         assert!(found("\"connection refused\"", "Connection  refused."));

@@ -4,7 +4,7 @@
 //! the ledger itself would cost its writer three quarters of its speed; here one task (`follow`)
 //! comes after it, some seconds behind at most, and whoever asks gets the rest from the ledger.
 //!
-//! `postings`, `rollup`, `fts` and `varint` are values in, values out.
+//! `postings`, `rollup`, `fts`, `unescape` and `varint` are values in, values out.
 
 mod follow;
 mod fts;
@@ -13,9 +13,11 @@ mod retain;
 mod rollup;
 mod search;
 mod stats;
+mod text;
+mod unescape;
 mod varint;
 
-pub(super) use search::{parse_text, push_filter};
+pub(super) use search::{has_text, parse_text, push_filter};
 
 use std::fs;
 use std::io;
@@ -41,7 +43,7 @@ const FILE: &str = "audit-index.db";
 const APPLICATION_ID: i64 = 0x5377_5969;
 
 /// Counts forms of the file. There are no migrations: another form is made anew.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// Rows of a statement that inserts many.
 const CHUNK_OF_ROWS: usize = 50;
@@ -283,6 +285,7 @@ impl Index {
             .bind(self.ledger.to_string_lossy().into_owned())
             .execute(&mut writer)
             .await?;
+        raw_sql(text::DECODED).execute(&mut writer).await?;
         // The id of the call there is in no other ledger, nor in an older copy of this one.
         let same: bool = sqlx::query_scalar(
             "select indexed_seq = 0 or indexed_id is

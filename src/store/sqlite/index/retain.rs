@@ -8,9 +8,10 @@ use std::collections::HashSet;
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, raw_sql};
 
-use super::follow::{Follower, copy_text, make_text, text_table};
+use super::follow::Follower;
 use super::postings::{CHUNK, chunk_of};
 use super::rollup::for_each;
+use super::text::{copy_text, make_text, text_table};
 use super::{Dimension, Index, PART, damaged};
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;

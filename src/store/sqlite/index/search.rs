@@ -8,9 +8,9 @@ use futures_util::TryStreamExt as _;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
 
-use super::follow::text_table;
 use super::fts::TextQuery;
 use super::postings::{CHUNK, Places, chunk_of, decode_times, place_of, seq_of};
+use super::text::text_table;
 use super::{Dimension, PART, damaged};
 use crate::model::{Outcome, TraceId};
 use crate::store::sqlite::SqliteStore;
@@ -112,13 +112,7 @@ impl SqliteStore {
             if seen.is_multiple_of(AT_ONCE) {
                 tokio::task::yield_now().await;
             }
-            if let Some(text) = text
-                && !text.matches([
-                    row.try_get("error")?,
-                    row.try_get("arguments")?,
-                    row.try_get("result")?,
-                ])
-            {
+            if text.is_some_and(|text| !has_text(text, &row)) {
                 continue;
             }
             rows.push(call(&row)?);
@@ -387,9 +381,9 @@ impl SqliteStore {
 }
 
 /// Whether a row with payloads has the text.
-fn has_text(text: &TextQuery, row: &SqliteRow) -> bool {
+pub(in crate::store::sqlite) fn has_text(text: &TextQuery, row: &SqliteRow) -> bool {
     let column = |name| row.try_get(name).unwrap_or_default();
-    text.matches([column("error"), column("arguments"), column("result")])
+    text.matches(column("error"), column("arguments"), column("result"))
 }
 
 /// A text in the table of one part.
