@@ -688,16 +688,6 @@ impl Store {
         forward!(self, index_forget_below(seq))
     }
 
-    /// Takes out of the index what the payloads of these calls said; they must be gone from the
-    /// ledger before. Makes the text of up to 262,144 calls around each anew, which takes seconds,
-    /// and returns when it is done. What is begun is ended after a restart.
-    ///
-    /// # Errors
-    /// What any statement can give; then it can be repeated.
-    pub async fn index_erase(&self, seqs: &[i64]) -> Result<(), StoreError> {
-        forward!(self, index_erase(seqs))
-    }
-
     /// Calls that were stored after the one with `seq`, oldest first, without payloads and
     /// attempts.
     ///

@@ -102,7 +102,7 @@ pub(super) async fn erase(context: &Context, args: Erase) -> Result<Status, CliE
     }
     if !erased.complete {
         notice(
-            "some bytes are still in audit.db-wal: another program has the database open; close it and erase again",
+            "some bytes are still in audit.db-wal or audit-index.db-wal: another program has the database open; close it and erase again",
         );
         return Ok(Status::Failed);
     }

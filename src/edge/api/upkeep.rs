@@ -2,6 +2,9 @@
 //!
 //! Changes when something else can be removed. Each is recorded as an act before it begins.
 
+use std::future::Future;
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -12,7 +15,7 @@ use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
 use crate::model::{AuthKind, CallId, cut_after};
-use crate::store::{EraseOf, EventRow};
+use crate::store::{EraseOf, EventRow, StoreError};
 
 pub(super) async fn purge(
     State(edge): State<Shared>,
@@ -26,8 +29,9 @@ pub(super) async fn purge(
     let cutoff = audit::point("before", &before)?;
     let detail = serde_json::json!({ "before": cutoff.to_string() });
     record(&edge, &context, "audit.purge", detail).await?;
-    let pruned = edge.retention.purge(cutoff, &context.caller.name).await?;
-    Ok(Json(pruned))
+    let (retention, actor) = (Arc::clone(&edge.retention), Arc::clone(&context.caller.name));
+    let purging = async move { retention.purge(cutoff, &actor).await };
+    Ok(Json(to_the_end(&edge, purging).await?))
 }
 
 pub(super) async fn erase(
@@ -60,8 +64,25 @@ pub(super) async fn erase(
         }
     };
     record(&edge, &context, "audit.erase", detail).await?;
-    let erased = edge.retention.erase(&of, &context.caller.name).await?;
-    Ok(Json(erased))
+    let (retention, actor) = (Arc::clone(&edge.retention), Arc::clone(&context.caller.name));
+    let erasing = async move { retention.erase(&of, &actor).await };
+    Ok(Json(to_the_end(&edge, erasing).await?))
+}
+
+/// What was begun goes on when whoever asked for it does not wait, until the router ends: then it ends
+/// between two steps.
+async fn to_the_end<T: Send + 'static>(
+    edge: &Shared,
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let stop = edge.stop.clone();
+    let work = edge.tasks.spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => Err(StoreError::Closed),
+            done = work => done,
+        }
+    });
+    work.await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// What cannot be undone is not done without a record of it.

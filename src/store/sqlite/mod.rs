@@ -15,6 +15,7 @@ mod index;
 mod keys;
 mod ledger;
 mod ledger_key;
+mod log;
 mod offers;
 mod packed;
 mod reading;

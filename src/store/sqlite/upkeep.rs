@@ -16,8 +16,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row, SqliteConne
 
 use super::backup::REPLACED;
 use super::ledger::{Head, append};
+use super::log::Log;
 use super::verify::{ERASED, hash_at, hex};
-use super::{AUDIT, Database, SqliteStore, Version, begin, connect_options, identify};
+use super::{AUDIT, SqliteStore, Version, begin, connect_options, identify};
 use crate::clock;
 use crate::model::Timestamp;
 use crate::store::export::PRUNED;
@@ -38,11 +39,6 @@ const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
 const STEP_PAGES: [u64; 3] = [16, 64, 1_024];
 /// Fewer rows than this are not pruned for their size: it is not they who take the space.
 const FEWEST: i64 = 1_000;
-/// Between two steps at least this long, and as long as the step took: others come first.
-const REST: Duration = Duration::from_millis(2);
-/// How often the log is tried to be emptied, and how long between.
-const EMPTY_TRIES: u32 = 40;
-const EMPTY_WAIT: Duration = Duration::from_millis(50);
 
 /// The numbers of the oldest and the newest row.
 const BOUNDS: &str = "select
@@ -59,7 +55,7 @@ impl SqliteStore {
     ) -> Result<Pruned, StoreError> {
         let _one_at_a_time = self.upkeep.lock().await;
         let before = self.audit.size().database_bytes;
-        let mut log = Log::open(&self.audit).await?;
+        let mut log = Log::open(&self.audit.options).await?;
         let mut done = Pruned::default();
         let [least, first, most] = STEP_BYTES;
         let mut pace = Pace::new(least, first, most);
@@ -189,11 +185,11 @@ impl SqliteStore {
         now: Timestamp,
     ) -> Result<Erased, StoreError> {
         let _one_at_a_time = self.upkeep.lock().await;
-        let mut log = Log::open(&self.audit).await?;
+        let mut log = Log::open(&self.audit.options).await?;
         let mut done = Erased::default();
         let [least, first, most] = STEP_BYTES;
         let mut pace = Pace::new(least, first, most);
-        let (mut after, mut erased) = (0, Vec::new());
+        let mut after = 0;
         let head: i64 = sqlx::query_scalar("select head_seq from ledger where id = 1")
             .fetch_one(&self.audit.readers)
             .await?;
@@ -212,14 +208,14 @@ impl SqliteStore {
                 let (step, rest) = rows.split_at_checked(count).unwrap_or((rows, &[]));
                 let numbers: Vec<i64> = step.iter().map(|(seq, _)| *seq).collect();
                 self.erase_step(of, &numbers, actor, now, &mut pace, &mut log).await?;
-                erased.extend(numbers);
                 done.payloads = done.payloads.saturating_add(count as u64);
                 rows = rest;
             }
         }
-        self.index_erase(&erased).await?;
+        // What an erasure that was cut off left there goes with it.
+        let indexed = self.index_erase().await?;
         done.longest = pace.longest().max(self.give_back(&mut log).await?);
-        done.complete = log.empty().await?;
+        done.complete = log.empty().await? && indexed;
         if let Some(folder) = self.audit.path.parent() {
             erase_in_copies(folder, of).await?;
         }
@@ -294,50 +290,6 @@ impl SqliteStore {
         let took = clock::uptime().since(began);
         pace.took(took);
         log.after_step(took).await
-    }
-}
-
-/// The write-ahead log, kept short on a connection of its own: a writer that has to move it to the
-/// file waits for that.
-struct Log {
-    connection: SqliteConnection,
-    steps: u32,
-}
-
-impl Log {
-    async fn open(database: &Database) -> Result<Self, StoreError> {
-        // Whoever is at work goes first.
-        let options = database.options.clone().busy_timeout(Duration::ZERO);
-        Ok(Self { connection: options.connect().await?, steps: 0 })
-    }
-
-    async fn after_step(&mut self, took: Duration) -> Result<(), StoreError> {
-        self.steps = self.steps.wrapping_add(1);
-        if self.steps.is_multiple_of(2) {
-            self.checkpoint("pragma wal_checkpoint(passive)").await?;
-        }
-        tokio::time::sleep(took.max(REST)).await;
-        Ok(())
-    }
-
-    /// Empties it, unless others keep it from that for too long.
-    async fn empty(&mut self) -> Result<bool, StoreError> {
-        for _ in 0..EMPTY_TRIES {
-            self.checkpoint("pragma wal_checkpoint(passive)").await?;
-            if self.checkpoint("pragma wal_checkpoint(truncate)").await? {
-                return Ok(true);
-            }
-            tokio::time::sleep(EMPTY_WAIT).await;
-        }
-        Ok(false)
-    }
-
-    async fn checkpoint(&mut self, sql: &'static str) -> Result<bool, StoreError> {
-        match sqlx::query(sql).fetch_one(&mut self.connection).await.map_err(StoreError::from) {
-            Ok(row) => Ok(row.try_get::<i64, _>(0)? == 0),
-            Err(StoreError::Busy { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

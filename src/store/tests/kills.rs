@@ -573,6 +573,60 @@ async fn erasing_that_was_killed_is_between_two_of_its_steps() {
     assert!(erased.len() > 2, "{erased:?}");
 }
 
+/// Of how many of these calls words are in the index's files, and how many of them have a payload.
+async fn words_left(data: &Path, numbers: &[u64]) -> (usize, usize) {
+    let files: Vec<_> = ["audit-index.db", "audit-index.db-wal"]
+        .map(|file| fs::read(data.join(file)).unwrap_or_default())
+        .into();
+    let mut ledger = sqlite(&data.join("audit.db")).await;
+    let (mut words, mut payloads) = (0, 0);
+    for number in numbers {
+        let said = format!("{number:08}").repeat(3);
+        let finder = memchr::memmem::Finder::new(&said);
+        words += usize::from(files.iter().any(|file| finder.find(file).is_some()));
+        let kept = format!("select 'x' from payloads where instr(arguments, '{said}') > 0");
+        payloads += usize::from(!texts(&mut ledger, kept).await.is_empty());
+    }
+    ledger.close().await.unwrap();
+    (words, payloads)
+}
+
+/// Nobody asks for it again: the index is rid of the words all the same.
+#[tokio::test]
+async fn erasing_that_was_killed_leaves_no_words_in_the_index() {
+    // None is the beginning of an odd one's repetition.
+    const NUMBERS: [u64; 5] = [40, 236, 502, 740, 1_198];
+    let Some(killer) = Killer::build() else { return };
+    let prepared = root();
+    let data = prepared.path().join("data");
+    generation(&data, "s", 30).await;
+    let store = open(&data).await;
+    store.index_ledger().await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    assert_eq!(words_left(&data, &NUMBERS).await, (5, 5), "or the rest tells nothing");
+    let mut seen = std::collections::BTreeSet::new();
+    for at in killer.moments("erase", prepared.path(), 40) {
+        let root = copied(prepared.path());
+        let data = root.path().join("data");
+        killer.kills("erase", root.path(), at);
+        let store = open(&data).await;
+        store.index_ledger().await.unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        let (words, payloads) = words_left(&data, &NUMBERS).await;
+        assert_eq!(words, payloads, "{at}");
+        seen.insert(words);
+        // Whoever does ask again is told the truth.
+        let store = open(&data).await;
+        assert!(erase(&store).await.complete, "{at}");
+        store.close().await.unwrap();
+        drop(store);
+        assert_eq!(words_left(&data, &NUMBERS).await, (0, 0), "{at}");
+    }
+    assert!(seen.contains(&0) && seen.len() > 1, "{seen:?}");
+}
+
 #[tokio::test]
 async fn a_recovery_that_was_killed_loses_nothing() {
     let Some(killer) = Killer::build() else { return };

@@ -79,3 +79,113 @@ async fn payloads_with_escapes_are_indexed_also_where_they_are_many_or_large() {
         assert_eq!(found(&store, text).await, seqs, "{text}");
     }
 }
+
+async fn alone(folder: &Path, file: &str) -> sqlx::SqliteConnection {
+    use sqlx::ConnectOptions as _;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join(file));
+    options.busy_timeout(Duration::from_secs(10)).connect().await.unwrap()
+}
+
+async fn mark_all(folder: &Path) {
+    let mut index = alone(folder, "audit-index.db").await;
+    let marks = "update parts set stale = stale + 1";
+    sqlx::query(marks).execute(&mut index).await.unwrap();
+}
+
+/// Some that are in the index, each with a word of its own.
+async fn indexed(folder: &Path, count: u64) -> Store {
+    let store = open(folder).await;
+    let said = |number: u64| format!(r#"{{"q":"common word{number}"}}"#);
+    let calls: Vec<_> = (0..count).map(|number| saying(number, &said(number), None)).collect();
+    for some in calls.chunks(5_000) {
+        store.append_calls(some).await.unwrap();
+    }
+    store.index_ledger().await.unwrap();
+    store
+}
+
+/// An erasure and the one that follows the ledger make the same part anew, and neither loses a row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_several_make_anew_is_made_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path(), 20_000).await;
+    for round in 0..4_u64 {
+        mark_all(folder.path()).await;
+        let (one, other, third) = (store.clone(), store.clone(), store.clone());
+        let id =
+            pages(&store, &AuditFilter::default(), 500).await[usize::try_from(round).unwrap()].id;
+        let following = tokio::spawn(async move { one.index_ledger().await });
+        let beside = tokio::spawn(async move { other.index_ledger().await });
+        let erased = third.erase(&EraseOf::Call(id), "ops", at(1)).await.unwrap();
+        assert_eq!((erased.payloads, erased.complete), (1, true));
+        following.await.unwrap().unwrap();
+        beside.await.unwrap().unwrap();
+        store.index_ledger().await.unwrap();
+        let left = usize::try_from(19_999 - round).unwrap();
+        assert_eq!(found(&store, "common").await.len(), left, "{round}");
+        assert_eq!(found(&store, "word77").await, [78]);
+    }
+}
+
+/// Whoever is asked for a text while its part is made anew has an answer, and the index is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_is_found_while_its_part_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path(), 300).await;
+    let (follower, marked) = (store.clone(), folder.path().to_owned());
+    let following = tokio::spawn(async move {
+        for _ in 0..60 {
+            mark_all(&marked).await;
+            follower.index_ledger().await.unwrap();
+        }
+    });
+    while !following.is_finished() {
+        assert_eq!(found(&store, "word77").await, [78]);
+    }
+    following.await.unwrap();
+    let mut index = alone(folder.path(), "audit-index.db").await;
+    let made: i64 = sqlx::query_scalar("select max(generation) from parts")
+        .fetch_one(&mut index)
+        .await
+        .unwrap();
+    assert_eq!(made, 60, "it was not thrown away");
+}
+
+/// What keeps the index's log from being emptied is said, and the next one does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_says_when_the_index_s_log_could_not_be_emptied() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path(), 300).await;
+    let mut reader = alone(folder.path(), "audit-index.db").await;
+    sqlx::raw_sql("begin; select * from state").execute(&mut reader).await.unwrap();
+    let of = EraseOf::Caller("alice".to_owned());
+    let erased = store.erase(&of, "ops", at(1)).await.unwrap();
+    assert_eq!((erased.payloads, erased.complete), (150, false));
+    sqlx::raw_sql("rollback").execute(&mut reader).await.unwrap();
+    let again = store.erase(&of, "ops", at(2)).await.unwrap();
+    assert_eq!((again.payloads, again.complete), (0, true));
+    let log = fs::metadata(folder.path().join("audit-index.db-wal")).unwrap().len();
+    assert_eq!(log, 0);
+}
+
+/// A reader of the ledger that takes its time holds up neither the writer nor the index.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_is_made_anew_keeps_no_writer_waiting_for_a_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path(), 300).await;
+    mark_all(folder.path()).await;
+    let mut reader = alone(folder.path(), "audit.db").await;
+    sqlx::raw_sql("begin; select * from ledger").execute(&mut reader).await.unwrap();
+    store.append_calls(&[call(1)]).await.unwrap();
+    let began = std::time::Instant::now();
+    let follower = store.clone();
+    let following = tokio::spawn(async move { follower.index_ledger().await });
+    while !following.is_finished() {
+        store.append_calls(&[call(1)]).await.unwrap();
+    }
+    following.await.unwrap().unwrap();
+    // A writer waits for five seconds.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(found(&store, "common").await.len(), 300);
+}

@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, Transaction
 use tokio_util::sync::CancellationToken;
 
 use super::postings::{CHUNK, Places, chunk_of, decode_times, encode, encode_times, place_of};
+use super::refresh::{Refresh, mark_erased};
 use super::rollup::{CellKey, Cells, FAULT, merge};
 use super::text::write_text;
 use super::{CHUNK_OF_ROWS, Dimension, Index, PART, damaged, is_damage};
@@ -48,6 +49,10 @@ pub(super) struct Follower {
     writer: Option<SqliteConnection>,
     /// The chunk that is not full yet, as it is in the file.
     open: Option<OpenChunk>,
+    /// What of the text is being made anew.
+    pub(super) refreshing: Option<Refresh>,
+    /// Pages became free that are not given back yet.
+    pub(super) freed: bool,
     closed: bool,
     /// How often the file was thrown away.
     discarded: u32,
@@ -167,15 +172,7 @@ impl SqliteStore {
         }
         let mut done = follower.advance(&self.index).await;
         if matches!(done, Ok(Progress { more: false })) {
-            match follower.has_stale_text(&self.index).await {
-                Ok(true) => {
-                    drop(follower);
-                    self.refresh_text().await?;
-                    return Ok(Progress { more: true });
-                }
-                Ok(false) => {}
-                Err(error) => done = Err(error),
-            }
+            done = follower.tidy(&self.index).await.map(|more| Progress { more });
         }
         if let Err(error) = &done {
             follower.forget_memory();
@@ -192,6 +189,7 @@ impl Index {
     /// again stays as it is: a disk that fails, or a fault of ours, is not mended so.
     async fn discard(&self, follower: &mut Follower) -> Result<(), StoreError> {
         follower.forget_memory();
+        follower.refreshing = None;
         follower.discarded = follower.discarded.saturating_add(1);
         if follower.discarded > MOST_DISCARDED {
             return Ok(());
@@ -224,6 +222,7 @@ impl Follower {
         };
         // Not `immediate`: that would take the lock of the ledger, too, from its writer.
         let mut transaction = writer.begin().await?;
+        mark_erased(&mut transaction).await?;
         let mut sums = Sums::new();
         let mut done = indexed;
         let mut more = true;

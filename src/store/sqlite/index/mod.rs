@@ -9,6 +9,7 @@
 mod follow;
 mod fts;
 mod postings;
+mod refresh;
 mod retain;
 mod rollup;
 mod search;
@@ -43,7 +44,7 @@ const FILE: &str = "audit-index.db";
 const APPLICATION_ID: i64 = 0x5377_5969;
 
 /// Counts forms of the file. There are no migrations: another form is made anew.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// Rows of a statement that inserts many.
 const CHUNK_OF_ROWS: usize = 50;
@@ -57,9 +58,10 @@ const SCHEMA: &str = "
 create table state (
     one         integer primary key not null check (one = 1),
     indexed_seq integer not null,
-    indexed_id  blob
+    indexed_id  blob,
+    erased_seq  integer not null                   -- up to here the ledger was asked what was erased
 ) strict;
-insert into state values (1, 0, null);
+insert into state values (1, 0, null, 0);
 
 -- Every value of every dimension, with the chunks it is in.
 create table words (
@@ -116,7 +118,8 @@ create table traces (
 create table parts (
     part       integer primary key not null,
     generation integer not null,
-    stale      integer not null                    -- 1: to be made anew without what was erased
+    stale      integer not null,                   -- marks: to be made anew of what is left
+    first_seq  integer not null                    -- nothing in it is of an earlier number
 ) strict;
 ";
 
@@ -286,10 +289,12 @@ impl Index {
             .execute(&mut writer)
             .await?;
         raw_sql(text::DECODED).execute(&mut writer).await?;
-        // The id of the call there is in no other ledger, nor in an older copy of this one.
+        // The id of the call there is in no other ledger, nor in an older copy of this one; and an
+        // older copy has not the entries that were looked at.
         let same: bool = sqlx::query_scalar(
-            "select indexed_seq = 0 or indexed_id is
-                (select c.id from ledger.calls c where c.seq = indexed_seq) from state",
+            "select (indexed_seq = 0 or indexed_id is
+                    (select c.id from ledger.calls c where c.seq = indexed_seq))
+                and erased_seq <= (select coalesce(max(seq), 0) from ledger.entries) from state",
         )
         .fetch_one(&mut writer)
         .await

@@ -1,6 +1,6 @@
 //! What leaves the index after it left the ledger.
 //!
-//! Changes when retention or erasure do. Everything happens in small steps between which the
+//! Changes when retention does. Everything happens in small steps between which the
 //! follower has its turn.
 
 use std::collections::HashSet;
@@ -8,10 +8,9 @@ use std::collections::HashSet;
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, raw_sql};
 
-use super::follow::Follower;
-use super::postings::{CHUNK, chunk_of};
+use super::postings::chunk_of;
 use super::rollup::for_each;
-use super::text::{copy_text, make_text, text_table};
+use super::text::text_table;
 use super::{Dimension, Index, PART, damaged};
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
@@ -62,87 +61,6 @@ impl SqliteStore {
                 return Ok(());
             }
         }
-    }
-
-    /// Makes the text of the parts that have one of `seqs` anew of what the ledger still has, and
-    /// returns when nothing of what was erased there is in the index's file.
-    pub(in crate::store) async fn index_erase(&self, seqs: &[i64]) -> Result<(), StoreError> {
-        let parts: HashSet<i64> = seqs.iter().map(|seq| seq / PART).collect();
-        {
-            let mut follower = self.index.follower.lock().await;
-            let writer = follower.writer(&self.index).await?;
-            let mut transaction = writer.begin().await?;
-            for part in parts {
-                sqlx::query("update parts set stale = 1 where part = ?")
-                    .bind(part)
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            transaction.commit().await?;
-        }
-        self.refresh_text().await
-    }
-
-    /// Makes what is marked anew. The mark outlasts a restart.
-    pub(super) async fn refresh_text(&self) -> Result<(), StoreError> {
-        let mut any = false;
-        loop {
-            let stale = {
-                let mut follower = self.index.follower.lock().await;
-                stale_part(follower.writer(&self.index).await?).await?
-            };
-            let Some((part, generation)) = stale else { break };
-            any = true;
-            let mut done = None;
-            while let Some(after) = self.refresh_step(part, generation, done).await? {
-                done = Some(after);
-                tokio::task::yield_now().await;
-            }
-        }
-        if any {
-            let mut follower = self.index.follower.lock().await;
-            let writer = follower.writer(&self.index).await?;
-            // What was erased is in the log until then. A reader that is in the way is gone soon,
-            // and the log is cut at its largest anyway.
-            raw_sql("pragma wal_checkpoint(truncate)").execute(writer).await?;
-        }
-        Ok(())
-    }
-
-    /// Copies the next numbers of a part; gives the last one, `None` when the part is complete.
-    async fn refresh_step(
-        &self,
-        part: i64,
-        generation: i64,
-        done: Option<i64>,
-    ) -> Result<Option<i64>, StoreError> {
-        let mut follower = self.index.follower.lock().await;
-        let writer = follower.writer(&self.index).await?;
-        let mut transaction = writer.begin().await?;
-        let indexed: i64 = sqlx::query_scalar("select indexed_seq from state")
-            .fetch_one(&mut *transaction)
-            .await?;
-        if done.is_none() {
-            let left = text_table(part, generation + 1);
-            let drop = format!("drop table if exists {left}");
-            raw_sql(AssertSqlSafe(drop)).execute(&mut *transaction).await?;
-            make_text(&mut transaction, part, generation + 1).await?;
-        }
-        let after = done.unwrap_or(part * PART - 1);
-        let end = indexed.min((part + 1) * PART - 1);
-        let last = end.min(after + CHUNK);
-        copy_text(&mut transaction, part, generation + 1, after, last).await?;
-        let complete = last == end;
-        if complete {
-            let script = format!(
-                "update parts set generation = {}, stale = 0 where part = {part}; drop table {};",
-                generation + 1,
-                text_table(part, generation)
-            );
-            raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await?;
-        }
-        transaction.commit().await?;
-        Ok(Some(last).filter(|_| !complete))
     }
 
     async fn forget_words(&self, chunk: i64) -> Result<(), StoreError> {
@@ -269,7 +187,7 @@ async fn words_of_sums(
 }
 
 /// Gives free pages back to the file system; `false` when few are left, which merges use again.
-async fn give_back(writer: &mut SqliteConnection) -> Result<bool, StoreError> {
+pub(super) async fn give_back(writer: &mut SqliteConnection) -> Result<bool, StoreError> {
     let free: i64 = sqlx::query_scalar("pragma freelist_count").fetch_one(&mut *writer).await?;
     if free < PAGES_AT_ONCE {
         return Ok(false);
@@ -279,17 +197,4 @@ async fn give_back(writer: &mut SqliteConnection) -> Result<bool, StoreError> {
         .execute(writer)
         .await?;
     Ok(true)
-}
-
-async fn stale_part(writer: &mut SqliteConnection) -> Result<Option<(i64, i64)>, StoreError> {
-    Ok(sqlx::query_as("select part, generation from parts where stale = 1 limit 1")
-        .fetch_optional(writer)
-        .await?)
-}
-
-impl Follower {
-    /// Whether text waits to be made anew.
-    pub(super) async fn has_stale_text(&mut self, index: &Index) -> Result<bool, StoreError> {
-        Ok(stale_part(self.writer(index).await?).await?.is_some())
-    }
 }

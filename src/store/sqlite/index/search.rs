@@ -334,22 +334,45 @@ impl SqliteStore {
             if found.len() >= need {
                 break;
             }
-            let ask =
-                Ask { readers, table: text_table(part, generation), expression: text.expression() };
-            let (low, high) = (part * PART, below.min((part + 1) * PART));
             let missing = need - found.len();
-            if wanted.is_everything() {
-                let limit = i64::try_from(missing).unwrap_or(i64::MAX);
-                found.extend(ask.hits(low, high, limit).await?);
-                continue;
+            let look = |generation| {
+                self.find_text_in(readers, wanted, text, (part, generation), below, missing)
+            };
+            match look(generation).await {
+                Ok(some) => found.extend(some),
+                // The table is gone when the part was made anew meanwhile, or dropped.
+                Err(error) => match generation_of(readers, part).await? {
+                    Some(now) if now != generation => found.extend(look(now).await?),
+                    Some(_) => return Err(error),
+                    None => {}
+                },
             }
-            let candidates = self.candidates_of_part(readers, wanted, low, high).await?;
-            if candidates.is_empty() {
-                continue;
-            }
-            found.extend(ask.among(&candidates, text, low, high, missing).await?);
         }
         Ok(found)
+    }
+
+    /// Those of one part, in its table of this generation.
+    async fn find_text_in(
+        &self,
+        readers: &SqlitePool,
+        wanted: &Wanted,
+        text: &TextQuery,
+        (part, generation): (i64, i64),
+        below: i64,
+        need: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        let ask =
+            Ask { readers, table: text_table(part, generation), expression: text.expression() };
+        let (low, high) = (part * PART, below.min((part + 1) * PART));
+        if wanted.is_everything() {
+            let limit = i64::try_from(need).unwrap_or(i64::MAX);
+            return ask.hits(low, high, limit).await;
+        }
+        let candidates = self.candidates_of_part(readers, wanted, low, high).await?;
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        ask.among(&candidates, text, low, high, need).await
     }
 
     /// What is wanted of the numbers from `low` to before `high`, but for chunks without any.
@@ -378,6 +401,13 @@ impl SqliteStore {
         tokio::task::yield_now().await;
         Ok(candidates)
     }
+}
+
+async fn generation_of(readers: &SqlitePool, part: i64) -> Result<Option<i64>, StoreError> {
+    Ok(sqlx::query_scalar("select generation from parts where part = ?")
+        .bind(part)
+        .fetch_optional(readers)
+        .await?)
 }
 
 /// Whether a row with payloads has the text.

@@ -39,8 +39,9 @@ pub(super) async fn write_text(
         Some(generation) => generation,
         None => {
             make_text(transaction, part, 0).await?;
-            sqlx::query("insert into parts values (?, 0, 0)")
+            sqlx::query("insert into parts values (?, 0, 0, ?)")
                 .bind(part)
+                .bind(after.saturating_add(1))
                 .execute(&mut **transaction)
                 .await?;
             0
