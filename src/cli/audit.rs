@@ -280,10 +280,9 @@ async fn newest(
         let page = (limit - calls.len()).min(PAGE);
         let ask = ask.clone().with("limit", Some(page.to_string())).with("cursor", cursor.take());
         let page: Page = client.request(ask).await?.parse()?;
-        let ended = page.calls.is_empty();
         calls.extend(page.calls);
         cursor = page.next_cursor;
-        if ended || cursor.is_none() {
+        if cursor.is_none() {
             break;
         }
     }

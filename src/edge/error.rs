@@ -74,11 +74,7 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        let code = match &error {
-            StoreError::BadCursor { .. } | StoreError::BadText { .. } => ErrorCode::InvalidRequest,
-            StoreError::KeyNameTaken { .. } => ErrorCode::Conflict,
-            _ => ErrorCode::Unexpected,
-        };
+        let code = error.code();
         if code == ErrorCode::Unexpected {
             tracing::error!(%error, "the database failed a request: {error}");
         }

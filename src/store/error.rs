@@ -191,6 +191,14 @@ pub enum StoreError {
         /// How many there may be.
         most: usize,
     },
+    /// More calls would have to be looked at one by one than one answer may take time for.
+    #[error(
+        "could not sum the calls in time: {behind} of them are not in the ledger's index yet, which is being made; ask again in a while, or for what is listed (`GET /mcp/audit`)"
+    )]
+    NotIndexed {
+        /// How many were not looked at.
+        behind: i64,
+    },
     /// A stored value that this version does not understand.
     #[error(
         "could not read column `{column}` of table `{table}`: `{value}` is not a value this version knows"
@@ -297,7 +305,9 @@ impl StoreError {
     #[must_use]
     pub const fn failure(&self) -> StoreFailure {
         match self {
-            Self::Busy { .. } | Self::Overtaken => StoreFailure::Transient,
+            Self::Busy { .. } | Self::Overtaken | Self::NotIndexed { .. } => {
+                StoreFailure::Transient
+            }
             Self::Full { .. } => StoreFailure::Space,
             Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }
@@ -336,6 +346,7 @@ impl StoreError {
         match self {
             Self::KeyNameTaken { .. } | Self::Overtaken => ErrorCode::Conflict,
             Self::UnknownServer { .. } => ErrorCode::ServerNotFound,
+            Self::NotIndexed { .. } => ErrorCode::LimitReached,
             Self::BadCursor { .. }
             | Self::BadText { .. }
             | Self::TooManySums { .. }
@@ -395,6 +406,7 @@ impl StoreError {
             | Self::BadCursor { .. }
             | Self::BadText { .. }
             | Self::TooManySums { .. }
+            | Self::NotIndexed { .. }
             | Self::Spool { .. }
             | Self::BadRange { .. }
             | Self::Overtaken

@@ -4,6 +4,7 @@ mod chain;
 mod export;
 mod index;
 mod kills;
+mod scan;
 mod upkeep;
 mod words;
 

@@ -72,10 +72,9 @@ async fn rows(client: &Client) -> Result<Vec<Row>, CliError> {
     loop {
         let ask = Ask::get(&["mcp", "audit"]).with("limit", Some("500")).with("cursor", cursor);
         let page: Page = client.request(ask).await?.parse()?;
-        let ended = page.calls.is_empty();
         rows.extend(page.calls);
         cursor = page.next_cursor;
-        if ended || cursor.is_none() {
+        if cursor.is_none() {
             return Ok(rows);
         }
     }

@@ -67,7 +67,7 @@ impl SqliteStore {
     pub(in crate::store) async fn audit_oldest(&self) -> Result<Option<Timestamp>, StoreError> {
         let oldest: Option<i64> =
             sqlx::query_scalar("select started_at_ms from calls order by seq limit 1")
-                .fetch_optional(&self.audit.readers)
+                .fetch_optional(&self.audit.own)
                 .await?;
         Ok(oldest.map(Timestamp::from_millis))
     }

@@ -135,7 +135,10 @@ struct Database {
     writer: Mutex<Option<SqliteConnection>>,
     /// How long the writer waits for another process' lock, in milliseconds.
     patience: AtomicU64,
+    /// For what is asked from outside.
     readers: SqlitePool,
+    /// For upkeep and metrics, which do not wait for what is asked from outside.
+    own: SqlitePool,
     /// Whether the whole file was found good when it was opened.
     checked: bool,
     /// Tells a check that goes on beside the traffic to stop.
@@ -221,17 +224,11 @@ impl Database {
         }
         let writer_options = options.clone().pragma("synchronous", "full");
         let options = options.pragma("query_only", "on");
-        let readers = PoolOptions::<Sqlite>::new()
-            .max_connections(READERS)
-            .acquire_timeout(BUSY_TIMEOUT)
-            .test_before_acquire(false)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_lazy_with(options.clone());
+        let (readers, own) = (pool(READERS, options.clone()), pool(1, options.clone()));
         let writer = Mutex::new(Some(writer));
         let closing = Arc::new(AtomicBool::new(false));
         let patience = AtomicU64::new(millis(BUSY_TIMEOUT));
-        Ok(Self { path, options, writer_options, writer, patience, readers, checked, closing })
+        Ok(Self { path, options, writer_options, writer, patience, readers, own, checked, closing })
     }
 
     /// The one connection that writes. Nothing but the database may be awaited while it is held.
@@ -270,7 +267,7 @@ impl Database {
 
     async fn close(&self) -> Result<(), StoreError> {
         self.closing.store(true, Ordering::Relaxed);
-        self.readers.close().await;
+        tokio::join!(self.readers.close(), self.own.close());
         let Some(mut writer) = self.writer.lock().await.take() else {
             return Ok(());
         };
@@ -295,6 +292,17 @@ impl Database {
     fn size(&self) -> FileSize {
         size_of(&self.path)
     }
+}
+
+/// Connections that are opened when they are needed, and then stay.
+fn pool(most: u32, options: SqliteConnectOptions) -> SqlitePool {
+    PoolOptions::<Sqlite>::new()
+        .max_connections(most)
+        .acquire_timeout(BUSY_TIMEOUT)
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_lazy_with(options)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -60,6 +60,16 @@ impl SqliteStore {
         Ok(Stretch { calls, reached })
     }
 
+    /// All connections that questions from outside are answered with.
+    #[cfg(test)]
+    pub(in crate::store) async fn hold_readers(&self) -> Vec<sqlx::pool::PoolConnection<Sqlite>> {
+        let mut held = Vec::new();
+        for _ in 0..super::READERS {
+            held.extend(self.audit.readers.acquire().await);
+        }
+        held
+    }
+
     pub(in crate::store) async fn audit_newest(&self) -> Result<i64, StoreError> {
         let newest: Option<i64> =
             sqlx::query_scalar("select max(seq) from calls").fetch_one(&self.audit.readers).await?;

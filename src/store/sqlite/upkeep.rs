@@ -79,7 +79,7 @@ impl SqliteStore {
 
     /// The last row of the next run; `None` when nothing is to go.
     async fn due(&self, until: PruneUntil, now: Timestamp) -> Result<Option<i64>, StoreError> {
-        let mut reader = self.audit.readers.acquire().await?;
+        let mut reader = self.audit.own.acquire().await?;
         match until {
             PruneUntil::Before(cutoff) => due_by_age(&mut reader, cutoff, now).await,
             PruneUntil::Fits(bytes) => due_by_size(&mut reader, bytes).await,
@@ -112,7 +112,7 @@ impl SqliteStore {
         pace: &mut Pace,
         log: &mut Log,
     ) -> Result<Option<(u64, i64)>, StoreError> {
-        let mut reader = self.audit.readers.acquire().await?;
+        let mut reader = self.audit.own.acquire().await?;
         let Some(last) = step_end(&mut reader, through, pace.size()).await? else {
             return Ok(None);
         };
@@ -159,7 +159,7 @@ impl SqliteStore {
         let mut unused = i64::MAX;
         loop {
             let left: i64 =
-                sqlx::query_scalar("pragma freelist_count").fetch_one(&self.audit.readers).await?;
+                sqlx::query_scalar("pragma freelist_count").fetch_one(&self.audit.own).await?;
             // A file from before pages could be given back keeps them.
             if left == 0 || left >= unused {
                 return Ok(pace.longest());
@@ -191,7 +191,7 @@ impl SqliteStore {
         let mut pace = Pace::new(least, first, most);
         let mut after = 0;
         let head: i64 = sqlx::query_scalar("select head_seq from ledger where id = 1")
-            .fetch_one(&self.audit.readers)
+            .fetch_one(&self.audit.own)
             .await?;
         while after < head {
             let (rows, next) = self.payloads_of(of, after, head).await?;
@@ -244,7 +244,7 @@ impl SqliteStore {
             EraseOf::Call(id) => query.bind(id.as_bytes().as_slice()),
             EraseOf::Caller(name) => query.bind(name).bind(after).bind(last),
         };
-        let rows = query.fetch_all(&self.audit.readers).await?;
+        let rows = query.fetch_all(&self.audit.own).await?;
         let rows = rows.iter().map(seq_and_length).collect::<Result<_, _>>()?;
         Ok((rows, last))
     }

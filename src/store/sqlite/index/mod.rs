@@ -12,6 +12,7 @@ mod postings;
 mod refresh;
 mod retain;
 mod rollup;
+mod scan;
 mod search;
 mod stats;
 mod text;
@@ -26,15 +27,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
-use sqlx::pool::PoolOptions;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool, raw_sql,
-};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection, SqlitePool, raw_sql};
 use tokio::sync::Mutex;
 
 use super::file_system::log_pages;
-use super::{BUSY_TIMEOUT, READERS, SqliteStore, begin_writing, create_private, files};
+use super::{BUSY_TIMEOUT, READERS, SqliteStore, begin_writing, create_private, files, pool};
 use crate::model::Timestamp;
 use crate::store::{IndexState, StoreError};
 
@@ -235,14 +233,7 @@ impl Index {
 
     fn with_readers(&self, writer: SqliteConnection) -> Result<SqliteConnection, StoreError> {
         let options = options(&self.path).pragma("query_only", "on");
-        let pool = PoolOptions::<Sqlite>::new()
-            .max_connections(READERS)
-            .acquire_timeout(BUSY_TIMEOUT)
-            .test_before_acquire(false)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_lazy_with(options);
-        *self.readers.write() = Some(pool);
+        *self.readers.write() = Some(pool(READERS, options));
         Ok(writer)
     }
 
@@ -394,7 +385,7 @@ impl SqliteStore {
             "select started_at_ms + total_us / 1000 from calls where seq > ? order by seq limit 1",
         )
         .bind(seq)
-        .fetch_optional(&self.audit.readers)
+        .fetch_optional(&self.audit.own)
         .await?;
         Ok(Some(ended.map(Timestamp::from_millis)))
     }

@@ -3,6 +3,7 @@
 //! Changes when calls can be looked for differently.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use sqlx::sqlite::SqliteRow;
@@ -10,8 +11,10 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
 
 use super::fts::TextQuery;
 use super::postings::{CHUNK, Places, chunk_of, decode_times, place_of, seq_of};
+use super::scan::{Looked, PATIENCE, Range};
 use super::text::text_table;
 use super::{Dimension, PART, damaged};
+use crate::clock;
 use crate::model::{Outcome, TraceId};
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::audit::{SELECT, call};
@@ -20,8 +23,6 @@ use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
 /// Chunks of the first look; each further one takes twice as many.
 const FIRST_LOOK: i64 = 32;
 const LARGEST_LOOK: i64 = 1024;
-/// Chunks, or rows with text, before other tasks of the thread get a turn.
-const AT_ONCE: usize = 32;
 /// Up to so many candidates each is asked for on its own.
 const FEW: usize = 64;
 /// More hits of a text in a part are not read before it is known which are wanted.
@@ -31,14 +32,6 @@ const MANY_HITS: i64 = 16_384;
 const TRACE_HALF: usize = 8;
 /// Calls of a trace that are looked at at once.
 const OF_TRACE: i64 = 256;
-
-/// Which rows are wanted of the ledger itself.
-struct Range {
-    /// Only later ones.
-    above: i64,
-    /// Only earlier ones.
-    below: i64,
-}
 
 /// What is looked for, in numbers of words: one of each list.
 struct Wanted {
@@ -57,17 +50,30 @@ impl SqliteStore {
         cursor: Option<Cursor>,
         limit: u16,
     ) -> Result<Page<CallRow>, StoreError> {
+        self.audit_page_within(filter, cursor, limit, PATIENCE).await
+    }
+
+    /// The same, looking at rows that are not in the index for so long.
+    pub(in crate::store) async fn audit_page_within(
+        &self,
+        filter: &AuditFilter,
+        cursor: Option<Cursor>,
+        limit: u16,
+        patience: Duration,
+    ) -> Result<Page<CallRow>, StoreError> {
         let text = filter.text.as_deref().map(parse_text).transpose()?;
         let limit = usize::from(limit.max(1));
         let below = cursor.map_or(i64::MAX, |Cursor(seq)| seq);
         let plain = *filter == AuditFilter::default();
+        let until = clock::uptime().plus(patience);
         let indexed = self.index.indexed_seq().await;
         // One more than asked for says whether there is a next page. Without a filter the ledger is
         // as fast as any index.
         let above = if plain { 0 } else { indexed };
         let newest = Range { above, below };
-        let mut rows = self.look_through(filter, text.as_ref(), &newest, limit + 1).await?;
-        if rows.len() <= limit && above > 0 {
+        let Looked { mut rows, mut reached } =
+            self.look_through(filter, text.as_ref(), newest, limit + 1, until).await?;
+        if rows.len() <= limit && above > 0 && reached.is_none() {
             let below = below.min(above.saturating_add(1));
             let need = limit + 1 - rows.len();
             let older = match &filter.trace {
@@ -79,48 +85,20 @@ impl SqliteStore {
                 Err(error) => {
                     self.index.unread(&error);
                     let older = Range { above: 0, below };
-                    rows.extend(self.look_through(filter, text.as_ref(), &older, need).await?);
+                    let older =
+                        self.look_through(filter, text.as_ref(), older, need, until).await?;
+                    rows.extend(older.rows);
+                    reached = older.reached;
                 }
             }
         }
         let more = rows.len() > limit;
         rows.truncate(limit);
-        let next = rows.last().filter(|_| more).map(|row| Cursor(row.seq));
+        let next = match rows.last() {
+            Some(row) if more => Some(Cursor(row.seq)),
+            _ => reached.map(Cursor),
+        };
         Ok(Page { rows, next, index: self.index_state_at(indexed).await? })
-    }
-
-    /// Looks at every row of the range, the newest first.
-    async fn look_through(
-        &self,
-        filter: &AuditFilter,
-        text: Option<&TextQuery>,
-        range: &Range,
-        need: usize,
-    ) -> Result<Vec<CallRow>, StoreError> {
-        if range.below <= range.above.saturating_add(1) {
-            return Ok(Vec::new());
-        }
-        let mut query = ledger_query(filter, text.is_some(), range);
-        let mut rows = Vec::new();
-        if text.is_none() {
-            query.push(" limit ").push_bind(i64::try_from(need).unwrap_or(i64::MAX));
-        }
-        let mut found = query.build().fetch(&self.audit.readers);
-        let mut seen = 0_usize;
-        while let Some(row) = found.try_next().await? {
-            seen += 1;
-            if seen.is_multiple_of(AT_ONCE) {
-                tokio::task::yield_now().await;
-            }
-            if text.is_some_and(|text| !has_text(text, &row)) {
-                continue;
-            }
-            rows.push(call(&row)?);
-            if rows.len() >= need {
-                break;
-            }
-        }
-        Ok(rows)
     }
 
     /// The newest calls below `below` by the index.
@@ -632,22 +610,6 @@ impl Wanted {
         query.push(either).push(" order by c.chunk desc");
         query
     }
-}
-
-/// The calls of a range of the ledger that the filter wants, newest first; its text is left to
-/// whoever reads them.
-fn ledger_query(filter: &AuditFilter, with_text: bool, range: &Range) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new(SELECT);
-    if with_text {
-        query.push(", p.arguments, p.result from calls c left join payloads p on p.seq = c.seq");
-    } else {
-        query.push(" from calls c");
-    }
-    query.push(" where c.seq > ").push_bind(range.above);
-    query.push(" and c.seq < ").push_bind(range.below);
-    push_filter(&mut query, filter);
-    query.push(" order by c.seq desc");
-    query
 }
 
 /// The filter but for its text, as conditions on `calls c`.

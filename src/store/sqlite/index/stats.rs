@@ -10,12 +10,15 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, SqlitePool};
 
 use super::follow::{HOUR, MINUTE, is_fault};
 use super::rollup::{Cell, CellKey, for_each};
+use super::scan::{LOOKED_AT, PATIENCE};
 use super::search::push_filter;
 use super::{Dimension, damaged};
-use crate::model::{Outcome, Timestamp};
+use crate::clock;
+use crate::model::{Outcome, Timestamp, Uptime};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{
-    AuditFilter, Stats, StatsBy, StatsPer, StatsQuery, StatsRow, StoreError, StoreFailure,
+    AuditFilter, IndexState, Stats, StatsBy, StatsPer, StatsQuery, StatsRow, StoreError,
+    StoreFailure,
 };
 
 const DAY: i64 = 24 * HOUR;
@@ -58,6 +61,9 @@ impl Sum {
 fn is_answer(outcome: Option<Outcome>) -> bool {
     matches!(outcome, Some(Outcome::Ok | Outcome::ToolError))
 }
+
+/// Sums by when their span begins, and name.
+type Latest = HashMap<(i64, Option<String>), Sum>;
 
 /// From when until when, in whole minutes.
 #[derive(Clone, Copy)]
@@ -168,12 +174,27 @@ impl SqliteStore {
         &self,
         query: &StatsQuery,
     ) -> Result<Stats, StoreError> {
+        self.audit_stats_within(query, PATIENCE).await
+    }
+
+    /// The same, looking at calls that are not in the index for so long.
+    pub(in crate::store) async fn audit_stats_within(
+        &self,
+        query: &StatsQuery,
+        patience: Duration,
+    ) -> Result<Stats, StoreError> {
         let span = Span::of(query);
+        let until = clock::uptime().plus(patience);
         let summed = match self.index.readers() {
             None => None,
-            Some(readers) => match self.sums(&readers, query, span).await {
+            Some(readers) => match self.sums(&readers, query, span, until).await {
                 Ok(summed) => Some(summed),
-                Err(error) if error.failure() == StoreFailure::Request => return Err(error),
+                Err(error)
+                    if error.failure() == StoreFailure::Request
+                        || matches!(error, StoreError::NotIndexed { .. }) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => {
                     self.index.unread(&error);
                     None
@@ -183,7 +204,7 @@ impl SqliteStore {
         let (mut rows, indexed) = match summed {
             Some(summed) => summed,
             None => {
-                let latest = self.latest(query, span, 0).await?;
+                let latest = self.latest(query, span, 0, until).await?;
                 let row = |((start, name), sum): ((i64, Option<String>), Sum)| {
                     sum.row(start, name, &query.within)
                 };
@@ -205,13 +226,14 @@ impl SqliteStore {
         readers: &SqlitePool,
         query: &StatsQuery,
         span: Span,
+        until: Uptime,
     ) -> Result<(Vec<StatsRow>, i64), StoreError> {
         // One transaction: the sums go as far as it says.
         let mut transaction = readers.begin().await?;
         let indexed: i64 = sqlx::query_scalar("select indexed_seq from state")
             .fetch_one(&mut *transaction)
             .await?;
-        let latest = self.latest(query, span, indexed).await?;
+        let latest = self.latest(query, span, indexed, until).await?;
         let (mut latest, mut names) = by_number(&mut transaction, query.by, latest).await?;
         let mut rows: Vec<(i64, StatsRow)> = Vec::new();
         if let Some(filter) = Filter::resolve(&mut transaction, query).await? {
@@ -288,20 +310,50 @@ impl SqliteStore {
         .ok_or_else(|| damaged(&self.index.path, "rollups"))
     }
 
-    /// What came after the index.
+    /// What came after the index. Without it that may be all of the ledger: what cannot be summed in
+    /// the time that an answer may take is refused.
     async fn latest(
         &self,
         query: &StatsQuery,
         span: Span,
-        indexed: i64,
-    ) -> Result<HashMap<(i64, Option<String>), Sum>, StoreError> {
-        let mut sums: HashMap<(i64, Option<String>), Sum> = HashMap::new();
+        mut indexed: i64,
+        until: Uptime,
+    ) -> Result<Latest, StoreError> {
+        let mut sums = Latest::new();
+        loop {
+            // Numbers may be missing; a hole must not cost a statement for each of its parts.
+            let first: Option<i64> = sqlx::query_scalar("select min(seq) from calls where seq > ?")
+                .bind(indexed)
+                .fetch_one(&self.audit.readers)
+                .await?;
+            let Some(first) = first else { return Ok(sums) };
+            let last = first.saturating_add(LOOKED_AT - 1);
+            self.add_latest(query, span, (first, last), &mut sums).await?;
+            indexed = last;
+            if clock::uptime() >= until {
+                let IndexState { behind, .. } = self.index_state_at(indexed).await?;
+                if behind > 0 {
+                    return Err(StoreError::NotIndexed { behind });
+                }
+            }
+        }
+    }
+
+    /// Adds the calls with numbers from the first to the last.
+    async fn add_latest(
+        &self,
+        query: &StatsQuery,
+        span: Span,
+        (first, last): (i64, i64),
+        sums: &mut Latest,
+    ) -> Result<(), StoreError> {
         let mut sql = QueryBuilder::<Sqlite>::new(
             "select c.server, c.tool, c.upstream_tool, c.caller, c.outcome, c.started_at_ms,
                     c.total_us, c.request_bytes, c.response_bytes, c.error_code
-             from calls c where c.seq > ",
+             from calls c where c.seq >= ",
         );
-        sql.push_bind(indexed).push(" and c.started_at_ms >= ").push_bind(span.since);
+        sql.push_bind(first).push(" and c.seq <= ").push_bind(last);
+        sql.push(" and c.started_at_ms >= ").push_bind(span.since);
         sql.push(" and c.started_at_ms < ").push_bind(span.until);
         // Only what sums are kept by.
         let filter = AuditFilter {
@@ -345,7 +397,7 @@ impl SqliteStore {
                 return Err(StoreError::TooManySums { most: MOST_ROWS });
             }
         }
-        Ok(sums)
+        Ok(())
     }
 }
 
@@ -396,7 +448,7 @@ type Spans = BTreeMap<i64, HashMap<i64, Sum>>;
 async fn by_number(
     connection: &mut SqliteConnection,
     by: StatsBy,
-    latest: HashMap<(i64, Option<String>), Sum>,
+    latest: Latest,
 ) -> Result<(Spans, HashMap<i64, String>), StoreError> {
     let dimension = match by {
         StatsBy::Server => Dimension::Server,
