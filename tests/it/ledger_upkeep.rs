@@ -118,6 +118,9 @@ async fn the_ledger_is_purged_and_erased_by_command() {
     }
     assert_eq!(verified(router.folder.path(), &data).await["erased"], 3_000);
 
+    let future = ["audit", "purge", "--before", "2999-01-01", "--yes"];
+    let refused = router.run(&future).await.expect(1);
+    assert!(refused.err.contains("has not come yet"), "{refused:?}");
     let purged = router.run(&["--json", "audit", "purge", "--before", "1h", "--yes"]).await;
     let purged = purged.expect(0).json();
     assert!(purged["rows"].as_u64().unwrap() >= 3_000, "{purged}");

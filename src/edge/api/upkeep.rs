@@ -27,6 +27,12 @@ pub(super) async fn purge(
     let before =
         body::string(&object, "before")?.ok_or_else(|| ApiError::invalid("`before` is missing"))?;
     let cutoff = audit::point("before", &before)?;
+    let now = crate::clock::timestamp();
+    if cutoff > now {
+        return Err(ApiError::invalid(format!(
+            "`before`: {cutoff} has not come yet (it is {now}); say a time that is past"
+        )));
+    }
     let detail = serde_json::json!({ "before": cutoff.to_string() });
     record(&edge, &context, "audit.purge", detail).await?;
     let (retention, actor) = (Arc::clone(&edge.retention), Arc::clone(&context.caller.name));

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::model::Timestamp;
 use crate::store::export::PRUNED;
 use crate::store::upkeep::{Pace, ranges};
-use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, StoreError};
+use crate::store::{CALL_STARTED, EntryRow, EraseOf, Erased, PruneUntil, Pruned, StoreError};
 
 /// Rows that one entry in the chain lets go.
 const RUN: usize = 50_000;
@@ -39,6 +39,9 @@ const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
 const STEP_PAGES: [u64; 3] = [16, 64, 1_024];
 /// Fewer rows than this are not pruned for their size: it is not they who take the space.
 const FEWEST: i64 = 1_000;
+
+/// A call that began longer ago is not under way: its end is missing.
+const LONGEST_CALL: Duration = Duration::from_hours(24);
 
 /// The numbers of the oldest and the newest row.
 const BOUNDS: &str = "select
@@ -80,9 +83,14 @@ impl SqliteStore {
     /// The last row of the next run; `None` when nothing is to go.
     async fn due(&self, until: PruneUntil, now: Timestamp) -> Result<Option<i64>, StoreError> {
         let mut reader = self.audit.own.acquire().await?;
-        match until {
-            PruneUntil::Before(cutoff) => due_by_age(&mut reader, cutoff, now).await,
-            PruneUntil::Fits(bytes) => due_by_size(&mut reader, bytes).await,
+        let due = match until {
+            // What comes in while this runs is not old.
+            PruneUntil::Before(cutoff) => due_by_age(&mut reader, cutoff.min(now), now).await?,
+            PruneUntil::Fits(bytes) => due_by_size(&mut reader, bytes).await?,
+        };
+        match due {
+            Some(due) => before_calls_under_way(&mut reader, due, now).await,
+            None => Ok(None),
         }
     }
 
@@ -354,6 +362,36 @@ async fn due_by_size(reader: &mut SqliteConnection, bytes: u64) -> Result<Option
     .fetch_one(&mut *reader)
     .await?;
     Ok(through)
+}
+
+/// The last row up to `due` that is not after the beginning of a call that is under way: without it, nobody
+/// would know of the call when the router is cut off.
+async fn before_calls_under_way(
+    reader: &mut SqliteConnection,
+    due: i64,
+    now: Timestamp,
+) -> Result<Option<i64>, StoreError> {
+    let first: Option<i64> = sqlx::query_scalar(
+        "select min(e.seq) from entries e
+         where e.seq <= ?1 and e.kind = ?2 and e.at_ms > ?3
+            and e.seq > coalesce((select seq from entries
+                where kind in ('audit.started', 'audit.stopped') order by seq desc limit 1), 0)
+            and not exists
+                (select 1 from calls c where c.id = unhex(replace(e.subject, '-', '')))",
+    )
+    .bind(due)
+    .bind(CALL_STARTED)
+    .bind(now.minus(LONGEST_CALL).as_millis())
+    .fetch_one(&mut *reader)
+    .await?;
+    let Some(first) = first else { return Ok(Some(due)) };
+    Ok(sqlx::query_scalar(
+        "select max(seq) from (select max(seq) as seq from calls where seq < ?1
+            union all select max(seq) from entries where seq < ?1)",
+    )
+    .bind(first)
+    .fetch_one(&mut *reader)
+    .await?)
 }
 
 /// Bytes of the pages that hold something.

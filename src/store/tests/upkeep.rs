@@ -13,7 +13,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::store::chain::CALL_COLUMNS;
-use crate::store::{AUDIT_STARTED, AUDIT_STOPPED, EntryRow, EraseOf, Fault, PruneUntil, Verified};
+use crate::store::{
+    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, EntryRow, EraseOf, Fault, PruneUntil, Verified,
+};
 
 pub(super) const DAY: i64 = 86_400_000;
 pub(super) const NOW: i64 = 200 * DAY;
@@ -263,6 +265,59 @@ async fn a_row_from_the_future_keeps_nothing() {
     store.append_calls(&calls).await.unwrap();
     let pruned = store.prune(PruneUntil::Before(at(100 * DAY)), "router", at(NOW)).await.unwrap();
     assert_eq!((pruned.rows, pruned.through), (3, 3));
+    good(&verified(&folder).await);
+}
+
+/// Rows that come in while the ledger is pruned are not old, whatever time was said.
+#[tokio::test(flavor = "multi_thread")]
+async fn pruning_ends_although_its_time_has_not_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    fill(&store, 0..4, 250).await;
+    let pruning = {
+        let store = store.clone();
+        let until = PruneUntil::Before(at(NOW + 900 * DAY));
+        tokio::spawn(async move { store.prune(until, "ops", at(4 * DAY)).await.unwrap() })
+    };
+    while !pruning.is_finished() {
+        store.append_calls(&[on_day(5, 1)]).await.unwrap();
+    }
+    let pruned = pruning.await.unwrap();
+    assert_eq!(pruned.rows, 4 * 251);
+    good(&verified(&folder).await);
+}
+
+/// What is on record of a call that is under way is needed until it ends.
+#[tokio::test]
+async fn the_beginning_of_a_call_stays_until_the_call_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let now = at(50 * DAY);
+    let before = |millis| at(50 * DAY - millis);
+    let begun = |call: &CallRow, at| EntryRow {
+        at,
+        kind: CALL_STARTED.to_owned(),
+        subject: call.id.to_string(),
+        ..note(1)
+    };
+    let [lost, earlier, ended, under_way] = [1, 2, 3, 4].map(|number| on_day(49, number));
+    let started = |at| EntryRow { at, kind: AUDIT_STARTED.to_owned(), ..note(1) };
+    // Without an end: long ago, and of an earlier run.
+    let entries = [
+        begun(&lost, before(3 * DAY)),
+        begun(&earlier, before(9_000)),
+        started(before(8_000)),
+        begun(&ended, before(7_000)),
+    ];
+    store.append_ledger(&entries, &[ended]).await.unwrap();
+    store.append_ledger(&[begun(&under_way, before(6_000))], &[]).await.unwrap();
+    store.append_ledger(&[note(1)], &[on_day(49, 5)]).await.unwrap();
+    let prune = async || store.prune(PruneUntil::Before(now), "ops", now).await.unwrap();
+    assert_eq!(prune().await.through, 5);
+    assert_eq!(store.audit_entries(0, 10).await.unwrap().first().map(|entry| entry.seq), Some(6));
+    assert_eq!(prune().await.rows, 0);
+    store.append_calls(&[under_way]).await.unwrap();
+    assert!(prune().await.through >= 8);
     good(&verified(&folder).await);
 }
 
