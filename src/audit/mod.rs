@@ -7,6 +7,7 @@ mod begun;
 mod checkpoints;
 mod disk;
 mod entry;
+mod events;
 mod export;
 mod query;
 mod retention;
@@ -18,6 +19,7 @@ pub use crate::config::{Durability, IntentMode};
 pub use crate::redact::{Redactor, Secrets, Strictness};
 pub use begun::CallBegun;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
+pub use events::{EventRecord, EventRecordPage};
 pub use export::{Encoder, ExportFormat};
 pub use query::{
     AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, CallStats,

@@ -384,7 +384,7 @@ fn hex(hash: [u8; 32]) -> String {
 }
 
 /// Kept text as it goes out: as JSON when it is JSON, so that numbers beyond any type survive.
-fn json_or_string(text: &str) -> Box<RawValue> {
+pub(super) fn json_or_string(text: &str) -> Box<RawValue> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     RawValue::from_string(text.to_owned())
         .or_else(|_not_json| RawValue::from_string(quoted(text)))

@@ -3,6 +3,7 @@
 //! Changes when the ledger can be asked for differently. What is shown of it is the files' of its
 //! commands.
 
+mod events;
 mod export;
 mod list;
 mod replay;
@@ -60,6 +61,11 @@ enum Action {
         after_help = "Examples:\n  switchyard audit tail\n  switchyard audit tail -f --server github\n  switchyard audit tail -f -n 0 --json | jq -c 'select(.outcome != \"ok\")'\n\nWith -f it waits for a router that restarts, and goes on where it was: no call is missing or\nshown twice."
     )]
     Tail(tail::Args),
+    /// List what is on record beside calls: acts, changes of tools, breakers, the ledger itself
+    #[command(
+        after_help = "Examples:\n  switchyard audit events --since 1d\n  switchyard audit events --kind 'server.*' --actor laptop\n  switchyard audit events --kind audit.gap --json"
+    )]
+    Events(events::Args),
     /// Write all calls that match, the oldest first
     #[command(
         after_help = "Examples:\n  switchyard audit export --since 7d --out calls.jsonl\n  switchyard audit export --format csv --server github --out github.csv\n  switchyard audit export --payloads --outcome tool_error | jq -c '[.tool, .arguments]'\n  switchyard audit export --format chain --out ledger.jsonl && switchyard audit verify --export ledger.jsonl\n\nA file appears under its name when it is complete, readable by its owner only. CSV has one line for\neach call, without its attempts; what a spreadsheet would take for a formula has a ' in front."
@@ -133,6 +139,10 @@ struct Filter {
 const PAGE: usize = 500;
 /// Below this width a time does without year and milliseconds.
 const NARROW: usize = 110;
+
+fn list_limit(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|limit| *limit > 0).ok_or_else(|| "not a number from 1 on".to_owned())
+}
 
 fn is_narrow(out: &Output) -> bool {
     out.width.is_some_and(|width| width < NARROW)
@@ -259,6 +269,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         Action::Show { id } => show::show(context, &id.to_string()).await,
         Action::Stats(args) => stats::run(context, args).await,
         Action::Tail(args) => tail::tail(context, args).await,
+        Action::Events(args) => events::run(context, args).await,
         Action::Export(args) => export::export(context, args).await,
         Action::Replay(args) => Box::pin(replay::run(context, args)).await,
         Action::Verify(args) => verify::run(context, args).await,

@@ -6,6 +6,7 @@
 
 mod chain;
 mod checkpoint;
+mod entries;
 mod error;
 mod export;
 mod journal;
@@ -32,6 +33,7 @@ use crate::model::{
 
 pub use chain::{Digester, Hash};
 pub use checkpoint::Checkpoint;
+pub use entries::{EntryFilter, EntryPage};
 use journal::Journal;
 
 pub use error::{StoreError, StoreFailure};

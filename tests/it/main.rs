@@ -36,6 +36,7 @@ mod input;
 mod isolated;
 mod isolation;
 mod ledger;
+mod ledger_events;
 mod ledger_export;
 mod ledger_faults;
 mod ledger_index;

@@ -5,7 +5,7 @@
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Call, Filter, is_narrow, newest};
+use super::{Call, Filter, is_narrow, list_limit, newest};
 use crate::cli::table::{Cell, Style, Table};
 use crate::cli::{CliError, Context, Status, when};
 
@@ -29,10 +29,6 @@ impl Default for Args {
     fn default() -> Self {
         Self { filter: Filter::default(), limit: DEFAULT_LIMIT, ids: false }
     }
-}
-
-fn list_limit(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|limit| *limit > 0).ok_or_else(|| "not a number from 1 on".to_owned())
 }
 
 pub(super) async fn list(context: &Context, args: Args) -> Result<Status, CliError> {

@@ -1,6 +1,7 @@
 //! The ledger over HTTP.
 
 mod chain;
+mod events;
 mod export;
 mod tail;
 
@@ -16,6 +17,7 @@ use crate::error::ErrorCode;
 use crate::model::{CallId, Outcome, Timestamp, TraceId, cut_after, nearest, parse_duration};
 use crate::store::AuditFilter;
 
+pub(super) use events::events;
 pub(super) use export::export;
 pub(super) use tail::tail;
 

@@ -72,6 +72,7 @@ pub(super) fn routes(edge: Shared) -> Router {
         .route("/admin/keys/{id}", delete(admin::revoke_key));
     let audit = Router::new()
         .route("/mcp/audit", get(audit::list))
+        .route("/mcp/audit/events", get(audit::events))
         .route("/mcp/audit/export", get(audit::export))
         .route("/mcp/audit/tail", get(audit::tail))
         .route("/mcp/audit/stats", get(audit_stats::stats))

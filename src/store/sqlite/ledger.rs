@@ -210,7 +210,7 @@ async fn pruned_through(
     Ok((hash != key.genesis(&chain, base)).then_some(base))
 }
 
-fn entry(row: &SqliteRow) -> Result<EntryRow, StoreError> {
+pub(super) fn entry(row: &SqliteRow) -> Result<EntryRow, StoreError> {
     Ok(EntryRow {
         seq: row.try_get("seq")?,
         at: Timestamp::from_millis(row.try_get("at_ms")?),

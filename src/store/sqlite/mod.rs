@@ -8,6 +8,7 @@ mod attempts;
 mod audit;
 mod backup;
 mod breakers;
+mod entries;
 mod events;
 mod export;
 mod file_system;

@@ -19,6 +19,7 @@ mod text;
 mod unescape;
 mod varint;
 
+pub(super) use scan::{LOOKED_AT, PATIENCE};
 pub(super) use search::{has_text, parse_text, push_filter};
 
 use std::fs;

@@ -18,9 +18,9 @@ use crate::store::sqlite::audit::{SELECT, call};
 use crate::store::{AuditFilter, CallRow, StoreError};
 
 /// How long rows are looked at for one answer; then it says how far that came.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+pub(in crate::store::sqlite) const PATIENCE: Duration = Duration::from_secs(3);
 /// Numbers that one statement looks at: some tens of milliseconds, also when none is wanted.
-pub(super) const LOOKED_AT: i64 = 16_384;
+pub(in crate::store::sqlite) const LOOKED_AT: i64 = 16_384;
 /// The same where each row's texts are read.
 const LOOKED_INTO: i64 = 1_024;
 /// Rows before other tasks of the thread get a turn.
