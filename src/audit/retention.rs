@@ -106,7 +106,12 @@ impl Retention {
     /// # Errors
     /// What any statement can give; what was removed by then stays so.
     pub async fn purge(&self, cutoff: Timestamp, actor: &str) -> Result<Pruned, StoreError> {
-        self.prune(PruneUntil::Before(cutoff), actor).await
+        let pruned = self.prune(PruneUntil::Before(cutoff), actor).await?;
+        if pruned.rows > 0 {
+            // Whoever asks for it means every word; retention by itself may leave some for a day.
+            self.store.index_forget_below(pruned.through.saturating_add(1)).await?;
+        }
+        Ok(pruned)
     }
 
     /// Erases arguments and results, as `actor` asked for.

@@ -680,9 +680,9 @@ impl Store {
         forward!(self, index_state())
     }
 
-    /// Drops from the index what is of calls before `seq`, which the ledger has no more. In small
-    /// steps, and as far as it lies apart from later ones: at most 8,192 numbers, the text of
-    /// 262,144 and the sums of an hour stay until more is dropped. None of it is found.
+    /// Drops from the index what is of calls before `seq`, which the ledger has no more, in small
+    /// steps. Where others are left in the same 262,144 numbers of text, or in the same minute of
+    /// sums, whoever follows the ledger makes that anew of them. None of it is found meanwhile.
     ///
     /// # Errors
     /// What any statement can give; then it can be repeated.

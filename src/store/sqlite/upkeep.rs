@@ -15,6 +15,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row, SqliteConnection, raw_sql};
 
 use super::backup::REPLACED;
+use super::index::Rest;
 use super::ledger::{Head, append};
 use super::log::Log;
 use super::verify::{ERASED, hash_at, hex};
@@ -74,10 +75,24 @@ impl SqliteStore {
         done.longest = done.longest.max(pace.longest()).max(self.give_back(&mut log).await?);
         if done.rows > 0 {
             log.empty().await?;
-            self.index_forget_below(done.through.saturating_add(1)).await?;
+        }
+        // The rows are gone, whatever becomes of the index; the next run tries again.
+        if let Err(error) = self.forget_in_index().await {
+            tracing::warn!(%error, "old calls could not be taken out of the ledger's index: {error}");
         }
         done.freed_bytes = before.saturating_sub(self.audit.size().database_bytes);
         Ok(done)
+    }
+
+    /// Takes out of the index what the ledger has no more; also what a run that was cut off left there.
+    async fn forget_in_index(&self) -> Result<(), StoreError> {
+        let mut reader = self.audit.own.acquire().await?;
+        let (oldest, _) = bounds(&mut reader).await?;
+        drop(reader);
+        if oldest > 1 {
+            self.forget_below(oldest, Rest::Worth).await?;
+        }
+        Ok(())
     }
 
     /// The last row of the next run; `None` when nothing is to go.

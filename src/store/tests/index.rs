@@ -480,6 +480,11 @@ async fn what_leaves_the_ledger_leaves_the_index() {
         assert_eq!(pages(&model.store, &filter, 7).await.len(), expected);
         model.store.index_forget_below(first).await.unwrap();
         assert_eq!(pages(&model.store, &filter, 7).await.len(), expected);
+        model.store.index_ledger().await.unwrap();
+        model.compare().await;
+        for _ in 0..8 {
+            model.compare_stats(AuditFilter::default()).await;
+        }
         let left = (
             scalar(&path, "select count(*) from parts").await,
             scalar(&path, "select count(*) from words").await,

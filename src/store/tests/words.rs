@@ -189,3 +189,53 @@ async fn text_that_is_made_anew_keeps_no_writer_waiting_for_a_reader() {
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(found(&store, "common").await.len(), 300);
 }
+
+/// What is pruned leaves the index, too: its words, its sums and its space.
+#[tokio::test]
+async fn what_is_pruned_leaves_the_index_and_its_space() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    upkeep::fill(&store, 0..100, 200).await;
+    store.index_ledger().await.unwrap();
+    let bytes = async || {
+        let mut index = alone(folder.path(), "audit-index.db").await;
+        sqlx::raw_sql("pragma wal_checkpoint(truncate)").execute(&mut index).await.unwrap();
+        store.size_bytes().index.database_bytes
+    };
+    let holds = |number: u64| {
+        let said = format!("{number:08}").repeat(3);
+        let file = fs::read(folder.path().join("audit-index.db")).unwrap();
+        memchr::memmem::find(&file, said.as_bytes()).is_some()
+    };
+    let full = bytes().await;
+    assert!(full > 5 << 20 && holds(17_999) && holds(18_000), "{full}");
+    let day = upkeep::DAY;
+    let until = PruneUntil::Before(at(90 * day));
+    let pruned = store.prune(until, "ops", at(upkeep::NOW)).await.unwrap();
+    assert_eq!(pruned.rows, 90 * 201);
+    store.index_ledger().await.unwrap();
+    let left = bytes().await;
+    assert!(left * 100 <= full * 15, "{left} of {full} bytes for a tenth of the calls");
+    assert!(!holds(17_999) && !holds(100) && holds(18_000) && holds(19_999));
+    let query = StatsQuery {
+        by: StatsBy::Server,
+        per: StatsPer::Total,
+        filter: AuditFilter::default(),
+        since: at(0),
+        until: at(200 * day),
+        within: Vec::new(),
+    };
+    let sums = store.audit_stats(&query).await.unwrap();
+    assert_eq!(sums.rows.iter().map(|row| row.calls).sum::<u64>(), 2_000);
+    // Few of a part: later, or when somebody asks for it.
+    let few = PruneUntil::Before(at(91 * day));
+    store.prune(few, "router", at(upkeep::NOW)).await.unwrap();
+    store.index_ledger().await.unwrap();
+    bytes().await;
+    assert!(holds(18_000));
+    store.index_forget_below(91 * 201).await.unwrap();
+    store.index_ledger().await.unwrap();
+    bytes().await;
+    assert!(!holds(18_000) && holds(18_200));
+    assert_eq!(pages(&store, &AuditFilter::default(), 500).await.len(), 1_800);
+}

@@ -9,6 +9,7 @@
 mod follow;
 mod fts;
 mod postings;
+mod recount;
 mod refresh;
 mod retain;
 mod rollup;
@@ -19,6 +20,7 @@ mod text;
 mod unescape;
 mod varint;
 
+pub(super) use retain::Rest;
 pub(super) use scan::{LOOKED_AT, PATIENCE};
 pub(super) use search::{has_text, parse_text, push_filter};
 
@@ -43,7 +45,7 @@ const FILE: &str = "audit-index.db";
 const APPLICATION_ID: i64 = 0x5377_5969;
 
 /// Counts forms of the file. There are no migrations: another form is made anew.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// Rows of a statement that inserts many.
 const CHUNK_OF_ROWS: usize = 50;
@@ -118,8 +120,12 @@ create table parts (
     part       integer primary key not null,
     generation integer not null,
     stale      integer not null,                   -- marks: to be made anew of what is left
-    first_seq  integer not null                    -- nothing in it is of an earlier number
+    first_seq  integer not null,                   -- nothing in it is of an earlier number
+    made_ms    integer not null                    -- when it was begun or made anew
 ) strict;
+
+-- Minutes of which calls were removed: their sums are to be counted anew.
+create table recounts (start integer primary key not null) strict;
 ";
 
 /// What calls can be looked for by.

@@ -14,6 +14,7 @@ use super::postings::CHUNK;
 use super::retain::give_back;
 use super::text::{copy_text, make_text, text_table};
 use super::{Index, PART, options};
+use crate::clock;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::log::Log;
@@ -25,6 +26,8 @@ pub(super) struct Refresh {
     generation: i64,
     /// How often it was marked when that began.
     marks: i64,
+    /// Nothing in the new table is of an earlier number.
+    first: i64,
     /// The last number that is in the new table.
     done: i64,
 }
@@ -66,7 +69,7 @@ impl Follower {
         let mut transaction = self.writer(index).await?.begin().await?;
         mark_erased(&mut transaction).await?;
         transaction.commit().await?;
-        if self.refresh(index).await? {
+        if self.recount(index).await? || self.refresh(index).await? {
             return Ok(true);
         }
         if self.freed {
@@ -106,6 +109,10 @@ impl Follower {
 }
 
 impl Refresh {
+    pub(super) const fn part(&self) -> i64 {
+        self.part
+    }
+
     /// The next part that is marked, with an empty table for it.
     async fn begin(transaction: &mut Transaction<'_, Sqlite>) -> Result<Option<Self>, StoreError> {
         let marked: Option<(i64, i64, i64)> = sqlx::query_as(
@@ -122,7 +129,13 @@ impl Refresh {
         raw_sql(AssertSqlSafe(drop)).execute(&mut **transaction).await?;
         make_text(transaction, part, generation + 1).await?;
         let done = (part * PART).max(oldest.unwrap_or(i64::MAX)) - 1;
-        Ok(Some(Self { part, generation, marks, done }))
+        // Traces are few and found by their id: those of a part are looked through once.
+        sqlx::query("delete from traces where part = ? and seq <= ?")
+            .bind(part)
+            .bind(done)
+            .execute(&mut **transaction)
+            .await?;
+        Ok(Some(Self { part, generation, marks, first: done.saturating_add(1), done }))
     }
 
     /// Retention may have dropped the part meanwhile, or the file was made anew.
@@ -154,11 +167,12 @@ impl Refresh {
         // Marked again since: it is made anew once more.
         let script = format!(
             "update parts set generation = generation + 1, stale = stale - {marks},
-                first_seq = (select coalesce(min(seq), {end} + 1) from ledger.calls
-                    where seq >= {part} * {PART})
+                first_seq = {first}, made_ms = {now}
              where part = {part};
              drop table {old};",
             marks = self.marks,
+            first = self.first,
+            now = clock::timestamp().as_millis(),
             part = self.part,
             old = text_table(self.part, self.generation)
         );

@@ -4,14 +4,18 @@
 //! follower has its turn.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, raw_sql};
 
-use super::postings::chunk_of;
+use super::follow::Follower;
+use super::postings::{Places, chunk_of, encode, encode_times, place_of};
+use super::recount::{note_minutes, times_of};
 use super::rollup::for_each;
 use super::text::text_table;
 use super::{Dimension, Index, PART, damaged};
+use crate::clock;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 
@@ -20,19 +24,50 @@ const CHUNKS_AT_ONCE: i64 = 16;
 /// Calls in traces that are forgotten at once.
 const TRACES_AT_ONCE: i64 = 8192;
 const ROWS_AT_ONCE: i64 = 512;
-/// Pages given back in one step.
+/// Pages given back in one step, and how few are kept for what comes next.
 const PAGES_AT_ONCE: i64 = 1024;
+const PAGES_KEPT: i64 = 64;
+/// A part is made anew when what is left in it is no more than so many times what is gone: else short
+/// retention would index each call many times.
+const WORTH: i64 = 4;
+/// And when it was last made so long ago.
+const LONGEST_REST: Duration = Duration::from_hours(24);
+
+/// When the text of the calls of a part that are gone leaves the index, where others are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store::sqlite) enum Rest {
+    /// At once.
+    Now,
+    /// When it is worth the work, or old.
+    Worth,
+}
 
 impl SqliteStore {
-    /// Drops what is of calls before `seq`, as far as it lies apart from what is of later ones: a
-    /// chunk, a part of the text, an hour.
+    /// Drops what is of calls before `seq`. The text of a part of which some are left is made anew by
+    /// the follower, and so are the sums of their minute.
     pub(in crate::store) async fn index_forget_below(&self, seq: i64) -> Result<(), StoreError> {
+        self.forget_below(seq, Rest::Now).await
+    }
+
+    /// The same; the rest of a part when there is enough of it.
+    pub(in crate::store::sqlite) async fn forget_below(
+        &self,
+        seq: i64,
+        rest: Rest,
+    ) -> Result<(), StoreError> {
         let chunk = chunk_of(seq);
+        {
+            let mut follower = self.index.follower.lock().await;
+            let mut transaction = follower.writer(&self.index).await?.begin().await?;
+            note_minutes(&mut transaction, &self.index, seq).await?;
+            transaction.commit().await?;
+        }
         loop {
             let mut follower = self.index.follower.lock().await;
             follower.forget_memory();
             let writer = follower.writer(&self.index).await?;
             if !forget_chunks(writer, chunk).await? {
+                trim_chunk(writer, &self.index, seq).await?;
                 break;
             }
         }
@@ -45,6 +80,7 @@ impl SqliteStore {
         loop {
             let mut follower = self.index.follower.lock().await;
             if !forget_part(follower.writer(&self.index).await?, seq / PART).await? {
+                follower.mark_rest(&self.index, seq, rest).await?;
                 break;
             }
         }
@@ -55,12 +91,8 @@ impl SqliteStore {
             }
         }
         self.forget_words(chunk).await?;
-        loop {
-            let mut follower = self.index.follower.lock().await;
-            if !give_back(follower.writer(&self.index).await?).await? {
-                return Ok(());
-            }
-        }
+        self.index.follower.lock().await.freed = true;
+        Ok(())
     }
 
     async fn forget_words(&self, chunk: i64) -> Result<(), StoreError> {
@@ -101,6 +133,98 @@ impl SqliteStore {
             transaction.commit().await?;
         }
     }
+}
+
+impl Follower {
+    /// Marks the text of the part of which calls before `seq` are gone and later ones left.
+    async fn mark_rest(&mut self, index: &Index, seq: i64, rest: Rest) -> Result<(), StoreError> {
+        let part = seq.div_euclid(PART);
+        // What is being made anew may have calls that are gone by now.
+        let begun = self.refreshing.as_ref().is_some_and(|begun| begun.part() == part);
+        sqlx::query(
+            "update parts set stale = stale + 1
+             where part = ?1 and first_seq < ?2 and (stale = 0 or ?3) and (?4 or made_ms <= ?5
+                or (?2 - first_seq) * ?6
+                    >= min((part + 1) * ?7, (select indexed_seq from state) + 1) - ?2)",
+        )
+        .bind(part)
+        .bind(seq)
+        .bind(begun)
+        .bind(rest == Rest::Now)
+        .bind(clock::timestamp().minus(LONGEST_REST).as_millis())
+        .bind(WORTH)
+        .bind(PART)
+        .execute(self.writer(index).await?)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Takes the calls before `seq` out of their chunk.
+async fn trim_chunk(
+    writer: &mut SqliteConnection,
+    index: &Index,
+    seq: i64,
+) -> Result<(), StoreError> {
+    let (chunk, first) = (chunk_of(seq), place_of(seq));
+    let mut transaction = writer.begin().await?;
+    let all = times_of(&mut transaction, index, chunk).await?;
+    let kept: Vec<(u16, i64)> = all.iter().copied().filter(|(place, _)| *place >= first).collect();
+    if kept.len() == all.len() {
+        return Ok(());
+    }
+    let (places, times): (Vec<u16>, Vec<i64>) = kept.into_iter().unzip();
+    let bounds = times.iter().min().zip(times.iter().max());
+    for sql in ["delete from times where chunk = ?", "delete from chunks where chunk = ?"] {
+        sqlx::query(sql).bind(chunk).execute(&mut *transaction).await?;
+    }
+    if let Some((min, max)) = bounds {
+        sqlx::query("insert into chunks values (?, ?, ?)")
+            .bind(chunk)
+            .bind(*min)
+            .bind(*max)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("insert into times values (?, ?, ?)")
+            .bind(chunk)
+            .bind(encode(&places))
+            .bind(encode_times(&times))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    let postings = sqlx::query("select word, places from postings where chunk = ?")
+        .bind(chunk)
+        .fetch_all(&mut *transaction)
+        .await?;
+    for row in postings {
+        let word: i64 = row.try_get(0)?;
+        let found =
+            Places::decode(row.try_get(1)?).ok_or_else(|| damaged(&index.path, "postings"))?;
+        let kept: Vec<u16> = found.ascending().filter(|place| *place >= first).collect();
+        if kept.is_empty() {
+            sqlx::query("delete from postings where chunk = ? and word = ?")
+                .bind(chunk)
+                .bind(word)
+                .execute(&mut *transaction)
+                .await?;
+            // It is in no later one, unless it says so.
+            sqlx::query("update words set last_chunk = ?1 - 1 where id = ?2 and last_chunk = ?1")
+                .bind(chunk)
+                .bind(word)
+                .execute(&mut *transaction)
+                .await?;
+        } else if kept.len() < found.ascending().count() {
+            sqlx::query("update postings set places = ? where chunk = ? and word = ?")
+                .bind(encode(&kept))
+                .bind(chunk)
+                .bind(word)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        tokio::task::yield_now().await;
+    }
+    transaction.commit().await?;
+    Ok(())
 }
 
 async fn forget_chunks(writer: &mut SqliteConnection, below: i64) -> Result<bool, StoreError> {
@@ -189,12 +313,11 @@ async fn words_of_sums(
 /// Gives free pages back to the file system; `false` when few are left, which merges use again.
 pub(super) async fn give_back(writer: &mut SqliteConnection) -> Result<bool, StoreError> {
     let free: i64 = sqlx::query_scalar("pragma freelist_count").fetch_one(&mut *writer).await?;
-    if free < PAGES_AT_ONCE {
+    if free <= PAGES_KEPT {
         return Ok(false);
     }
+    let pages = (free - PAGES_KEPT).min(PAGES_AT_ONCE);
     // Each page is a step of the statement.
-    raw_sql(AssertSqlSafe(format!("pragma incremental_vacuum({PAGES_AT_ONCE})")))
-        .execute(writer)
-        .await?;
+    raw_sql(AssertSqlSafe(format!("pragma incremental_vacuum({pages})"))).execute(writer).await?;
     Ok(true)
 }

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
 
 use super::unescape::unescaped;
 use super::{CHUNK_OF_ROWS, PART};
+use crate::clock;
 use crate::store::StoreError;
 
 /// Rows with payloads that are read at once, and bytes of them unless one has more.
@@ -39,9 +40,10 @@ pub(super) async fn write_text(
         Some(generation) => generation,
         None => {
             make_text(transaction, part, 0).await?;
-            sqlx::query("insert into parts values (?, 0, 0, ?)")
+            sqlx::query("insert into parts values (?, 0, 0, ?, ?)")
                 .bind(part)
                 .bind(after.saturating_add(1))
+                .bind(clock::timestamp().as_millis())
                 .execute(&mut **transaction)
                 .await?;
             0
