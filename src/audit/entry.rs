@@ -200,7 +200,7 @@ impl AuditEntry {
             ResultsLevel::Summary => {
                 self.result = self.result.take().filter(|all| all.len() <= summary::LARGEST_READ);
             }
-            ResultsLevel::Full => {}
+            ResultsLevel::Full | ResultsLevel::Raw => {}
         }
         let errors = self.attempt_list.iter().filter_map(|attempt| attempt.error.as_ref());
         let errors: usize = errors.map(String::len).sum();
@@ -222,10 +222,10 @@ impl AuditEntry {
         let (whole, named) = (self.arguments_bytes, pointers.map(Pointers::arguments));
         let arguments = self.arguments.and_then(|arguments| match arguments_level {
             ArgumentsLevel::None => None,
-            ArgumentsLevel::Redacted => {
+            ArgumentsLevel::Redacted | ArgumentsLevel::Full => {
                 Some(kept(&arguments, whole, named, Strictness::Everything))
             }
-            ArgumentsLevel::Full => Some(kept(&arguments, whole, named, Strictness::KnownSecrets)),
+            ArgumentsLevel::Raw => Some(kept(&arguments, whole, named, Strictness::KnownSecrets)),
         });
         let error = self.error.map(|error| redactor.text(&error, ERROR_TEXT));
         let result = match results_level {
@@ -244,9 +244,13 @@ impl AuditEntry {
                     })
                 })
             }
-            ResultsLevel::Full => {
+            ResultsLevel::Full | ResultsLevel::Raw => {
                 let (whole, named) = (self.response_bytes, pointers.map(Pointers::results));
-                self.result.map(|result| kept(&result, whole, named, Strictness::KnownSecrets))
+                let strictness = match results_level {
+                    ResultsLevel::Raw => Strictness::KnownSecrets,
+                    _ => Strictness::Everything,
+                };
+                self.result.map(|result| kept(&result, whole, named, strictness))
             }
         };
         let tool = match self.tool {

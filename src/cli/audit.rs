@@ -73,7 +73,7 @@ enum Action {
     Export(export::Args),
     /// Make recorded calls of read-only tools again, and compare the answers
     #[command(
-        long_about = "Makes recorded calls again, at the servers that run or at those of a candidate configuration, and compares outcome, shape of the result and time. Only calls of tools that are declared read-only (readOnlyHint), by both, and whose arguments the ledger kept whole: nothing else is ever sent. A result is compared as far as it was kept: with `results: full` by its names and types, with `summary` by its kinds of content.\n\nExit code 1 when an answer differs.",
+        long_about = "Makes recorded calls again, at the servers that run or at those of a candidate configuration, and compares outcome, shape of the result and time. Only calls of tools that are declared read-only (readOnlyHint), by both, and whose arguments the ledger kept whole: nothing else is ever sent. A result is compared as far as it was kept: with `results: full` or `raw` by its names and types, with `summary` by its kinds of content.\n\nExit code 1 when an answer differs.",
         after_help = "Examples:\n  switchyard audit replay --since 1d --tool docs__search --dry-run\n  switchyard audit replay --since 1h --candidate next.yaml\n  switchyard audit replay --server docs --json | jq '.calls[] | select(.same_outcome | not)'"
     )]
     Replay(replay::Args),

@@ -164,9 +164,9 @@ pub(super) struct RawSlo {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLevels {
-    /// `none`, `redacted` or `full`.
+    /// `none`, `redacted` (`full` is the same) or `raw`.
     pub(super) arguments: Option<Field<ArgumentsLevel>>,
-    /// `none`, `summary` or `full`.
+    /// `none`, `summary`, `full` or `raw`.
     pub(super) results: Option<Field<ResultsLevel>>,
     /// JSON pointers to places in arguments and results that are never kept, beside those of the file
     /// and the server; `*` is any member or element.
@@ -185,9 +185,9 @@ pub(super) struct RawLevelRule {
     pub(super) server: Option<Field<String>>,
     /// The tool, as exposed or as its server names it.
     pub(super) tool: Option<Field<String>>,
-    /// `none`, `redacted` or `full`.
+    /// `none`, `redacted` (`full` is the same) or `raw`.
     pub(super) arguments: Option<Field<ArgumentsLevel>>,
-    /// `none`, `summary` or `full`.
+    /// `none`, `summary`, `full` or `raw`.
     pub(super) results: Option<Field<ResultsLevel>>,
 }
 

@@ -469,10 +469,10 @@ choices! {
     crate::model::NamingMode { "prefix" => Self::Prefix, "bare" => Self::Bare }
     crate::model::Replay { "safe" => Self::Safe, "unsafe" => Self::Unsafe }
     crate::model::ArgumentsLevel {
-        "none" => Self::None, "redacted" => Self::Redacted, "full" => Self::Full,
+        "none" => Self::None, "redacted" => Self::Redacted, "full" => Self::Full, "raw" => Self::Raw,
     }
     crate::model::ResultsLevel {
-        "none" => Self::None, "summary" => Self::Summary, "full" => Self::Full,
+        "none" => Self::None, "summary" => Self::Summary, "full" => Self::Full, "raw" => Self::Raw,
     }
     super::AuthMode { "auto" => Self::Auto, "keys" => Self::Keys, "none" => Self::None }
     super::IntentMode {

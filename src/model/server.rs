@@ -309,8 +309,10 @@ pub enum ArgumentsLevel {
     None,
     /// The arguments with secrets replaced.
     Redacted,
-    /// The arguments; known secrets are removed all the same.
+    /// The same; the word that goes with that of results.
     Full,
+    /// The arguments without known secrets and named places, whatever else they hold.
+    Raw,
 }
 
 /// What the ledger keeps of results.
@@ -321,8 +323,10 @@ pub enum ResultsLevel {
     None,
     /// Kinds and sizes of the content, the first line of an error.
     Summary,
-    /// The result; known secrets are removed all the same.
+    /// The result with secrets replaced.
     Full,
+    /// The result without known secrets and named places, whatever else it holds.
+    Raw,
 }
 
 /// Payload levels, each optional: the tool's, else the server's, else the file's. And what is never kept,

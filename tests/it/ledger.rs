@@ -354,7 +354,7 @@ async fn secrets_are_not_in_the_ledger() {
 async fn payload_levels_of_a_server_are_kept() {
     let up = upstream(Options::default()).await;
     let yaml = format!(
-        "mcp_servers:\n  all: {{url: \"{0}\", audit: {{arguments: full, results: full}}}}\n  nothing: {{url: \"{0}\", audit: {{arguments: none, results: none}}}}\n",
+        "mcp_servers:\n  all: {{url: \"{0}\", audit: {{arguments: raw, results: full}}}}\n  nothing: {{url: \"{0}\", audit: {{arguments: none, results: none}}}}\n",
         up.url()
     );
     let app = TestApp::start(&yaml).await.ready().await;

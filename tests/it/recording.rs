@@ -40,7 +40,7 @@ async fn what_is_kept_goes_by_caller_client_server_and_tool() {
             up.url()
         )
     };
-    let rules = "{caller: auditor, arguments: full, results: none}, {caller: 'bot-*', server: up, tool: echo, arguments: none}, {client: shy, arguments: none, results: none}";
+    let rules = "{caller: auditor, arguments: raw, results: none}, {caller: 'bot-*', server: up, tool: echo, arguments: none}, {client: shy, arguments: none, results: none}";
     let app = TestApp::start_with_file(&config(rules)).await.ready().await;
     let auditor = app.keyed("auditor", &["call"]).await;
     let bot = app.keyed("bot-7", &["call"]).await;
@@ -82,7 +82,7 @@ async fn what_is_kept_goes_by_caller_client_server_and_tool() {
     let at_start = &started[0].1["recording"];
     assert_eq!(
         at_start["levels"][0],
-        json!({ "caller": "auditor", "arguments": "full", "results": "none" })
+        json!({ "caller": "auditor", "arguments": "raw", "results": "none" })
     );
     let rules = "{caller: auditor, arguments: none}";
     app.write_config(&config(rules).replace("results: full", "results: full, redact: [/text]"));

@@ -275,8 +275,8 @@ fn configuration(upstream: &Scripted, elsewhere: &Path) -> String {
         "audit:
   durability: strict
   intent: all
-  arguments: full
-  results: full
+  arguments: raw
+  results: raw
   spool: \"{elsewhere}/spool/\"
   checkpoints: \"{elsewhere}/checkpoints\"
 defaults: {{retry_mode: off, circuit_breaker_timeout: 1h}}
@@ -289,6 +289,10 @@ mcp_servers:
     url: \"{url}\"
     circuit_breaker_threshold: 1000000
     audit: {{arguments: redacted, results: summary}}
+  whole:
+    url: \"{url}\"
+    circuit_breaker_threshold: 1000000
+    audit: {{arguments: full, results: full}}
   placed:
     url: \"{url}\"
     audit: {{redact: [/card/number]}}
@@ -377,7 +381,7 @@ async fn redaction_corpus() {
     let router = Router::start_after(&exports(), &yaml).await;
     let mut scene = Scene { router, upstream, told: String::new() };
     eventually(SOON * 4, "the servers are up", || async {
-        for server in ["known", "usual", "placed", "flaky", "talker"] {
+        for server in ["known", "usual", "whole", "placed", "flaky", "talker"] {
             if scene.router.http.server(server).await?["state"] != "up" {
                 return None;
             }
@@ -421,6 +425,12 @@ async fn redaction_corpus() {
             plan += 1;
             let (text, _) = shaped(number);
             scene.plant(plan, told[(number + turn * 4) % told.len()], "usual", &text).await;
+        }
+        // What is kept whole is kept without them, too.
+        for place in [Place::Result, Place::StructuredResult, Place::JsonInResult, Place::Argument]
+        {
+            plan += 1;
+            scene.plant(plan, place, "whole", &shaped(number).0).await;
         }
     }
     let mut waiting = Vec::new();
@@ -482,7 +492,7 @@ async fn redaction_corpus() {
     ] {
         scene.ask(path).await;
     }
-    for server in ["known", "usual", "placed", "flaky", "talker", "telltale"] {
+    for server in ["known", "usual", "whole", "placed", "flaky", "talker", "telltale"] {
         let answer = socket.get(&format!("/mcp/servers/{server}")).await;
         told += &String::from_utf8_lossy(&answer.body);
         scene.run(&["servers", "show", server]).await;

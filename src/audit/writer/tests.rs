@@ -246,7 +246,7 @@ async fn held_bytes_are_bounded_too() {
 }
 
 #[tokio::test]
-async fn a_call_of_a_level_that_keeps_nothing_holds_nothing() {
+async fn what_is_kept_and_held_of_a_call_goes_by_its_level() {
     let ledger = Ledger::start(Durability::Batched).await;
     let mut bare = entry(r#"{"a":1}"#);
     bare.levels = (ArgumentsLevel::None, ResultsLevel::None);
@@ -255,22 +255,48 @@ async fn a_call_of_a_level_that_keeps_nothing_holds_nothing() {
     let mut full = entry(r#"{"password":"known-secret-value","q":"Bearer abcdefghijkl"}"#);
     full.levels = (ArgumentsLevel::Full, ResultsLevel::Full);
     full.result = Some(Bytes::from(format!(r#"{{"t":"known-secret-value{}"}}"#, "y".repeat(9000))));
+    let mut raw = full.clone();
+    raw.id = CallId::from_uuid(Uuid::now_v7());
+    raw.levels = (ArgumentsLevel::Raw, ResultsLevel::Raw);
+    // As tools give it: JSON, text that is JSON, and text in which JSON stands.
+    let named = r#"{"password":"hunter2","n":1}"#;
+    let mut telling = full.clone();
+    telling.id = CallId::from_uuid(Uuid::now_v7());
+    let result = serde_json::json!({
+        "structuredContent": { "Password": ["hunter2"], "n": 1 },
+        "content": [
+            { "type": "text", "text": named },
+            { "type": "text", "text": format!("it is {named} and ghp_abcdefghijklmnopqrstuvwxyz") },
+        ],
+    });
+    telling.result = Some(Bytes::from(result.to_string()));
+    let mut kept = telling.clone();
+    kept.id = CallId::from_uuid(Uuid::now_v7());
+    kept.levels = raw.levels;
     assert_eq!(bare.slim(), 0);
     assert_eq!(huge.slim(), 2);
-    let ids = [bare.id, huge.id, full.id];
-    for entry in [bare, huge, full] {
+    let ids = [bare.id, huge.id, full.id, raw.id, telling.id, kept.id];
+    for entry in [bare, huge, full, raw, telling, kept] {
         ledger.writer.admit().await.unwrap().record(entry);
     }
     ledger.writer.flush().await;
-    let [bare, huge, full] = ids.map(|id| {
+    let [bare, huge, full, raw, telling, kept] = ids.map(|id| {
         let store = ledger.store.clone();
         async move { store.audit_call(id).await.unwrap().unwrap() }
     });
     let (bare, huge, full) = tokio::join!(bare, huge, full);
+    let (raw, telling, kept) = tokio::join!(raw, telling, kept);
     assert_eq!((bare.arguments, bare.result), (None, None));
     assert_eq!(huge.result.as_deref(), Some(r#"{"bytes":20}"#));
     let arguments = full.arguments.unwrap();
-    assert_eq!(arguments, r#"{"password":"***","q":"Bearer abcdefghijkl"}"#);
+    assert_eq!(arguments, r#"{"password":"***","q":"Bearer ***"}"#);
+    assert_eq!(raw.arguments.unwrap(), r#"{"password":"***","q":"Bearer abcdefghijkl"}"#);
+    assert!(raw.result.unwrap().starts_with(r#"{"t":"***yyy"#));
+    let telling = telling.result.unwrap();
+    assert!(!telling.contains("hunter2") && !telling.contains("ghp_"), "{telling}");
+    assert!(telling.contains(r#""n":1"#), "{telling}");
+    let kept = kept.result.unwrap();
+    assert!(kept.contains("hunter2") && kept.contains("ghp_abc"), "{kept}");
     let result = full.result.unwrap();
     assert!(result.starts_with(r#"{"t":"***yyy"#) && result.contains("…[cut, 9018 bytes]"));
     ledger.end().await;

@@ -16,6 +16,8 @@ pub(super) enum Shape {
     /// What its elements are, without repeats and in order of their first place.
     List(Vec<Shape>),
     Object(BTreeMap<String, Shape>),
+    /// Something was taken out here: whatever it was.
+    Masked,
 }
 
 impl Shape {
@@ -24,6 +26,7 @@ impl Shape {
             Value::Null => Self::Null,
             Value::Bool(_) => Self::Boolean,
             Value::Number(_) => Self::Number,
+            Value::String(text) if text == "***" => Self::Masked,
             Value::String(_) => Self::Text,
             Value::Array(elements) => {
                 let mut shapes = Vec::new();
@@ -37,6 +40,32 @@ impl Shape {
             Value::Object(members) => Self::Object(
                 members.iter().map(|(key, value)| (key.clone(), Self::of(value))).collect(),
             ),
+        }
+    }
+
+    /// Whether `now` may be what this was, of which something may have been taken out.
+    fn fits(&self, now: &Self) -> bool {
+        match (self, now) {
+            (Self::Masked, _) => true,
+            (Self::List(then), Self::List(now)) if then.iter().any(Self::is_masked) => {
+                let known = |shape: &Self| then.iter().any(|then| then.fits(shape));
+                now.iter().all(known) && then.is_empty() == now.is_empty()
+            }
+            (Self::List(then), Self::List(now)) => then == now,
+            (Self::Object(then), Self::Object(now)) => {
+                then.len() == now.len()
+                    && then.iter().all(|(key, then)| now.get(key).is_some_and(|now| then.fits(now)))
+            }
+            _ => self == now,
+        }
+    }
+
+    fn is_masked(&self) -> bool {
+        match self {
+            Self::Masked => true,
+            Self::List(elements) => elements.iter().any(Self::is_masked),
+            Self::Object(members) => members.values().any(Self::is_masked),
+            Self::Null | Self::Boolean | Self::Number | Self::Text => false,
         }
     }
 }
@@ -71,7 +100,7 @@ impl Kept {
     /// Whether an answer of today has the shape of what was kept.
     pub(super) fn fits(&self, now: &Value) -> bool {
         match self {
-            Self::Whole(then) => Shape::of(then) == Shape::of(now),
+            Self::Whole(then) => Shape::of(then).fits(&Shape::of(now)),
             Self::Summary(kinds, structured, is_error) => {
                 let content = now.get("content").and_then(Value::as_array);
                 let kinds_now = content.into_iter().flatten().map(|item| {
@@ -128,6 +157,18 @@ mod tests {
         for other in [json!({"a": 1}), json!({"a": "1", "b": ["x"]}), json!({"a": 1, "b": []})] {
             assert_ne!(shape(json!({"a": 1, "b": ["x"]})), shape(other));
         }
+    }
+
+    #[test]
+    fn what_was_taken_out_fits_whatever_it_was() {
+        let fits = |then: Value, now: Value| Shape::of(&then).fits(&Shape::of(&now));
+        let then = json!({"pin": "***", "users": [{"token": "***", "n": 1}]});
+        assert!(fits(then.clone(), json!({"pin": 1234, "users": [{"token": "x", "n": 1}]})));
+        assert!(fits(then.clone(), json!({"pin": {}, "users": [{"token": [1], "n": 1}]})));
+        assert!(!fits(then.clone(), json!({"pin": 1234, "users": [{"token": "x", "n": "1"}]})));
+        assert!(!fits(then.clone(), json!({"pin": 1234, "users": []})));
+        assert!(!fits(then, json!({"pin": 1234})));
+        assert!(!fits(json!({"pin": 1}), json!({"pin": "***"})));
     }
 
     #[test]
