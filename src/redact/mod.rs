@@ -7,6 +7,7 @@
 mod encoding;
 mod json;
 mod named;
+mod peel;
 mod pointer;
 mod redactor;
 mod search;

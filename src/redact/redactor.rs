@@ -201,7 +201,7 @@ impl Redactor {
         let limit = head.floor_char_boundary(limit);
         let mut replaced = String::new();
         let mut at = 0;
-        let mut spans = searcher.spans(head);
+        let mut spans = joined(searcher.spans(head), searcher.spans_below(head));
         if strictness == Strictness::Everything && !self.key_names.is_empty() {
             let named = named::spans(head, |key| self.is_telling_key(key, strictness));
             spans = joined(spans, named);

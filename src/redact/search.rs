@@ -13,6 +13,7 @@ use super::encoding::{
     Partly, encodings, escaped_beginnings, escaped_length, lines_of, percent_beginnings,
     percent_length,
 };
+use super::peel::Peeler;
 use super::redactor::Strictness;
 use crate::model::CUT;
 
@@ -97,6 +98,7 @@ pub(super) struct Searcher {
     begins: Box<[u64]>,
     patterns: HashMap<[u8; 3], Vec<Pattern>>,
     longest: usize,
+    peeler: Peeler,
 }
 
 impl Searcher {
@@ -105,6 +107,7 @@ impl Searcher {
             begins: vec![0; 1 << (KEY_BITS - 6)].into_boxed_slice(),
             patterns: HashMap::new(),
             longest: SHORTEST_WINDOW,
+            peeler: Peeler::new(std::iter::empty()),
         };
         // What has lines is also shown line by line.
         let secrets: HashSet<&str> = secrets
@@ -121,9 +124,10 @@ impl Searcher {
             searcher.longest = searcher.longest.max(text.len());
             searcher.add(text.as_bytes(), &Pattern::Known(text.clone().into_boxed_str()));
         }
+        searcher.peeler = Peeler::new(secrets.iter().copied());
         for secret in secrets {
-            // Each byte as `\\\\u00xx`, the longest form that is looked for.
-            searcher.longest = searcher.longest.max(secret.len().saturating_mul(9));
+            // Each byte as `\\\\u00xx` in base64, the longest form that is looked for.
+            searcher.longest = searcher.longest.max(secret.len().saturating_mul(12));
             let shared: Arc<str> = secret.into();
             for beginning in percent_beginnings(secret) {
                 searcher.add(&beginning, &Pattern::PercentEncoded(Arc::clone(&shared)));
@@ -164,6 +168,16 @@ impl Searcher {
 
     /// Where secrets are, in order, without overlaps.
     pub(super) fn spans(&self, text: &str) -> Vec<Range<usize>> {
+        self.found(text, |_| true)
+    }
+
+    /// Where known secrets are below further encodings. In no order, and they may overlap.
+    pub(super) fn spans_below(&self, text: &str) -> Vec<Range<usize>> {
+        self.peeler.spans(text, &|text| self.found(text, Pattern::is_known_secret))
+    }
+
+    /// Where those of the patterns are that are `wanted`, in order, without overlaps.
+    fn found(&self, text: &str, wanted: impl Fn(&Pattern) -> bool) -> Vec<Range<usize>> {
         let bytes = text.as_bytes();
         let mut spans: Vec<Range<usize>> = Vec::new();
         for (at, window) in bytes.windows(3).enumerate() {
@@ -179,7 +193,7 @@ impl Searcher {
             let inside = at < covered;
             let end = patterns
                 .iter()
-                .filter(|pattern| !inside || pattern.is_known_secret())
+                .filter(|pattern| wanted(pattern) && (!inside || pattern.is_known_secret()))
                 .filter_map(|pattern| pattern.span(text, at))
                 .max_by_key(|(_, end)| *end);
             match (end, spans.last_mut()) {

@@ -244,6 +244,7 @@ while [ $at -lt $end ] && [ $at -lt 120 ]; do
   value=$(printenv CHILD_$at)
   printf 'stderr has %s here\n' "$value" >&2
   printf 'as %s\n' "$(printf %s "$value" | base64 | tr -d '\n')" >&2
+  printf 'in lines\n%s\n' "$(printf '%045d%s' 0 "$value" | base64)" >&2
   printf 'stdout has %s here\n' "$value"
   at=$((at + 1))
 done
@@ -396,8 +397,9 @@ async fn redaction_corpus() {
         for turn in 0..3 {
             plan += 1;
             let place = Place::ALL[(number * 3 + turn) % Place::ALL.len()];
-            let way = (number * 3 + turn) / Place::ALL.len() % WAYS;
-            let way = if place.is_narrow() { [4, 6, 7, 8, 9][way % 5] } else { way };
+            let round = (number * 3 + turn) / Place::ALL.len();
+            let way = (number * 3 + turn + round) % WAYS;
+            let way = if place.is_narrow() { [4, 6, 7, 8, 9, 14][way % 6] } else { way };
             let text = written(&known(number), way);
             scene.plant(plan, place, "known", &text).await;
         }

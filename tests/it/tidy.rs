@@ -81,6 +81,7 @@ const PURE: &[&str] = &[
     "redact/encoding",
     "redact/json",
     "redact/named",
+    "redact/peel",
     "redact/pointer",
     "redact/redactor",
     "redact/search",

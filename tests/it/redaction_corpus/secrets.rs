@@ -15,7 +15,7 @@ pub const SHAPED: usize = 68;
 /// Ones at places that are named by pointers.
 pub const PLACED: usize = 12;
 /// The ways in which a known one is written.
-pub const WAYS: usize = 13;
+pub const WAYS: usize = 17;
 
 /// Letters and digits, the same for the same number in every run, and like no others.
 pub fn letters(number: usize, length: usize) -> String {
@@ -71,8 +71,23 @@ pub fn written(secret: &str, way: usize) -> String {
         9 => secret.bytes().map(|byte| format!("{byte:02X}")).collect(),
         10 => escape(secret),
         11 => quoted(&quoted(secret)),
-        _ => quoted(&escape(secret)),
+        12 => quoted(&escape(secret)),
+        13 => STANDARD.encode(STANDARD.encode(secret)),
+        14 => percent(&percent(secret, true), false),
+        15 => STANDARD.encode(percent(secret, false)),
+        _ => {
+            // As `base64` writes it, which breaks lines.
+            let (one, two) = broken(secret);
+            format!("{one}\n{two}")
+        }
     }
+}
+
+/// Base64 in which the secret stands across the end of a line.
+fn broken(secret: &str) -> (String, String) {
+    let mut one = STANDARD.encode(format!("{}{secret}{}", "x".repeat(40), "y".repeat(20)));
+    let two = one.split_off(76);
+    (one, two)
 }
 
 fn percent(secret: &str, all: bool) -> String {
@@ -155,7 +170,10 @@ impl Needles {
         for number in 0..KNOWN {
             let secret = known(number);
             let name = |way: &str| format!("known {number} ({way})");
-            for way in 0..WAYS {
+            let (one, two) = broken(&secret);
+            needles.add(&one.as_bytes()[54..], &name("16, before the line's end"));
+            needles.add(&two.as_bytes()[..8], &name("16, after the line's end"));
+            for way in 0..16 {
                 let text = match way {
                     // Without what the neighbours have a part in.
                     2 | 3 | 5 => {
@@ -169,6 +187,7 @@ impl Needles {
                 let head = match way {
                     10 => 40,
                     12 => 46,
+                    14 => 40,
                     _ => 16,
                 };
                 let head = &text.as_bytes()[..head.min(text.len())];

@@ -1,0 +1,476 @@
+//! Known secrets below further encodings: base64 and hex that are broken into lines, base64 of base64,
+//! percent-encoding twice over and their mixtures. PURE.
+//!
+//! Changes when secrets must be found below another encoding, or deeper. [`search`](super::search) finds
+//! what is encoded once; here encodings are taken off, and what is below is searched again. Each step is
+//! linear in the text, and there are [`DEPTH`] of them.
+
+use std::ops::Range;
+
+use crate::model::CUT;
+
+/// Encodings that are taken off, one below the other. What is left may be encoded once more.
+pub(super) const DEPTH: u8 = 2;
+/// A line that ends in so many characters of one word may go on in the next.
+const LINE: usize = 16;
+/// Shorter runs of letters and digits are looked into for no secret.
+const SHORTEST_RUN: usize = 6;
+/// So long is a line of base64 that was broken somewhere, at least.
+const LONG_LINE: usize = 40;
+/// So much of a secret gives it away where its lines are seen one by one.
+const PART: usize = 8;
+/// Backslashes before the `n` of a line's end: as often as it may be escaped.
+const MOST_BACKSLASHES: usize = 16;
+
+/// Takes encodings off. Not `Debug`: it holds the secrets.
+pub(super) struct Peeler {
+    secrets: Vec<Box<str>>,
+    shortest: usize,
+}
+
+/// Where known secrets are in a text, as they are and encoded once.
+type Known<'a> = &'a dyn Fn(&str) -> Vec<Range<usize>>;
+
+impl Peeler {
+    pub(super) fn new<'a>(secrets: impl Iterator<Item = &'a str>) -> Self {
+        let secrets: Vec<Box<str>> = secrets.map(Into::into).collect();
+        let shortest = secrets.iter().map(|secret| secret.len()).min().unwrap_or(0);
+        Self { secrets, shortest }
+    }
+
+    /// Where secrets are in `text` below what `known` finds. In no order, and they may overlap.
+    pub(super) fn spans(&self, text: &str, known: Known<'_>) -> Vec<Range<usize>> {
+        if self.secrets.is_empty() {
+            return Vec::new();
+        }
+        let mut spans = self.below(text, known, DEPTH);
+        spans.extend(self.line(text));
+        spans
+    }
+
+    fn below(&self, text: &str, known: Known<'_>, depth: u8) -> Vec<Range<usize>> {
+        let Some(whole) = unbroken(text) else { return self.peeled(text, known, depth) };
+        let mut found = known(&whole.text);
+        found.extend(self.peeled(&whole.text, known, depth));
+        // Each byte stands for itself: what was left out after the last is not part of it.
+        let end = |end: usize| whole.source(end.saturating_sub(1)) + 1;
+        found.into_iter().map(|span| whole.source(span.start)..end(span.end)).collect()
+    }
+
+    /// The same of a text whose lines are whole.
+    fn peeled(&self, text: &str, known: Known<'_>, depth: u8) -> Vec<Range<usize>> {
+        let Some(depth) = depth.checked_sub(1) else { return Vec::new() };
+        let mut found = Vec::new();
+        if let Some(plain) = percent_decoded(text) {
+            let mut below = known(&plain.text);
+            below.extend(self.below(&plain.text, known, depth));
+            let source = |span: Range<usize>| plain.source(span.start)..plain.source(span.end);
+            found.extend(below.into_iter().map(source));
+        }
+        // Three bytes are four characters.
+        let least = (self.shortest * 4 / 3).max(SHORTEST_RUN);
+        for run in runs(text, least) {
+            let Some(letters) = text.get(run.clone()) else { continue };
+            let cut = text.get(run.end..).is_some_and(|rest| rest.starts_with(CUT));
+            let holds = |bytes: &[u8]| {
+                let text = text_of(bytes, cut);
+                !known(&text).is_empty() || !self.below(&text, known, depth).is_empty()
+            };
+            if decodings(letters.as_bytes(), holds) {
+                found.push(run.start..run.end + padding(text, run.end));
+            }
+        }
+        found
+    }
+
+    /// A line of base64 or hex, seen without the lines before and after it: it may end with the
+    /// beginning of a secret, begin with its end, or be from its middle.
+    fn line(&self, text: &str) -> Option<Range<usize>> {
+        let line = text.trim_end().trim_end_matches('=');
+        if line.contains('\n') {
+            return None;
+        }
+        let start = line.bytes().rev().take_while(|byte| is_base64(*byte)).count();
+        let run = line.len() - start..line.len();
+        let letters = line.get(run.clone())?;
+        let alone = line.get(..run.start)?.trim_start().is_empty();
+        let broken = letters.len() >= LONG_LINE;
+        if !broken && !(alone && letters.len() > PART) {
+            return None;
+        }
+        let holds = |bytes: &[u8]| {
+            self.secrets.iter().map(|secret| secret.as_bytes()).any(|secret| {
+                let most = secret.len().min(bytes.len());
+                let begins = |n: usize| secret.get(..n).is_some_and(|part| bytes.ends_with(part));
+                let ends = |n: usize| {
+                    secret.get(secret.len() - n..).is_some_and(|part| bytes.starts_with(part))
+                };
+                let inside = || {
+                    let middle = bytes.get(..bytes.len().min(LONG_LINE)).unwrap_or_default();
+                    middle.len() > PART && secret.windows(middle.len()).any(|part| part == middle)
+                };
+                (broken && (PART..=most).any(begins))
+                    || (alone && ((PART..=most).any(ends) || inside()))
+            })
+        };
+        let found = decodings(letters.as_bytes(), holds);
+        found.then(|| run.start..run.end + padding(text, run.end))
+    }
+}
+
+/// A text that was made of another.
+struct Peeled {
+    text: String,
+    /// Places in it, and where they are in the other; what follows such a place follows there, too.
+    places: Vec<(usize, usize)>,
+}
+
+impl Peeled {
+    /// Where in the other text what stands at `at` comes from.
+    fn source(&self, at: usize) -> usize {
+        let after = self.places.partition_point(|(place, _)| *place <= at);
+        let place = after.checked_sub(1).and_then(|place| self.places.get(place));
+        place.map_or(at, |(place, source)| source + (at - place))
+    }
+}
+
+/// `text` without the ends of lines that break a long word, also where they are escaped and what comes
+/// next is indented. `None` when there is none.
+fn unbroken(text: &str) -> Option<Peeled> {
+    memchr::memchr2(b'\n', b'\\', text.as_bytes())?;
+    let bytes = text.as_bytes();
+    let mut whole = Peeled { text: String::new(), places: Vec::new() };
+    let (mut at, mut from, mut word) = (0, 0, 0_usize);
+    while let Some(byte) = bytes.get(at) {
+        if is_base64(*byte) {
+            word += 1;
+            at += 1;
+            continue;
+        }
+        let gap = if word >= LINE { line_end(bytes.get(at..).unwrap_or_default()) } else { 0 };
+        if gap > 0 && bytes.get(at + gap).is_some_and(|byte| is_base64(*byte)) {
+            whole.places.push((whole.text.len(), from));
+            whole.text.push_str(text.get(from..at)?);
+            at += gap;
+            from = at;
+        } else {
+            word = 0;
+            at += 1;
+        }
+    }
+    if whole.places.is_empty() {
+        return None;
+    }
+    whole.places.push((whole.text.len(), from));
+    whole.text.push_str(text.get(from..)?);
+    Some(whole)
+}
+
+/// Bytes of the end of a line, real or escaped, and of the spaces that follow; 0 when it is none.
+fn line_end(bytes: &[u8]) -> usize {
+    let (mut at, mut ended) = (0, false);
+    loop {
+        match bytes.get(at) {
+            Some(b'\n') => ended = true,
+            Some(b'\r') => {}
+            Some(b' ' | b'\t') if ended => {}
+            Some(b'\\') => {
+                let rest = bytes.get(at..).unwrap_or_default();
+                let slashes =
+                    rest.iter().take(MOST_BACKSLASHES).take_while(|byte| **byte == b'\\').count();
+                match rest.get(slashes) {
+                    Some(b'n') => ended = true,
+                    Some(b'r') => {}
+                    _ => break,
+                }
+                at += slashes;
+            }
+            _ => break,
+        }
+        at += 1;
+    }
+    if ended { at } else { 0 }
+}
+
+/// `text` with its percent-encoding taken off; `None` when there is none.
+fn percent_decoded(text: &str) -> Option<Peeled> {
+    let escape = |rest: &[u8]| match rest {
+        [b'%', high, low, ..] => Some((hex(*high)? << 4) | hex(*low)?),
+        _ => None,
+    };
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::new();
+    let (mut places, mut from) = (Vec::new(), 0);
+    for at in memchr::memchr_iter(b'%', bytes) {
+        let (Some(byte), Some(before)) = (bytes.get(at..).and_then(escape), bytes.get(from..at))
+        else {
+            continue;
+        };
+        decoded.extend_from_slice(before);
+        places.push((decoded.len(), at));
+        decoded.push(byte);
+        from = at + 3;
+        places.push((decoded.len(), from));
+    }
+    if places.is_empty() {
+        return None;
+    }
+    decoded.extend_from_slice(bytes.get(from..).unwrap_or_default());
+    Some(Peeled { text: text_of(&decoded, false), places })
+}
+
+/// Runs of characters of base64, at least `least` of them, or fewer where they were cut; those of hex are
+/// such, too.
+fn runs(text: &str, least: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let rest = bytes.get(at..)?;
+            let start = at + rest.iter().position(|byte| is_base64(*byte))?;
+            let rest = bytes.get(start..)?;
+            let length = rest.iter().position(|byte| !is_base64(*byte)).unwrap_or(rest.len());
+            at = start + length;
+            let is_cut = || text.get(at..).is_some_and(|rest| rest.starts_with(CUT));
+            if length >= least || (length >= SHORTEST_RUN && is_cut()) {
+                return Some(start..at);
+            }
+        }
+    })
+}
+
+/// Signs that fill the last group after `at`.
+fn padding(text: &str, at: usize) -> usize {
+    let rest = text.as_bytes().get(at..).unwrap_or_default();
+    rest.iter().take(2).take_while(|byte| **byte == b'=').count()
+}
+
+/// Whether `holds` is true for what a run means in one of the ways to read it: something may stand right
+/// before its first group.
+fn decodings(run: &[u8], holds: impl Fn(&[u8]) -> bool) -> bool {
+    let mut bytes = Vec::with_capacity(run.len());
+    let mut read = |bits: u32, skip: usize, value: fn(u8) -> Option<u8>| {
+        bytes.clear();
+        let (mut held, mut count) = (0_u32, 0_u32);
+        for letter in run.iter().skip(skip) {
+            held = (held << bits) | u32::from(value(*letter).unwrap_or(0));
+            count += bits;
+            if count >= 8 {
+                count -= 8;
+                bytes.push(u8::try_from((held >> count) & 0xff).unwrap_or(0));
+            }
+        }
+        holds(&bytes)
+    };
+    let is_hex = run.iter().all(u8::is_ascii_hexdigit);
+    (is_hex && (0..2).any(|skip| read(4, skip, hex))) || (0..4).any(|skip| read(6, skip, base64))
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_')
+}
+
+/// What a character of base64 stands for, in either alphabet.
+const fn base64(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' | b'-' => 62,
+        b'/' | b'_' => 63,
+        _ => return None,
+    })
+}
+
+const fn hex(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'0'..=b'9' => byte - b'0',
+        b'a'..=b'f' => byte - b'a' + 10,
+        b'A'..=b'F' => byte - b'A' + 10,
+        _ => return None,
+    })
+}
+
+/// Bytes as a text of the same length, in which what is no text is nothing that is looked for.
+fn text_of(bytes: &[u8], cut: bool) -> String {
+    let mut text = String::with_capacity(bytes.len() + CUT.len_utf8());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(std::iter::repeat_n('\0', chunk.invalid().len()));
+    }
+    if cut {
+        text.push(CUT);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    use proptest::prelude::*;
+
+    use crate::model::Secret;
+    use crate::redact::{Payload, Redactor, Secrets, Strictness};
+
+    fn redactor(secret: &str) -> Redactor {
+        Redactor::new(&[], &Secrets::new(vec![Secret::new(secret)]))
+    }
+
+    fn percent(text: &str) -> String {
+        text.bytes().fold(String::new(), |mut out, byte| {
+            match byte.is_ascii_alphanumeric() {
+                true => out.push(char::from(byte)),
+                false => write!(out, "%{byte:02X}").unwrap(),
+            }
+            out
+        })
+    }
+
+    fn hex(text: &str) -> String {
+        text.bytes().fold(String::new(), |mut out, byte| {
+            write!(out, "{byte:02x}").unwrap();
+            out
+        })
+    }
+
+    fn wrapped(text: &str, width: usize, end: &str) -> String {
+        let lines = text.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap());
+        lines.collect::<Vec<_>>().join(end)
+    }
+
+    const LONG: &str =
+        "S3cr3t/of.more-than=one&line-of-base64 which goes on, and on, to the end of its 90 bytes!";
+
+    #[test]
+    fn secrets_are_found_below_broken_lines() {
+        let base64 = STANDARD.encode(format!("token={LONG}"));
+        for (width, end) in [
+            (76, "\n"),
+            (76, "\r\n"),
+            (64, "\n"),
+            (60, "\n    "),
+            (76, "\\n"),
+            (76, "\\\\r\\\\n"),
+            (20, "\n"),
+        ] {
+            for (text, below) in [(&base64, "base64"), (&hex(LONG), "hex")] {
+                let text = format!("it is\n{}=\nafter", wrapped(text, width, end));
+                let out = redactor(LONG).text(&text, usize::MAX);
+                assert_eq!(out.lines().next(), Some("it is"), "{below} {width} {end:?}: {out}");
+                let left = out.trim_start_matches("it is\n").len();
+                assert!(left < 40 && out.ends_with("\nafter"), "{below} {width} {end:?}: {out}");
+            }
+        }
+        let whole = "Some-long-word-that-ends-a-line\nand another one stays";
+        assert_eq!(redactor(LONG).text(whole, 1000), whole);
+    }
+
+    #[test]
+    fn lines_of_base64_are_known_one_by_one() {
+        let redactor = redactor(LONG);
+        for (width, text) in [
+            (76, STANDARD.encode(LONG)),
+            (64, STANDARD.encode(format!("config:\n  token: {LONG}\n  more: yes\n"))),
+            (60, hex(LONG)),
+        ] {
+            for line in wrapped(&text, width, "\n").lines() {
+                let out = redactor.text(&format!("{line}\n"), usize::MAX);
+                // What says less than eight bytes of it stays.
+                assert!(out == "***\n" || line.len() < 24, "{line}: {out}");
+            }
+        }
+        let line = STANDARD.encode("nothing that anybody was told to keep from being shown");
+        assert_eq!(redactor.text(&line, 1000), line);
+    }
+
+    #[test]
+    fn secrets_are_found_below_two_encodings() {
+        let base64 = |text: &str| STANDARD.encode(text);
+        let json = |text: &str| serde_json::to_string(text).unwrap();
+        for secret in ["hunter2-and&more", "a \"b\" \\ c\n\u{fc}", LONG] {
+            for text in [
+                base64(&base64(secret)),
+                base64(&format!("x{}", base64(secret))),
+                base64(&wrapped(&base64(secret), 76, "\n")),
+                wrapped(&base64(&wrapped(&base64(secret), 76, "\n")), 76, "\n"),
+                base64(&base64(&base64(secret))),
+                URL_SAFE_NO_PAD.encode(URL_SAFE_NO_PAD.encode(secret)),
+                base64(&percent(secret)),
+                base64(&json(secret)),
+                base64(&json(&json(secret))),
+                base64(&hex(secret)),
+                hex(&base64(secret)),
+                hex(&hex(secret)),
+                hex(secret).replace('a', "A"),
+                percent(&percent(secret)),
+                percent(&percent(&percent(secret))),
+                percent(&percent(&base64(secret))),
+                percent(&base64(&base64(secret))),
+            ] {
+                let out = redactor(secret).text(&format!("say {text} then"), usize::MAX);
+                assert_eq!(out, "say *** then", "{secret:?}: {text}");
+                let out = redactor(secret).text(&format!("v={text}&n=1"), usize::MAX);
+                assert!(!out.contains(&text) && out.starts_with("v=***"), "{text}: {out}");
+                let payload = serde_json::json!({ "a": [text], "b": 1 }).to_string();
+                let out = redactor(secret)
+                    .payload(Payload::whole(payload.as_bytes()), Strictness::KnownSecrets);
+                assert_eq!(out, r#"{"a":["***"],"b":1}"#);
+            }
+        }
+    }
+
+    #[test]
+    fn short_secrets_are_found_in_base64_of_more() {
+        for secret in ["p4ss", "p4ssw"] {
+            for before in ["", "u:", "ab:", "user:"] {
+                let text = STANDARD.encode(format!("{before}{secret}@"));
+                let out = redactor(secret).text(&format!("Basic: {text}"), 1000);
+                assert_eq!(out, "Basic: ***", "{before}{secret}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_cut_is_known_by_its_beginning() {
+        let text = STANDARD.encode(STANDARD.encode(LONG));
+        for length in 16..text.len() {
+            let out = redactor(LONG).text(&format!("{}…", &text[..length]), 1000);
+            assert_eq!(out, "***…", "{length}");
+        }
+    }
+
+    #[test]
+    fn hostile_texts_take_linear_time() {
+        let nested = STANDARD.encode(STANDARD.encode("x".repeat(700_000)));
+        let texts =
+            ["QUFB", "%25", "%", "\\", "\\n", "aaaaaaaaaaaaaaaaaaaa\n", "4141414141414141 "];
+        for text in texts.map(|piece| piece.repeat(1_000_000 / piece.len())).iter().chain([&nested])
+        {
+            let out = redactor("aaaaaaaaaaaaaaab").text(text, usize::MAX);
+            assert!(out.len() <= text.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_taken_out_of_what_holds_no_secret(text in "[ -~\n%\\\\]{0,200}") {
+            let kept = redactor("\u{1}never-there\u{1}").text(&text, 1000);
+            prop_assert_eq!(kept, text);
+        }
+
+        #[test]
+        fn what_stands_around_stays(
+            before in "[ a-z%.]{0,20}[ .]",
+            after in "[ .][ a-z%.]{0,20}",
+            secret in "[A-Za-z0-9/+=&% -]{8,60}",
+        ) {
+            prop_assume!(!before.contains(secret.trim()) && !after.contains(secret.trim()));
+            let text = format!("{before}{}{after}", STANDARD.encode(STANDARD.encode(&secret)));
+            let out = redactor(&secret).text(&text, 1000);
+            prop_assert_eq!(out, format!("{before}***{after}"));
+        }
+    }
+}
