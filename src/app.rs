@@ -26,7 +26,9 @@ use crate::catalogue::{Discovery, DiscoverySettings, RecordingSettings};
 use crate::clock;
 use crate::config::expand::Variables as _;
 use crate::config::{Config, ConfigError};
-use crate::edge::{Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimits, Sessions};
+use crate::edge::{
+    Edge, EdgeSettings, FrontDoor, KeyRing, Listening, SessionLimits, Sessions, Tally,
+};
 use crate::metrics::{Metrics, MetricsError};
 use crate::registry::{Registry, RegistryError};
 use crate::router::Router;
@@ -246,6 +248,7 @@ impl App {
                 )
                 .await?,
                 listeners: Arc::default(),
+                tally: Tally::default(),
                 store: store.clone(),
                 audit: audit.clone(),
                 settings: ArcSwap::from_pointee(edge_settings(&config, address)),
@@ -283,6 +286,7 @@ impl App {
             tasks.spawn(listeners.run(Arc::clone(&discovery), stop.clone()));
             let every = (config.limits.session_idle / 4).clamp(TIDY_AT_MOST, TIDY);
             tasks.spawn(tidy(Arc::clone(&edge), every, stop.clone()));
+            tasks.spawn(count(Arc::clone(&edge), stop.clone()));
             tasks.spawn(close_idle(Arc::clone(&registry), stop.clone()));
             tasks.spawn(measure_children(Arc::clone(&registry), stop.clone()));
             tasks.spawn(gauges.run(stop.clone()));
@@ -368,6 +372,7 @@ impl App {
         self.door.stop().await;
         // What became of breakers is on record, too.
         self.registry.save_breakers().await;
+        self.edge.tally.write(&self.store);
         let left = self.shutdown_timeout.saturating_sub(clock::uptime().since(began));
         let traced = async {
             if let Some(tracer) = &self.tracer {
@@ -538,6 +543,10 @@ async fn check_ledger(store: Store, stop: CancellationToken) {
 /// On the main thread, which serves no connections.
 async fn follow_ledger(store: Store, stop: CancellationToken) {
     store.follow_ledger(stop).await;
+}
+
+async fn count(edge: Arc<Edge>, stop: CancellationToken) {
+    edge.tally.run(&edge.store, stop).await;
 }
 
 async fn close_idle(registry: Arc<Registry>, stop: CancellationToken) {

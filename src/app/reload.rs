@@ -15,10 +15,10 @@ use super::{discovery_settings, edge_settings, seconds};
 use crate::catalogue::Discovery;
 use crate::clock;
 use crate::config::{self, Config, Durability, Environment, IntentMode, OtlpConfig};
-use crate::edge::{Edge, ReloadReport, ReloadRequest};
+use crate::edge::{Edge, EdgeSettings, ReloadReport, ReloadRequest};
 use crate::metrics::Metrics;
-use crate::registry::Registry;
-use crate::store::EventRow;
+use crate::registry::{Cause, Registry};
+use crate::store::{EventRow, Store};
 
 /// How often the file is looked at. A look is one `stat`, which also sees renames and links that
 /// are switched, on every file system.
@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const ROUTER: &str = "router";
 /// What is kept of calls is another from here on.
 const RECORDING_CHANGED: &str = "audit.recording_changed";
+/// The file was read again, or could not be.
+const RELOADED: &str = "config.reloaded";
+const NOT_RELOADED: &str = "config.reload_failed";
 
 /// Takes a changed configuration over while the router runs.
 pub(super) struct Reloader {
@@ -132,6 +135,9 @@ impl Reloader {
             }
             Err(problem) => {
                 self.metrics.reload_failed();
+                let problem = self.edge.audit.redacted(&problem);
+                let detail = serde_json::json!({ "why": why, "problem": problem });
+                note(&self.edge.store, NOT_RELOADED, "config", actor, &detail).await;
                 tracing::error!(
                     why,
                     "configuration not reloaded ({why}), the old one stays: {problem}"
@@ -164,9 +170,14 @@ impl Reloader {
         // Before it holds: no call is kept by a rule that is not on record.
         self.note_recording(&config, why, actor).await;
         self.redaction.reload(&config);
-        self.registry.apply(&config).await.map_err(|error| error.to_string())?;
+        let cause = Cause { why, actor };
+        self.registry.apply(&config, cause).await.map_err(|error| error.to_string())?;
         self.discovery.configure(discovery_settings(&config));
-        self.edge.settings.store(Arc::new(edge_settings(&config, self.address)));
+        let settings = Arc::new(edge_settings(&config, self.address));
+        let changed = changed_settings(&self.edge.settings.load_full(), &settings);
+        let detail = serde_json::json!({ "why": why, "changed": changed, "notes": notes });
+        note(&self.edge.store, RELOADED, "config", actor, &detail).await;
+        self.edge.settings.store(settings);
         Ok(ReloadReport { servers: self.registry.servers().len(), notes })
     }
 
@@ -175,18 +186,37 @@ impl Reloader {
         let after = recording::of(config);
         let before = std::mem::replace(&mut self.recording, after);
         let Some(changed) = recording::changed(&before, &self.recording) else { return };
-        let event = EventRow {
-            at: clock::timestamp(),
-            actor: actor.to_owned(),
-            kind: RECORDING_CHANGED.to_owned(),
-            subject: "audit".to_owned(),
-            detail: serde_json::json!({ "why": why, "changed": changed }).to_string(),
-        };
-        if let Err(error) = self.edge.store.append_event(&event).await {
-            tracing::error!(%error, "a change of what the ledger keeps could not be recorded: {error}");
-        }
+        let detail = serde_json::json!({ "why": why, "changed": changed });
+        note(&self.edge.store, RECORDING_CHANGED, "audit", actor, &detail).await;
         tracing::warn!(actor, why, "what the ledger keeps of calls changed ({why}): {changed}");
     }
+}
+
+async fn note(store: &Store, kind: &str, subject: &str, actor: &str, detail: &serde_json::Value) {
+    let event = EventRow {
+        at: clock::timestamp(),
+        actor: actor.to_owned(),
+        kind: kind.to_owned(),
+        subject: subject.to_owned(),
+        detail: detail.to_string(),
+    };
+    if let Err(error) = store.append_event(&event).await {
+        tracing::error!(%error, kind, "`{kind}` could not be recorded: {error}");
+    }
+}
+
+/// Which of the settings differ that say who is let in, and to what.
+fn changed_settings(before: &EdgeSettings, after: &EdgeSettings) -> Vec<&'static str> {
+    [
+        ("auth.mode", before.auth != after.auth),
+        ("http.allowed_hosts", before.allowed_hosts != after.allowed_hosts),
+        ("http.allowed_origins", before.allowed_origins != after.allowed_origins),
+        ("limits.body", before.body_limit != after.body_limit),
+        ("admin.stdio_commands", before.stdio_commands != after.stdio_commands),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
 }
 
 /// What cannot change while the router runs.

@@ -30,6 +30,7 @@ use tower_service::Service as _;
 use super::auth::{Door, RequestContext, nobody};
 use super::error::ApiError;
 use super::inflight::{self, InFlight};
+use super::tally::Denied;
 use super::workers::{Handover, Workers};
 use super::{Edge, api, mcp, origin, trace};
 use crate::error::ErrorCode;
@@ -92,13 +93,6 @@ struct Closing {
     over: AtomicBool,
     /// Nothing is accepted any more.
     ended: CancellationToken,
-}
-
-/// The two ends of a connection, where they have addresses.
-#[derive(Debug, Clone, Copy, Default)]
-struct Ends {
-    local: Option<SocketAddr>,
-    peer: Option<SocketAddr>,
 }
 
 /// What a listener is.
@@ -194,19 +188,22 @@ impl FrontDoor {
     /// Serves a connection on the thread this is called on.
     fn take_over(self: &Arc<Self>, handover: Handover) {
         let taken = match handover {
-            Handover::Network(stream, local) => TcpStream::from_std(stream).map(|stream| {
-                let ends = Ends { local: Some(local), peer: stream.peer_addr().ok() };
-                self.connection(TokioIo::new(stream), Door::Network, ends);
-            }),
-            Handover::Socket(stream) => UnixStream::from_std(stream)
-                .map(|stream| self.connection(TokioIo::new(stream), Door::Socket, Ends::default())),
+            Handover::Network(stream, local, peer) => {
+                let way = Way { door: Door::Network, local: Some(local), peer: Some(peer) };
+                TcpStream::from_std(stream).map(|stream| self.connection(TokioIo::new(stream), way))
+            }
+            Handover::Socket(stream) => {
+                let way = Way { door: Door::Socket, local: None, peer: None };
+                UnixStream::from_std(stream)
+                    .map(|stream| self.connection(TokioIo::new(stream), way))
+            }
         };
         if let Err(error) = taken {
             tracing::warn!(%error, "a connection could not be served: {error}");
         }
     }
 
-    fn connection<T>(self: &Arc<Self>, io: TokioIo<T>, door: Door, ends: Ends)
+    fn connection<T>(self: &Arc<Self>, io: TokioIo<T>, way: Way)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -221,7 +218,7 @@ impl FrontDoor {
                 let this = Arc::clone(&this);
                 let may_cut = &may_cut;
                 async move {
-                    let response = this.answer(request, door, ends).await;
+                    let response = this.answer(request, way).await;
                     let marked = response.extensions().get::<MayBeCut>().is_some();
                     may_cut.store(marked, Ordering::Relaxed);
                     Ok::<_, Infallible>(response)
@@ -267,11 +264,11 @@ impl FrontDoor {
         });
     }
 
-    async fn answer(&self, request: Request<Incoming>, door: Door, ends: Ends) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, way: Way) -> Response<Body> {
         let id = new_id();
         let gauge = &self.edge.metrics.inflight_requests;
         let _inflight = InFlight::new(gauge);
-        let admitted = self.unless_over(self.admit(request, id, door, ends)).await;
+        let admitted = self.unless_over(self.admit(request, id, way)).await;
         let mut response = match admitted {
             Ok(response) => response,
             Err(error) => error.into_response().map(Either::Right),
@@ -308,8 +305,7 @@ impl FrontDoor {
         &self,
         request: Request<Incoming>,
         id: CallId,
-        door: Door,
-        ends: Ends,
+        Way { door, local, peer }: Way,
     ) -> Result<Response<Body>, ApiError> {
         let (caller, body_limit) = {
             // Not held across an await: a thread has few places for such guards, and calls are many.
@@ -317,19 +313,20 @@ impl FrontDoor {
             let foreign = origin::check(
                 request.headers(),
                 request.uri(),
-                ends.local,
+                local,
                 &settings.allowed_hosts,
                 &settings.allowed_origins,
             );
             if let Err(foreign) = foreign {
-                self.edge.metrics.auth_failure(AuthFailure::Origin);
-                return Err(ApiError::new(ErrorCode::ForbiddenOrigin, foreign.to_string()));
+                let error = ApiError::new(ErrorCode::ForbiddenOrigin, foreign.to_string());
+                self.note_denied(AuthFailure::Origin, &request, peer, &error);
+                return Err(error);
             }
             let caller = self.edge.keys.identify(request.headers(), door, &settings);
             (caller, settings.body_limit)
         };
         let http = if request.version() == Version::HTTP_10 { "1.0" } else { "1.1" };
-        let via = Via { peer: ends.peer, http };
+        let via = Via { peer, http };
         let path = request.uri().path();
         if matches!(path, "/livez" | "/readyz") {
             return self.rest(request).await;
@@ -337,8 +334,13 @@ impl FrontDoor {
         let caller = match caller {
             Ok(caller) => caller,
             Err(failure) => {
+                let error = turned_away(failure);
+                self.note_denied(failure, &request, peer, &error);
                 let path = path.to_owned();
-                return Err(self.turn_away(&path, (id, via), failure, request.headers()).await);
+                let trace = trace::of(request.headers());
+                let context = RequestContext { id, caller: nobody(), via, view: None, trace };
+                self.turn_away(&path, request.headers(), context, &error).await;
+                return Err(error);
             }
         };
         let trace = trace::of(request.headers());
@@ -401,30 +403,31 @@ impl FrontDoor {
         }
     }
 
+    fn note_denied(
+        &self,
+        why: AuthFailure,
+        request: &Request<Incoming>,
+        peer: Option<SocketAddr>,
+        error: &ApiError,
+    ) {
+        let (method, path) = (request.method(), request.uri().path());
+        let nobody = nobody();
+        let (caller, peer) = (&nobody.name, peer.map(|peer| peer.ip()));
+        self.edge.denied(why, &Denied { caller, method, path, peer, says: &error.detail });
+    }
+
+    /// Puts a call that was turned away on record.
     async fn turn_away(
         &self,
         path: &str,
-        (id, via): (CallId, Via),
-        failure: AuthFailure,
         headers: &HeaderMap,
-    ) -> ApiError {
-        self.edge.metrics.auth_failure(failure);
-        let detail = match failure {
-            AuthFailure::MissingKey => {
-                "send a key as `Authorization: Bearer sy_…`; `switchyard keys create NAME` makes one"
-            }
-            AuthFailure::InvalidKey | AuthFailure::Origin | AuthFailure::Scope => {
-                "the key is unknown, revoked or expired"
-            }
-        };
-        let error = ApiError::new(ErrorCode::Authentication, detail);
+        mut context: RequestContext,
+        error: &ApiError,
+    ) {
         if let Some(at) = calls_at(path, headers) {
-            let view = path.strip_prefix(VIEWS).and_then(|name| self.edge.view(name).ok());
-            let trace = trace::of(headers);
-            let context = RequestContext { id, caller: nobody(), via, view, trace };
-            self.refuse(&context, at, &error).await;
+            context.view = path.strip_prefix(VIEWS).and_then(|name| self.edge.view(name).ok());
+            self.refuse(&context, at, error).await;
         }
-        error
     }
 
     async fn refuse(&self, context: &RequestContext, at: RefusedAt, error: &ApiError) {
@@ -460,14 +463,38 @@ fn calls_at(path: &str, headers: &HeaderMap) -> Option<RefusedAt> {
     }
 }
 
+/// What somebody without a good key is told.
+fn turned_away(failure: AuthFailure) -> ApiError {
+    let detail = match failure {
+        AuthFailure::MissingKey => {
+            "send a key as `Authorization: Bearer sy_…`; `switchyard keys create NAME` makes one"
+        }
+        AuthFailure::InvalidKey | AuthFailure::Origin | AuthFailure::Scope => {
+            "the key is unknown, revoked or expired"
+        }
+    };
+    ApiError::new(ErrorCode::Authentication, detail)
+}
+
+/// Which way a connection came.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    door: Door,
+    /// The address it came in on, and the one it is from; none over the admin socket.
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    }
+}
+
 async fn accept(listening: &Listening) -> std::io::Result<Handover> {
     match listening {
         Listening::Network(listener) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, peer) = listener.accept().await?;
             // An answer is one write; waiting to fill a segment would only add delay.
             stream.set_nodelay(true)?;
             let local = stream.local_addr()?;
-            Ok(Handover::Network(stream.into_std()?, local))
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+            Ok(Handover::Network(stream.into_std()?, local, peer))
         }
         Listening::Socket(listener) => Ok(Handover::Socket(listener.accept().await?.0.into_std()?)),
     }

@@ -15,6 +15,7 @@ mod inflight;
 mod mcp;
 mod origin;
 mod sessions;
+mod tally;
 mod trace;
 mod workers;
 
@@ -41,6 +42,7 @@ pub use auth::{KeyRing, NewKey};
 pub use door::{FrontDoor, Listening};
 pub use mcp::Listeners;
 pub use sessions::{SessionLimits, Sessions};
+pub use tally::Tally;
 
 use error::ApiError;
 
@@ -106,6 +108,8 @@ pub struct Edge {
     pub listeners: Arc<Listeners>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// What is counted on its way to the ledger.
+    pub tally: Tally,
     /// Settings in force.
     pub settings: ArcSwap<EdgeSettings>,
     /// Asks the owner for a reload.

@@ -27,8 +27,8 @@ const HANDOVER: usize = 256;
 /// A connection on its way to the thread that serves it.
 #[derive(Debug)]
 pub(super) enum Handover {
-    /// Over TCP, with the address it came in on.
-    Network(TcpStream, SocketAddr),
+    /// Over TCP, with the address it came in on and the one it is from.
+    Network(TcpStream, SocketAddr, SocketAddr),
     /// Over the admin socket.
     Socket(UnixStream),
 }

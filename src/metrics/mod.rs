@@ -116,7 +116,9 @@ pub enum AuthFailure {
 impl AuthFailure {
     const ALL: [Self; 4] = [Self::Origin, Self::MissingKey, Self::InvalidKey, Self::Scope];
 
-    const fn as_str(self) -> &'static str {
+    /// The name in the metrics and the ledger.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Origin => "origin",
             Self::MissingKey => "missing_key",

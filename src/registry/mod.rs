@@ -5,6 +5,7 @@
 
 mod breaker;
 mod breakers;
+mod changes;
 mod condition;
 mod connections;
 mod error;
@@ -43,6 +44,7 @@ use crate::store::{ServerRow, ServerUpsert, Store};
 
 pub use breaker::{BreakerView, Order, Permit, ServerBreaker, Turn};
 pub use breakers::Breakers;
+pub use changes::{Cause, changed_keys};
 pub use condition::ServerStatus;
 pub use error::{LeaseError, RegistryError};
 pub use handle::{ServerHandle, ServerState};
@@ -123,7 +125,7 @@ impl Registry {
             changing: tokio::sync::Mutex::new(()),
             changed: watch::Sender::new(0),
         };
-        registry.apply(config).await?;
+        registry.apply(config, Cause { why: "start", actor: "router" }).await?;
         Ok(registry)
     }
 
@@ -180,11 +182,11 @@ impl Registry {
 
     /// Brings the servers of a configuration in: those of the file are upserted, those gone from
     /// it are disabled and never deleted, those of the API are left alone. A name in both: the
-    /// file wins.
+    /// file wins. What changes is on record before it is in use.
     ///
     /// # Errors
     /// When the database cannot be read or written; what was applied until then stays.
-    pub async fn apply(&self, config: &Config) -> Result<(), RegistryError> {
+    pub async fn apply(&self, config: &Config, cause: Cause<'_>) -> Result<(), RegistryError> {
         let _changing = self.changing.lock().await;
         self.defaults.store(Arc::new(config.defaults.clone()));
         let path = config.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
@@ -227,7 +229,11 @@ impl Registry {
         if upserts.is_empty() && gone.is_empty() {
             return self.show(rows);
         }
-        self.store.upsert_servers(&upserts, now).await?;
+        let done = self.store.upsert_servers(&upserts, now).await?;
+        let upserts: Vec<_> = upserts.into_iter().zip(done).collect();
+        for entry in changes::entries(&rows, &upserts, &gone, cause, now) {
+            self.store.note(entry);
+        }
         self.reload().await
     }
 

@@ -8,11 +8,19 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EntryRow, EventRow, HistoryRow};
+use super::{EntryRow, EventRow, HistoryRow, Store};
 use crate::model::{BreakerEvent, Timestamp};
 
 /// Entries that wait for the ledger's writer.
 const QUEUE: usize = 65_536;
+
+impl Store {
+    /// Puts something on record in the ledger that is stored nowhere else. It is lost, and that is logged,
+    /// where there is no place in the queue.
+    pub fn note(&self, entry: EntryRow) {
+        self.journal.put(entry);
+    }
+}
 
 /// From those who change the state to the one who writes the ledger.
 #[derive(Debug)]

@@ -48,6 +48,7 @@ mod lists;
 mod logs;
 mod metrics;
 mod mixup;
+mod on_record;
 mod overrides;
 mod recording;
 mod redaction_corpus;

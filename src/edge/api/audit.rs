@@ -5,13 +5,14 @@ mod events;
 mod export;
 mod tail;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use serde::Deserialize;
 
 use super::Shared;
+use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
 use crate::model::{CallId, Outcome, Timestamp, TraceId, cut_after, nearest, parse_duration};
@@ -119,18 +120,28 @@ fn unpaged(query: &AuditParameters, what: &str) -> Result<AuditFilter, ApiError>
 
 pub(super) async fn list(
     State(edge): State<Shared>,
+    Extension(context): Extension<RequestContext>,
     query: Result<Query<AuditParameters>, QueryRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
     // Whoever asks after a call has come back expects to find it.
     edge.audit.flush().await;
+    searched(&edge, &context, &query);
     let page = edge.ledger.page(&filter(&query)?, query.cursor.as_deref(), limit).await?;
     Ok(Json(page))
 }
 
+/// A search looks into payloads: what it finds says what is in them.
+fn searched(edge: &Shared, context: &RequestContext, query: &AuditParameters) {
+    if let Some(text) = &query.text {
+        edge.payloads_read(context, "search", &cut_after(text, 128));
+    }
+}
+
 pub(super) async fn show(
     State(edge): State<Shared>,
+    Extension(context): Extension<RequestContext>,
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
     let parsed = CallId::parse(&id).ok_or_else(|| {
@@ -139,7 +150,12 @@ pub(super) async fn show(
     })?;
     edge.audit.flush().await;
     match edge.ledger.get(parsed).await? {
-        Some(call) => Ok(Json(call)),
+        Some(call) => {
+            if call.arguments.is_some() || call.result.is_some() {
+                edge.payloads_read(&context, "call", &parsed.to_string());
+            }
+            Ok(Json(call))
+        }
         None => Err(ApiError::new(
             ErrorCode::NotFound,
             format!("there is no call {parsed} in the ledger"),

@@ -27,6 +27,7 @@ use self::breakers::Act;
 use super::Edge;
 use super::auth::RequestContext;
 use super::error::ApiError;
+use super::tally::Denied;
 use crate::error::ErrorCode;
 use crate::metrics::{AuthFailure, CONTENT_TYPE};
 use crate::model::{Scope, cut_after};
@@ -111,13 +112,20 @@ async fn require_scope(
     match request.extensions().get::<RequestContext>() {
         Some(context) if context.caller.may(needed) => next.run(request).await,
         Some(context) => {
-            edge.metrics.auth_failure(AuthFailure::Scope);
             let detail = format!(
                 "`{}` lacks the scope `{}`; use a key that has it, or the admin socket",
                 context.caller.name,
                 needed.as_str()
             );
             let error = ApiError::new(ErrorCode::Permission, detail);
+            let denied = Denied {
+                caller: &context.caller.name,
+                method: request.method(),
+                path: request.uri().path(),
+                peer: context.peer(),
+                says: &error.detail,
+            };
+            edge.denied(AuthFailure::Scope, &denied);
             if request.uri().path() == "/mcp/call" {
                 call::refuse(&edge, context, &error).await;
             }

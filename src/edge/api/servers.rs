@@ -21,7 +21,7 @@ use crate::model::{
     TransportSpec, cut_after,
 };
 use crate::protocol::RawObject;
-use crate::registry::{RegistryError, ServerHandle};
+use crate::registry::{RegistryError, ServerHandle, changed_keys};
 use crate::store::EventRow;
 
 #[derive(Serialize)]
@@ -195,7 +195,12 @@ pub(super) async fn replace(
     }
     let spec = read_spec(&edge, &context.caller, &known.name, &object)?;
     let handle = edge.registry.replace(&known.name, &spec).await?;
-    note(&edge, &context.caller, "server.changed", &known.name, &spec).await;
+    let changed = changed_keys(&known.spec, &spec);
+    let mut told = config::server_to_json(&spec);
+    if let Some(told) = told.as_object_mut() {
+        told.insert("changed".to_owned(), serde_json::json!(changed));
+    }
+    note_detail(&edge, &context.caller, "server.changed", &known.name, &told).await;
     first_contact(&edge, &handle).await;
     Ok(Json(detail(&edge, &handle)))
 }
@@ -339,12 +344,22 @@ fn read_spec(
 }
 
 async fn note(edge: &Edge, caller: &Caller, kind: &str, server: &ServerName, spec: &ServerSpec) {
+    note_detail(edge, caller, kind, server, &config::server_to_json(spec)).await;
+}
+
+async fn note_detail(
+    edge: &Edge,
+    caller: &Caller,
+    kind: &str,
+    server: &ServerName,
+    detail: &serde_json::Value,
+) {
     let event = EventRow {
         at: crate::clock::timestamp(),
         actor: caller.name.as_ref().to_owned(),
         kind: kind.to_owned(),
         subject: server.as_str().to_owned(),
-        detail: config::server_to_json(spec).to_string(),
+        detail: detail.to_string(),
     };
     if let Err(error) = edge.store.append_event(&event).await {
         tracing::error!(%error, "an administrative act could not be recorded: {error}");

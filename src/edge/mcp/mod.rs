@@ -26,6 +26,7 @@ use super::Edge;
 use super::auth::RequestContext;
 use super::door::Body;
 use super::sessions::Session;
+use super::tally::Denied;
 use crate::error::ErrorCode;
 use crate::metrics::AuthFailure;
 use crate::model::{CallerTrace, ClientInfo, Era, ProtocolVersion, Scope, cut_after};
@@ -75,7 +76,7 @@ pub(super) async fn post(
         let code = RpcErrorCode::InvalidRequest;
         return request.turn_away(parsed.as_ref().ok(), status, code, message, None).await;
     }
-    if let Some(refused) = may_call(edge, &context) {
+    if let Some(refused) = may_call(edge, &context, &Method::POST) {
         let status = StatusCode::FORBIDDEN;
         let code = RpcErrorCode::Internal;
         return request.turn_away(parsed.as_ref().ok(), status, code, &refused, None).await;
@@ -160,7 +161,7 @@ pub(super) async fn of_session(
     if !matches!(*method, Method::GET | Method::DELETE) {
         return None;
     }
-    if let Some(refused) = may_call(edge, context) {
+    if let Some(refused) = may_call(edge, context, method) {
         let code = RpcErrorCode::Internal;
         return Some(rpc_error(StatusCode::FORBIDDEN, None, code, &refused, None));
     }
@@ -176,10 +177,13 @@ pub(super) async fn of_session(
 }
 
 /// Why the caller may not use the endpoint.
-fn may_call(edge: &Edge, context: &RequestContext) -> Option<String> {
+fn may_call(edge: &Edge, context: &RequestContext, method: &Method) -> Option<String> {
     (!context.caller.may(Scope::Call)).then(|| {
-        edge.metrics.auth_failure(AuthFailure::Scope);
-        format!("the key `{}` lacks the scope `call`", context.caller.name)
+        let says = format!("the key `{}` lacks the scope `call`", context.caller.name);
+        let path = if context.view.is_some() { "/mcp/v/{view}" } else { "/mcp" };
+        let (caller, peer) = (&context.caller.name, context.peer());
+        edge.denied(AuthFailure::Scope, &Denied { caller, method, path, peer, says: &says });
+        says
     })
 }
 

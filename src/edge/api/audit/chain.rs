@@ -72,7 +72,7 @@ pub(super) async fn export(
     edge.audit.flush().await;
     let now = crate::clock::timestamp();
     let export = edge.store.export_ledger(from, to, payloads, now).await?;
-    note(&edge, context, CHAIN, query).await;
+    note(&edge, context, CHAIN, query).await?;
     let export = Some((Arc::clone(&edge), export));
     let body = futures_util::stream::unfold(export, |export| async move {
         let (edge, mut export) = export?;

@@ -19,11 +19,12 @@ use url::form_urlencoded;
 
 use super::chain::{self, CHAIN};
 use super::{AuditParameters, unpaged};
-use crate::audit::{CallRecordDetail, Encoder, ExportFormat, Payloads};
+use crate::audit::{CallRecordDetail, Durability, Encoder, ExportFormat, Payloads};
 use crate::edge::api::Shared;
 use crate::edge::auth::RequestContext;
 use crate::edge::door::MayBeCut;
 use crate::edge::error::ApiError;
+use crate::error::ErrorCode;
 use crate::model::{AuthKind, cut_after, nearest};
 use crate::store::{AuditFilter, EventRow, StoreError};
 
@@ -98,7 +99,7 @@ pub(in crate::edge::api) async fn export(
     let through = edge.ledger.newest().await?;
     // What can be refused is refused before the answer begins.
     let first = edge.ledger.between(&filter, 0, through, STRETCH, payloads).await?;
-    note(&edge, &context, format.as_str(), &query).await;
+    note(&edge, &context, format.as_str(), &query).await?;
     let encoder = Encoder::new(format, payloads);
     let export = Export {
         edge,
@@ -141,8 +142,17 @@ pub(super) fn answer(body: Body, content_type: &'static str, end: &str) -> Respo
     response
 }
 
-/// An export takes much out of the router at once: who had one stays known.
-pub(super) async fn note(edge: &Shared, context: &RequestContext, format: &str, query: &str) {
+/// An export takes much out of the router at once: who had one stays known. In `strict` there is none that
+/// is not on record.
+///
+/// # Errors
+/// In `strict`, 503 when it could not be recorded.
+pub(super) async fn note(
+    edge: &Shared,
+    context: &RequestContext,
+    format: &str,
+    query: &str,
+) -> Result<(), ApiError> {
     let over_socket = context.caller.auth == AuthKind::Socket;
     let detail =
         serde_json::json!({ "query": edge.audit.redacted(query), "over_socket": over_socket });
@@ -153,9 +163,19 @@ pub(super) async fn note(edge: &Shared, context: &RequestContext, format: &str, 
         subject: format.to_owned(),
         detail: detail.to_string(),
     };
+    let mut recorded = true;
     if let Err(error) = edge.store.append_event(&event).await {
         tracing::error!(%error, "an export of the ledger could not be recorded: {error}");
+        recorded = false;
     }
+    if edge.audit.durability() == Durability::Strict {
+        edge.audit.flush().await;
+        if !recorded || !(edge.audit.is_healthy() || edge.audit.spools()) {
+            let detail = "an export must be on record first, and that could not be written; see the router's log";
+            return Err(ApiError::new(ErrorCode::AuditUnavailable, detail));
+        }
+    }
+    Ok(())
 }
 
 /// Why an export ends before its end.

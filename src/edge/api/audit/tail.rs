@@ -17,7 +17,7 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse as _, Response};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
-use super::{AuditParameters, unpaged};
+use super::{AuditParameters, searched, unpaged};
 use crate::audit::CallRecord;
 use crate::clock;
 use crate::edge::api::Shared;
@@ -55,6 +55,7 @@ pub(in crate::edge::api) async fn tail(
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let filter = unpaged(&query, "a tail")?;
+    searched(&edge, &context, &query);
     let newest = edge.ledger.newest().await?;
     // Beyond the newest: of a ledger that was replaced by an older one since.
     let after = taken_up(&headers)?.unwrap_or(newest).min(newest);
