@@ -3,6 +3,8 @@
 //!
 //! Changes when the beginning of a call says more.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -34,6 +36,8 @@ pub struct CallBegun<'a> {
     pub server: &'a ServerName,
     /// The trace it belongs to.
     pub trace_id: Option<TraceId>,
+    /// The address of its connection.
+    pub remote: Option<IpAddr>,
 }
 
 /// The same as it stands in the ledger.
@@ -52,6 +56,8 @@ struct Detail {
     server: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     trace_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    remote_address: Option<IpAddr>,
 }
 
 impl CallBegun<'_> {
@@ -68,6 +74,7 @@ impl CallBegun<'_> {
             upstream_tool: self.upstream_tool.as_str().to_owned(),
             server: self.server.as_str().to_owned(),
             trace_id: self.trace_id.map(|trace| trace.to_string()),
+            remote_address: self.remote,
         };
         EntryRow {
             seq: 0,
@@ -101,6 +108,7 @@ pub(super) fn interrupted(begun: &EntryRow) -> Option<CallRow> {
             "the router was cut off while the call was under way; the tool may have run".to_owned(),
         ),
         trace_id: detail.trace_id.and_then(|trace| TraceId::parse(&trace)),
+        remote: detail.remote_address,
         ..CallRow::new(id, started_at, entrance, Outcome::Interrupted)
     })
 }
@@ -134,6 +142,7 @@ mod tests {
                 upstream_tool: &tool,
                 server: &server,
                 trace_id: TraceId::from_bytes([7; 16]),
+                remote: Some([10, 0, 0, 7].into()),
             };
             let row = interrupted(&begun.into_row(Timestamp::from_millis(9))).unwrap();
             assert_eq!(
@@ -144,7 +153,7 @@ mod tests {
             assert_eq!((row.tool.as_ref(), row.view), ("bank__pay", Some(view.clone())));
             assert_eq!((row.upstream_tool, row.server), (Some(tool.clone()), Some(server.clone())));
             assert_eq!(row.outcome, Outcome::Interrupted);
-            assert_eq!(row.trace_id, begun.trace_id);
+            assert_eq!((row.trace_id, row.remote), (begun.trace_id, begun.remote));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Changes when the ledger keeps something new of a call. Building and
 //! moving one allocates nothing; queueing it copies small payloads, once.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use bytes::{Bytes, BytesMut};
 use super::summary;
 use crate::error::ErrorCode;
 use crate::model::{
-    ArgumentsLevel, CallId, CallerClass, ClientInfo, Entrance, ExposedName, Failure, Kept, Outcome,
-    ResultsLevel, ServerName, Timestamp, ToolName, TraceId, ViewName, cut_after,
+    ArgumentsLevel, BreakerState, CallId, CallerClass, ClientInfo, Entrance, ExposedName, Failure,
+    Kept, Outcome, ResultsLevel, ServerName, Timestamp, ToolName, TraceId, ViewName, cut_after,
 };
 use crate::redact::{Payload, Pointers, Redactor, Strictness};
 use crate::store::{AttemptRow, CallRow, Digester};
@@ -185,6 +186,10 @@ pub struct AuditEntry {
     pub pointers: Option<Arc<Pointers>>,
     /// The trace it belongs to.
     pub trace_id: Option<TraceId>,
+    /// The address of its connection.
+    pub remote: Option<IpAddr>,
+    /// How its last attempt found the circuit breaker, or what refused it there.
+    pub breaker: Option<BreakerState>,
 }
 
 impl AuditEntry {
@@ -292,6 +297,9 @@ impl AuditEntry {
             result_digest,
             hash: None,
             trace_id: self.trace_id,
+            remote: self.remote,
+            levels: Some(self.levels),
+            breaker: self.breaker,
         }
     }
 }

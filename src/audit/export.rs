@@ -51,7 +51,7 @@ impl ExportFormat {
 }
 
 /// The columns of CSV: the members of a call, in their order.
-const COLUMNS: [&str; 27] = [
+const COLUMNS: [&str; 31] = [
     "id",
     "seq",
     "started_at",
@@ -79,6 +79,10 @@ const COLUMNS: [&str; 27] = [
     "request_bytes",
     "response_bytes",
     "trace_id",
+    "remote_address",
+    "arguments_level",
+    "results_level",
+    "breaker",
 ];
 /// The columns that follow with payloads.
 const PAYLOAD_COLUMNS: [&str; 2] = ["arguments", "result"];
@@ -226,6 +230,10 @@ mod tests {
                 request_bytes: 2,
                 response_bytes: 3,
                 trace_id: None,
+                remote_address: None,
+                arguments_level: None,
+                results_level: None,
+                breaker: None,
             },
             attempt_list: Vec::new(),
             arguments: Some(raw("{\"n\":\n1e400,\"t\":\"\u{202e}\"}")),
@@ -257,10 +265,10 @@ mod tests {
     fn a_line_of_csv_has_a_cell_for_each_column() {
         let text = written(ExportFormat::Csv, Payloads::Without, &call("t", Some("a, \"b\"; c")));
         let expected = "0193,7,2026-11-24T10:00:00.000Z,1,laptop,,,,rest,,,t,,,,ok,,\
-                        \"a, \"\"b\"\"; c\",,200,1,1.5,0.0,0.0,2,3,\r\n";
+                        \"a, \"\"b\"\"; c\",,200,1,1.5,0.0,0.0,2,3,,,,,\r\n";
         assert_eq!(text, COLUMNS.join(",") + "\r\n" + expected);
         let text = written(ExportFormat::Csv, Payloads::With, &call("t", None));
-        assert!(text.contains("trace_id,arguments,result\r\n"), "{text}");
+        assert!(text.contains("breaker,arguments,result\r\n"), "{text}");
         let cells = ",\"{\"\"n\"\":\\n1e400,\"\"t\"\":\"\"\\u{202e}\"\"}\",\"\"\"=1+1\"\"\"\r\n";
         assert!(text.ends_with(cells), "{text}");
     }

@@ -9,7 +9,10 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::error::ErrorCode;
-use crate::model::{CallId, Entrance, Failure, Outcome, ServerName, ToolName, ViewName};
+use crate::model::{
+    ArgumentsLevel, BreakerState, CallId, Entrance, Failure, Outcome, ResultsLevel, ServerName,
+    ToolName, ViewName,
+};
 use crate::store::{
     AttemptRow, AuditFilter, CallRow, Cursor, Depth, IndexState, StatsQuery, StatsRow, Store,
     StoreError, Stretch,
@@ -81,6 +84,14 @@ pub struct CallRecord {
     pub response_bytes: u64,
     /// The trace it belongs to, 32 hexadecimal digits.
     pub trace_id: Option<String>,
+    /// The address of its connection; null over the admin socket.
+    pub remote_address: Option<String>,
+    /// What was to be kept of its arguments.
+    pub arguments_level: Option<ArgumentsLevel>,
+    /// What was to be kept of its result.
+    pub results_level: Option<ResultsLevel>,
+    /// How its last attempt found the circuit breaker, or what refused it there.
+    pub breaker: Option<BreakerState>,
 }
 
 /// One attempt of a call.
@@ -359,6 +370,10 @@ impl From<CallRow> for CallRecord {
             request_bytes: row.request_bytes,
             response_bytes: row.response_bytes,
             trace_id: row.trace_id.map(|trace| trace.to_string()),
+            remote_address: row.remote.map(|address| address.to_string()),
+            arguments_level: row.levels.map(|(arguments, _)| arguments),
+            results_level: row.levels.map(|(_, results)| results),
+            breaker: row.breaker,
         }
     }
 }

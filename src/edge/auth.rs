@@ -1,7 +1,6 @@
 //! Who a request is from: keys, their scopes, and what is allowed without one.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -271,11 +270,4 @@ pub(super) struct RequestContext {
     pub(super) view: Option<ViewName>,
     /// What its headers say of its trace.
     pub(super) trace: Option<Arc<CallerTrace>>,
-}
-
-impl RequestContext {
-    /// The address it comes from; `None` over the admin socket. Headers that proxies set are not believed.
-    pub(super) fn peer(&self) -> Option<IpAddr> {
-        self.via.peer.map(|peer| peer.ip())
-    }
 }

@@ -147,7 +147,7 @@ impl Edge {
             method: "GET",
             reason: how,
         };
-        self.tally.count(key, context.peer(), || self.audit.redacted(which));
+        self.tally.count(key, context.via.address(), || self.audit.redacted(which));
     }
 }
 

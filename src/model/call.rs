@@ -1,7 +1,7 @@
 //! One tool call and what can become of it.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +69,14 @@ pub struct Via {
     pub peer: Option<SocketAddr>,
     /// The version of HTTP it speaks.
     pub http: &'static str,
+}
+
+impl Via {
+    /// The address it comes from; `None` over the admin socket. Headers that proxies set are not believed.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.peer.map(|peer| peer.ip())
+    }
 }
 
 impl Default for Via {

@@ -315,6 +315,27 @@ pub enum ArgumentsLevel {
     Raw,
 }
 
+impl ArgumentsLevel {
+    const ALL: [Self; 4] = [Self::None, Self::Redacted, Self::Full, Self::Raw];
+
+    /// The name in the configuration, the database and the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Redacted => "redacted",
+            Self::Full => "full",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// Reads a level's name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.as_str() == text)
+    }
+}
+
 /// What the ledger keeps of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -327,6 +348,27 @@ pub enum ResultsLevel {
     Full,
     /// The result without known secrets and named places, whatever else it holds.
     Raw,
+}
+
+impl ResultsLevel {
+    const ALL: [Self; 4] = [Self::None, Self::Summary, Self::Full, Self::Raw];
+
+    /// The name in the configuration, the database and the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Summary => "summary",
+            Self::Full => "full",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// Reads a level's name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.as_str() == text)
+    }
 }
 
 /// Payload levels, each optional: the tool's, else the server's, else the file's. And what is never kept,

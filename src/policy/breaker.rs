@@ -80,6 +80,15 @@ impl Rejection {
             Self::Probing { retry_after } => Some(*retry_after),
         }
     }
+
+    /// The state that refuses.
+    #[must_use]
+    pub const fn state(&self) -> BreakerState {
+        match self {
+            Self::Open { .. } => BreakerState::Open,
+            Self::Probing { .. } => BreakerState::HalfOpen,
+        }
+    }
 }
 
 /// A change of state.

@@ -1,6 +1,7 @@
 //! [`CallRecord`]: one call's ledger entry and observations, written whatever happens to it.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, CallerClass, CallerTrace, Entrance, Era, Failure, Knowledge, Outcome,
-    ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId, Uptime, cut_after,
+    ArgumentsLevel, AuthKind, BreakerState, CallerClass, CallerTrace, Entrance, Era, Failure,
+    Knowledge, Outcome, ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId, Uptime,
+    cut_after,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};
@@ -243,6 +245,7 @@ impl CallRecord {
             upstream_tool: &entry.tool,
             server: &entry.server.name,
             trace_id: self.trace(),
+            remote: self.call.via.address(),
         }
     }
 
@@ -339,6 +342,9 @@ impl CallRecord {
                 entry.error_code = Some(error.code());
                 entry.error = Some(error.to_string());
                 entry.failure = error.failure();
+                if let RouteError::BreakerOpen { rejection, .. } = error {
+                    entry.breaker = Some(rejection.state());
+                }
                 if entry.server.is_none() {
                     entry.server = error.server().cloned();
                 }
@@ -444,6 +450,11 @@ impl CallRecord {
 
     fn entry_base(&mut self, total: Duration) -> AuditEntry {
         let trace_id = self.trace();
+        let met = |attempt: &AttemptEntry| match attempt.probe {
+            true => BreakerState::HalfOpen,
+            false => BreakerState::Closed,
+        };
+        let breaker = self.attempts.iter().last().map(met);
         let call = &mut self.call;
         let routed = self.entry.as_ref();
         // Before the client is taken out of the call.
@@ -493,6 +504,8 @@ impl CallRecord {
             levels,
             pointers: recording.and_then(|recording| recording.pointers.clone()),
             trace_id,
+            remote: call.via.address(),
+            breaker,
         }
     }
 }

@@ -184,5 +184,7 @@ fn entry(
         levels: (ArgumentsLevel::None, ResultsLevel::None),
         pointers: None,
         trace_id,
+        remote: refusal.via.address(),
+        breaker: None,
     }
 }

@@ -23,7 +23,7 @@ pub type Hash = [u8; 32];
 
 /// The columns of a call after `seq` and before `hash`, in the order in which they are hashed. A new
 /// one comes last and may be null.
-pub(super) const CALL_COLUMNS: [&str; 28] = [
+pub(super) const CALL_COLUMNS: [&str; 32] = [
     "id",
     "started_at_ms",
     "caller",
@@ -52,6 +52,10 @@ pub(super) const CALL_COLUMNS: [&str; 28] = [
     "result_digest",
     "payload_digest",
     "trace_id",
+    "remote_address",
+    "arguments_level",
+    "results_level",
+    "breaker",
 ];
 
 /// The place of the digest of what is kept of payloads among them.

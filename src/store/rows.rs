@@ -3,6 +3,7 @@
 //! Changes when a table gains something that callers must see. Knows no SQL.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use super::StoreError;
 use super::chain::Hash;
 use crate::error::ErrorCode;
 use crate::model::{
-    CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scopes, ServerName,
-    ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus, TraceId, ViewName,
+    BreakerState, CallId, ClientInfo, Entrance, Failure, Kept, Outcome, ProtocolVersion, Scopes,
+    ServerName, ServerSource, ServerSpec, Timestamp, ToolName, ToolStatus, TraceId, ViewName,
 };
 
 /// One server of the registry.
@@ -336,6 +337,12 @@ pub struct CallRow {
     pub hash: Option<Hash>,
     /// The trace it belongs to.
     pub trace_id: Option<TraceId>,
+    /// The address of its connection; `None` over the admin socket.
+    pub remote: Option<IpAddr>,
+    /// What was to be kept of its arguments and its result.
+    pub levels: Option<Kept>,
+    /// How its last attempt found the circuit breaker, or what refused it there.
+    pub breaker: Option<BreakerState>,
 }
 
 impl CallRow {
@@ -373,6 +380,9 @@ impl CallRow {
             result_digest: None,
             hash: None,
             trace_id: None,
+            remote: None,
+            levels: None,
+            breaker: None,
         }
     }
 }

@@ -19,8 +19,8 @@ use uuid::Uuid;
 use super::*;
 use crate::error::ErrorCode;
 use crate::model::{
-    ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, Scope, Scopes, ToolStatus, TraceId,
-    TransportSpec, ViewName,
+    ArgumentsLevel, BreakerState, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion,
+    ResultsLevel, Scope, Scopes, ToolStatus, TraceId, TransportSpec, ViewName,
 };
 
 fn at(millis: i64) -> Timestamp {
@@ -92,6 +92,9 @@ fn call(number: u64) -> CallRow {
         result_digest: number.is_multiple_of(2).then_some([2; 32]),
         hash: None,
         trace_id: number.is_multiple_of(5).then(|| trace(number / 10)),
+        remote: number.is_multiple_of(3).then(|| [192, 0, 2, 7].into()),
+        levels: Some((ArgumentsLevel::Redacted, ResultsLevel::Raw)),
+        breaker: number.is_multiple_of(4).then_some(BreakerState::HalfOpen),
     }
 }
 

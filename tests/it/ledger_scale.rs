@@ -13,7 +13,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use switchyard::audit::AuditQuery;
 use switchyard::error::ErrorCode;
 use switchyard::model::{
-    CallId, Entrance, Outcome, ServerName, Timestamp, ToolName, TraceId, ViewName,
+    BreakerState, CallId, Entrance, Outcome, ServerName, Timestamp, ToolName, TraceId, ViewName,
 };
 use switchyard::store::{AuditFilter, CallRow, PruneUntil, StatsBy, StatsPer, StatsQuery, Store};
 use tokio_util::sync::CancellationToken;
@@ -145,6 +145,9 @@ impl Calls {
             result_digest: None,
             hash: None,
             trace_id: TraceId::from_bytes(trace_of(self.made / 3)),
+            remote: Some([127, 0, 0, 1].into()),
+            levels: None,
+            breaker: Some(BreakerState::Closed),
         }
     }
 

@@ -178,3 +178,33 @@ async fn an_export_that_cannot_be_recorded_is_none() {
     .await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_call_says_where_it_came_from_and_how_it_was_kept() {
+    let up = upstream(Options::default()).await;
+    let yaml = format!(
+        "mcp_servers: {{up: {{url: \"{}\", audit: {{arguments: raw, results: none}}}}}}\n",
+        up.url()
+    );
+    let app = TestApp::start(&yaml).await.ready().await;
+    let keys = ["remote_address", "arguments_level", "results_level", "breaker"];
+    let told = async |http: &crate::support::Http| {
+        let entry = app.entry_of(&http.call("up__echo", r#"{"text":"hi"}"#).await).await;
+        keys.map(|key| entry[key].clone())
+    };
+    let expected = [json!("127.0.0.1"), "raw".into(), "none".into(), "closed".into()];
+    assert_eq!(told(app.http()).await, expected);
+    assert_eq!(told(&app.socket()).await[0], Value::Null);
+    let reason = r#"{"reason":"for a test"}"#;
+    app.socket().post("/mcp/circuit-breakers/up/open", reason).await.expect(200);
+    assert_eq!(told(app.http()).await[3], "open");
+    let csv = app.socket().get("/mcp/audit/export?format=csv").await.expect(200);
+    assert!(csv.text().contains(",127.0.0.1,raw,none,closed\r\n"), "{}", csv.text());
+    let refused = app.http().with_key("sy_wrong").call("up__echo", "{}").await.expect(401);
+    let entry = app.entry_of(&refused).await;
+    assert_eq!(keys.map(|key| entry[key].clone())[0], "127.0.0.1");
+    let entries = entries(&app.stop().await).await;
+    let started = detail(of_kind(&entries, "audit.started")[0]);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(started["boot_id"], boot.trim());
+}

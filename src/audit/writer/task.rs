@@ -194,6 +194,7 @@ impl Task {
             &serde_json::json!({
                 "version": version,
                 "pid": std::process::id(),
+                "boot_id": boot_id(),
                 "recording": self.recording,
             }),
         ));
@@ -549,6 +550,12 @@ impl Task {
         }
         self.shared.spools.store(false, Ordering::Relaxed);
     }
+}
+
+/// Tells one boot of the machine from the next; `None` where the system does not say.
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
 }
 
 fn entry(kind: &str, detail: &serde_json::Value) -> EntryRow {

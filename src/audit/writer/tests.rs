@@ -113,6 +113,8 @@ fn entry(arguments: &str) -> AuditEntry {
         levels: (ArgumentsLevel::Redacted, ResultsLevel::Summary),
         pointers: None,
         trace_id: None,
+        remote: None,
+        breaker: None,
     }
 }
 
@@ -467,6 +469,7 @@ fn begun<'a>(id: CallId, tool: &'a ToolName, server: &'a ServerName) -> CallBegu
         upstream_tool: tool,
         server,
         trace_id: None,
+        remote: None,
     }
 }
 

@@ -122,7 +122,7 @@ async fn require_scope(
                 caller: &context.caller.name,
                 method: request.method(),
                 path: request.uri().path(),
-                peer: context.peer(),
+                peer: context.via.address(),
                 says: &error.detail,
             };
             edge.denied(AuthFailure::Scope, &denied);

@@ -181,7 +181,7 @@ fn may_call(edge: &Edge, context: &RequestContext, method: &Method) -> Option<St
     (!context.caller.may(Scope::Call)).then(|| {
         let says = format!("the key `{}` lacks the scope `call`", context.caller.name);
         let path = if context.view.is_some() { "/mcp/v/{view}" } else { "/mcp" };
-        let (caller, peer) = (&context.caller.name, context.peer());
+        let (caller, peer) = (&context.caller.name, context.via.address());
         edge.denied(AuthFailure::Scope, &Denied { caller, method, path, peer, says: &says });
         says
     })

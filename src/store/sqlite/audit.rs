@@ -10,8 +10,8 @@ use super::attempts::attempts_of;
 use super::{SqliteStore, hash_of};
 use crate::error::ErrorCode;
 use crate::model::{
-    CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion, ServerName, Timestamp,
-    ToolName, TraceId, ViewName,
+    ArgumentsLevel, BreakerState, CallId, ClientInfo, Entrance, Failure, Outcome, ProtocolVersion,
+    ResultsLevel, ServerName, Timestamp, ToolName, TraceId, ViewName,
 };
 use crate::store::chain::Hash;
 use crate::store::{CallRow, StoreError};
@@ -23,7 +23,8 @@ pub(super) const SELECT: &str =
     c.client_version, c.entrance, c.protocol_version, c.tool, c.upstream_tool, c.server,
     c.definition_hash, c.outcome, c.error_code, c.error, c.failure, c.http_status, c.attempts,
     c.queue_us, c.upstream_us, c.total_us, c.request_bytes, c.response_bytes, c.view,
-    c.arguments_digest, c.result_digest, c.hash, c.trace_id";
+    c.arguments_digest, c.result_digest, c.hash, c.trace_id,
+    c.remote_address, c.arguments_level, c.results_level, c.breaker";
 
 impl SqliteStore {
     pub(in crate::store) async fn audit_after(
@@ -137,7 +138,24 @@ pub(super) fn call(row: &SqliteRow) -> Result<CallRow, StoreError> {
         trace_id: trace_id
             .map(|id| TraceId::parse(id).ok_or_else(|| bad("trace_id", id)))
             .transpose()?,
+        remote: read(row, "remote_address", |text| text.parse().ok())?,
+        levels: {
+            let arguments = read(row, "arguments_level", ArgumentsLevel::parse)?;
+            arguments.zip(read(row, "results_level", ResultsLevel::parse)?)
+        },
+        breaker: read(row, "breaker", BreakerState::parse)?,
     })
+}
+
+/// What a text in a column means.
+fn read<T>(
+    row: &SqliteRow,
+    column: &'static str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, StoreError> {
+    let text: Option<&str> = row.try_get(column)?;
+    text.map(|text| parse(text).ok_or_else(|| StoreError::bad_value(TABLE, column, text)))
+        .transpose()
 }
 
 fn digest(row: &SqliteRow, column: &'static str) -> Result<Option<Hash>, StoreError> {

@@ -14,7 +14,7 @@ use super::attempts::attempt_values;
 use super::verify::hex;
 use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
-use crate::model::{Entrance, Failure, Timestamp, ViewName};
+use crate::model::{BreakerState, Entrance, Failure, Timestamp, ViewName};
 use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, Kind, LedgerKey, Value,
     canonical_call, canonical_entry,
@@ -380,6 +380,10 @@ fn call_values(row: &CallRow, kept: Option<Hash>) -> [Value<'_>; CALL_COLUMNS.le
         digest(&row.result_digest),
         digest(&kept),
         Value::maybe_text(row.trace_id.map(|trace| trace.to_string())),
+        Value::maybe_text(row.remote.map(|address| address.to_string())),
+        Value::maybe_text(row.levels.map(|(arguments, _)| arguments.as_str())),
+        Value::maybe_text(row.levels.map(|(_, results)| results.as_str())),
+        Value::maybe_text(row.breaker.map(BreakerState::as_str)),
     ]
 }
 

@@ -106,6 +106,7 @@ const AUDIT: Schema = Schema {
         include_str!("../../../migrations/sqlite/audit/0003_attempts.sql"),
         include_str!("../../../migrations/sqlite/audit/0004_chain.sql"),
         include_str!("../../../migrations/sqlite/audit/0005_trace.sql"),
+        include_str!("../../../migrations/sqlite/audit/0006_origin.sql"),
     ],
     // Retention gives pages back in small steps; this cannot be switched on later.
     new_file: "pragma auto_vacuum = incremental;",

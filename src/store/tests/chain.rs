@@ -322,7 +322,8 @@ async fn audit_tamper_outside_the_chain() {
              client_name, client_version, entrance, protocol_version, tool, upstream_tool, server,
              definition_hash, outcome, error_code, error, failure, http_status, attempts, queue_us,
              upstream_us, total_us, request_bytes, response_bytes, view, arguments_digest,
-             result_digest, payload_digest, hash, trace_id from calls where seq = 30",
+             result_digest, payload_digest, hash, trace_id, remote_address, arguments_level,
+             results_level, breaker from calls where seq = 30",
         "insert into attempts values (9999, 1, 0, 0, 'ok', null, null, null, 0)",
         "insert into attempts values (21, 1, 0, 0, 'ok', null, null, null, 0)",
         "insert into attempts values (60, 9, 0, 0, 'ok', null, null, null, 0)",
@@ -362,12 +363,24 @@ async fn audit_tamper_replaced() {
 async fn a_ledger_from_before_traces_still_verifies() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).await.unwrap();
-    let untraced = |number| CallRow { trace_id: None, ..tried(number) };
+    let untraced = |number| CallRow {
+        trace_id: None,
+        remote: None,
+        levels: None,
+        breaker: None,
+        ..tried(number)
+    };
     let calls: Vec<CallRow> = (0..20).map(untraced).collect();
     store.append_ledger(&[entry(1)], &calls).await.unwrap();
     store.close().await.unwrap();
     drop(store);
-    tamper(&folder, "alter table calls drop column trace_id; pragma user_version = 4").await;
+    tamper(
+        &folder,
+        "alter table calls drop column trace_id; alter table calls drop column remote_address;
+         alter table calls drop column arguments_level; alter table calls drop column results_level;
+         alter table calls drop column breaker; pragma user_version = 4",
+    )
+    .await;
     let store = Store::open(folder.path()).await.unwrap();
     let found = verified(&folder).await;
     assert!(found.is_good() && found.rows == 21, "{found:?}");
@@ -381,4 +394,7 @@ async fn a_ledger_from_before_traces_still_verifies() {
     // What says that a call belongs to no trace is covered, too.
     tamper(&folder, "update calls set trace_id = null where seq = 22").await;
     assert_eq!(findings(&verified(&folder).await).first().map(|(seq, _)| *seq), Some(22));
+    // And so is from where it came.
+    tamper(&folder, "update calls set remote_address = '192.0.2.8' where seq = 23").await;
+    assert!(findings(&verified(&folder).await).iter().any(|(seq, _)| *seq == 23));
 }
