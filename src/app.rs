@@ -219,12 +219,13 @@ impl App {
                 discovery_settings(&config),
             )
             .await?;
-            let retention = Arc::new(Retention::new(
+            let retention = Retention::new(
                 store.clone(),
                 metrics.audit.clone(),
                 config.audit.retention,
                 config.audit.max_size,
-            ));
+            );
+            let retention = Arc::new(retention.payloads(config.audit.payload_retention));
             let tracer = tracer(&config, &metrics, &tasks);
             let (reload, reload_requests) = mpsc::channel(4);
             let edge = Arc::new(Edge {

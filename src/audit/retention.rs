@@ -11,7 +11,7 @@ use super::AuditWriter;
 use crate::clock;
 use crate::metrics::AuditMetrics;
 use crate::model::Timestamp;
-use crate::store::{EraseOf, Erased, PruneUntil, Pruned, Store, StoreError};
+use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, Store, StoreError};
 
 /// After a start, servers and sessions come first.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
@@ -25,6 +25,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 const ROOM: u64 = 32;
 /// Who did it, in the ledger.
 const ACTOR: &str = "router";
+/// Copies of the ledger, made by upgrades and restores, are gone.
+const COPIES_REMOVED: &str = "audit.copies_removed";
 
 /// Keeps the ledger within its age and size.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub struct Retention {
     metrics: AuditMetrics,
     /// How long calls are kept.
     keep: Duration,
+    /// How long their arguments and results are; as long as they when nothing is said.
+    keep_payloads: Option<Duration>,
     /// Bytes that they may take.
     max_size: u64,
 }
@@ -41,7 +45,14 @@ impl Retention {
     /// Calls are kept for `keep`, as long as they take no more than `max_size` bytes.
     #[must_use]
     pub const fn new(store: Store, metrics: AuditMetrics, keep: Duration, max_size: u64) -> Self {
-        Self { store, metrics, keep, max_size }
+        Self { store, metrics, keep, keep_payloads: None, max_size }
+    }
+
+    /// Arguments and results are kept for less long, where that is said.
+    #[must_use]
+    pub fn payloads(mut self, keep: Option<Duration>) -> Self {
+        self.keep_payloads = keep;
+        self
     }
 
     /// Looks again and again until `stop`, and at once when the writer finds the disk full.
@@ -71,7 +82,8 @@ impl Retention {
     }
 
     fn every(&self) -> Duration {
-        (self.keep / 100).clamp(Duration::from_millis(100), LONGEST_WAIT)
+        let shortest = self.keep_payloads.map_or(self.keep, |payloads| payloads.min(self.keep));
+        (shortest / 100).clamp(Duration::from_millis(100), LONGEST_WAIT)
     }
 
     /// Whether nothing is left that should have been removed.
@@ -96,6 +108,48 @@ impl Retention {
                     done = false;
                     tracing::warn!(%error, "old rows could not be removed from the ledger: {error}");
                 }
+            }
+        }
+        if by_age {
+            done &= self.expire(cutoff).await;
+        }
+        done
+    }
+
+    /// Removes what goes before its calls, and copies in which nothing is left that should be; whether that
+    /// was done.
+    async fn expire(&self, cutoff: Timestamp) -> bool {
+        let now = clock::timestamp();
+        let mut done = true;
+        if let Some(keep) = self.keep_payloads {
+            match self.store.expire_payloads(now.minus(keep), now).await {
+                Ok(0) | Err(StoreError::Closed) => {}
+                Ok(payloads) => tracing::info!(
+                    payloads,
+                    "arguments and results of {payloads} calls were removed from the ledger because of their age"
+                ),
+                Err(error) => {
+                    done = false;
+                    tracing::warn!(%error, "old arguments and results could not be removed from the ledger: {error}");
+                }
+            }
+        }
+        match self.store.remove_old_copies(cutoff).await {
+            Ok(files) if files.is_empty() => {}
+            Ok(files) => {
+                tracing::info!(?files, "old copies of the ledger were removed");
+                self.store.note(EntryRow {
+                    seq: 0,
+                    at: now,
+                    kind: COPIES_REMOVED.to_owned(),
+                    actor: ACTOR.to_owned(),
+                    subject: "ledger".to_owned(),
+                    detail: serde_json::json!({ "files": files }).to_string(),
+                });
+            }
+            // They are no part of the ledger; the next look may do it.
+            Err(error) => {
+                tracing::warn!(%error, "old copies of the ledger could not be removed: {error}");
             }
         }
         done

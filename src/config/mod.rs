@@ -137,6 +137,8 @@ pub struct AuditConfig {
     pub pointers: Vec<String>,
     /// How long calls are kept.
     pub retention: Duration,
+    /// How long their arguments and results are; `None`: as long.
+    pub payload_retention: Option<Duration>,
     /// How large the ledger may become, in bytes.
     pub max_size: u64,
     /// Where signed checkpoints go.

@@ -216,6 +216,10 @@ pub(super) struct RawAudit {
     /// How long calls are kept. Default: 90d.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub(super) retention: Option<Field<Duration>>,
+    /// How long arguments and results are kept, where that is less long. Default: as long as their
+    /// calls.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(super) payload_retention: Option<Field<Duration>>,
     /// How large the ledger may become. Default: 10GiB.
     #[schemars(extend("minimum" = 16_777_216))]
     pub(super) max_size: Option<Field<Bytes>>,

@@ -122,6 +122,7 @@ fn ledger(reader: &mut Reader<'_>, raw: &RawConfig, config: &mut Config) {
         redact,
         pointers,
         retention: reader.span("retention", raw.retention.as_ref()).unwrap_or(usual.retention),
+        payload_retention: reader.span("payload_retention", raw.payload_retention.as_ref()),
         max_size: reader
             .check("max_size", raw.max_size.as_ref(), "at least 16MiB", |size| size.0 >= 16 << 20)
             .map_or(usual.max_size, |size| size.0),
@@ -156,6 +157,7 @@ impl Default for AuditConfig {
             redact: REDACT.map(str::to_owned).to_vec(),
             pointers: Vec::new(),
             retention: Duration::from_secs(90 * 86_400),
+            payload_retention: None,
             max_size: 10 << 30,
             checkpoints: None,
             spool: None,

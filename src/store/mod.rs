@@ -8,6 +8,7 @@ mod chain;
 mod checkpoint;
 mod entries;
 mod error;
+mod expire;
 mod export;
 mod journal;
 mod key_file;

@@ -1,6 +1,7 @@
 mod attempts;
 mod breakers;
 mod chain;
+mod expire;
 mod export;
 mod index;
 mod kills;

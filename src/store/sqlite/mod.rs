@@ -10,6 +10,7 @@ mod backup;
 mod breakers;
 mod entries;
 mod events;
+mod expire;
 mod export;
 mod file_system;
 mod index;

@@ -34,8 +34,8 @@ const PAGE: i64 = 5_000;
 const STEP_ROWS: i64 = 2_000;
 const STEP_RANGES: usize = 1_000;
 /// Bytes of a step: what a row costs without payload, and the bounds of a step.
-const ROW_BYTES: u64 = 1_024;
-const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
+pub(super) const ROW_BYTES: u64 = 1_024;
+pub(super) const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
 /// Pages given back in a step.
 const STEP_PAGES: [u64; 3] = [16, 64, 1_024];
 /// Fewer rows than this are not pruned for their size: it is not they who take the space.
@@ -176,7 +176,7 @@ impl SqliteStore {
     }
 
     /// Gives unused pages back to the file system; how long the longest step took.
-    async fn give_back(&self, log: &mut Log) -> Result<Duration, StoreError> {
+    pub(super) async fn give_back(&self, log: &mut Log) -> Result<Duration, StoreError> {
         let [least, first, most] = STEP_PAGES;
         let mut pace = Pace::new(least, first, most);
         let mut unused = i64::MAX;

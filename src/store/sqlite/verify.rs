@@ -30,6 +30,8 @@ use crate::store::{Checkpoint, Fault, StoreError, Verified};
 
 /// The kind of entries that say whose payloads were removed.
 pub(super) const ERASED: &str = "audit.erased";
+/// The kind of entries that say up to where payloads were removed because of their age.
+pub(super) const EXPIRED: &str = "audit.expired";
 
 /// Rows of a window.
 const WINDOW: i64 = 512;
@@ -204,6 +206,8 @@ impl State {
 pub(super) struct Records {
     pruned: Vec<(i64, String)>,
     erased: Vec<(i64, i64)>,
+    /// Up to here payloads may be gone.
+    expired: i64,
 }
 
 impl Records {
@@ -213,12 +217,13 @@ impl Records {
         state: &State,
     ) -> Result<Self, StoreError> {
         let sql = "select kind, detail from entries
-            where seq > ? and seq <= ? and kind in (?, ?)";
+            where seq > ? and seq <= ? and kind in (?, ?, ?)";
         let rows = sqlx::query(sql)
             .bind(state.base)
             .bind(state.head)
             .bind(PRUNED)
             .bind(ERASED)
+            .bind(EXPIRED)
             .fetch_all(reader)
             .await?;
         let mut records = Self::default();
@@ -227,9 +232,11 @@ impl Records {
             // As bytes: what is no text any more was changed, and what is not readable, too. The chain tells.
             let Ok(detail) = row.try_get_unchecked::<&[u8], _>("detail") else { continue };
             let Ok(detail) = serde_json::from_slice::<serde_json::Value>(detail) else { continue };
-            if kind == PRUNED {
+            let through = detail.get("through").and_then(serde_json::Value::as_i64);
+            if kind == EXPIRED {
+                records.expired = records.expired.max(through.unwrap_or_default());
+            } else if kind == PRUNED {
                 let hash = detail.get("hash").and_then(serde_json::Value::as_str);
-                let through = detail.get("through").and_then(serde_json::Value::as_i64);
                 records.pruned.extend(through.zip(hash.map(str::to_owned)));
             } else if let Some(ranges) = detail.get("rows") {
                 let ranges = serde_json::from_value::<Vec<(i64, i64)>>(ranges.clone());
@@ -252,6 +259,9 @@ impl Records {
     }
 
     pub(super) fn is_erased(&self, seq: i64) -> bool {
+        if seq <= self.expired {
+            return true;
+        }
         let after = self.erased.partition_point(|(first, _)| *first <= seq);
         // Ranges can overlap; there are few of them.
         self.erased.get(..after).unwrap_or_default().iter().any(|(_, last)| *last >= seq)

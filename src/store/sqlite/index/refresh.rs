@@ -18,7 +18,7 @@ use crate::clock;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::log::Log;
-use crate::store::sqlite::verify::ERASED;
+use crate::store::sqlite::verify::{ERASED, EXPIRED};
 
 /// A part that is being made anew.
 pub(super) struct Refresh {
@@ -197,10 +197,11 @@ pub(super) async fn mark_erased(
     // Nothing is in the index yet that could have been erased.
     if indexed > 0 {
         let entries: Vec<String> = sqlx::query_scalar(
-            "select detail from ledger.entries where seq > ? and kind = ? order by seq",
+            "select detail from ledger.entries where seq > ? and kind in (?, ?) order by seq",
         )
         .bind(looked)
         .bind(ERASED)
+        .bind(EXPIRED)
         .fetch_all(&mut **transaction)
         .await?;
         let mut parts = BTreeSet::new();
