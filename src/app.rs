@@ -201,6 +201,15 @@ impl App {
         };
         let audit =
             AuditWriter::start(store.clone(), &audit_settings, metrics.audit.clone(), &tasks);
+        if store.note_restore(clock::timestamp()) {
+            let (audit, store) = (audit.clone(), store.clone());
+            tasks.spawn(async move {
+                audit.flush().await;
+                if audit.is_healthy() {
+                    store.forget_restore();
+                }
+            });
+        }
         let (ending, closing) = (audit.clone(), store.clone());
         let starting = async {
             let keeper = Arc::clone(&redaction);

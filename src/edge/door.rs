@@ -483,7 +483,6 @@ struct Way {
     /// The address it came in on, and the one it is from; none over the admin socket.
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
-    }
 }
 
 async fn accept(listening: &Listening) -> std::io::Result<Handover> {

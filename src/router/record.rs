@@ -1,7 +1,6 @@
 //! [`CallRecord`]: one call's ledger entry and observations, written whatever happens to it.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EntryRow, EventRow, HistoryRow, Store};
+use super::{Backend, EntryRow, EventRow, HistoryRow, Store};
 use crate::model::{BreakerEvent, Timestamp};
 
 /// Entries that wait for the ledger's writer.
@@ -19,6 +19,27 @@ impl Store {
     /// where there is no place in the queue.
     pub fn note(&self, entry: EntryRow) {
         self.journal.put(entry);
+    }
+
+    /// Puts on record that the folder was restored, where no router has said so since; whether it was.
+    #[must_use]
+    pub fn note_restore(&self, now: Timestamp) -> bool {
+        let at = match &self.backend {
+            Backend::Sqlite(store) => store.restored_at(),
+        };
+        if let Some(at) = at {
+            let detail = json!({ "at": at.to_string() });
+            let kind = "store.restored".to_owned();
+            self.journal.note(now, kind, None, "data folder", &detail);
+        }
+        at.is_some()
+    }
+
+    /// What [`Self::note_restore`] said is on record, and is not said again.
+    pub fn forget_restore(&self) {
+        match &self.backend {
+            Backend::Sqlite(store) => store.forget_restore(),
+        }
     }
 }
 
@@ -34,7 +55,7 @@ pub(super) struct Journal {
 /// The times of the first and the last, and how many there are.
 type Lost = (Timestamp, Timestamp, u64);
 
-impl super::Store {
+impl Store {
     /// Entries that never reached [`Self::journal`] because too many waited there: the times of the first and the
     /// last, and how many there are. Each is told once.
     #[must_use]

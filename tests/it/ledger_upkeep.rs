@@ -265,6 +265,14 @@ async fn backup_under_load() {
     let (_, folder) = router.stop().await;
     let found = verified(folder.path(), &folder.path().join("data")).await;
     assert!(found["head"].as_i64() > restored["head"].as_i64(), "{found}");
+    // And says once that it was restored.
+    let data = folder.path().join("data");
+    let store = Store::open(&data).await.unwrap();
+    let entries = store.audit_entries(0, 10_000).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    assert_eq!(entries.iter().filter(|entry| entry.kind == "store.restored").count(), 1);
+    assert!(!data.join("restored").exists());
     // Neither a folder that is no backup nor one that was damaged is put back.
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().to_str().unwrap();

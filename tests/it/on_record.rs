@@ -101,7 +101,8 @@ async fn what_a_file_changes_is_on_record() {
     let folder = app.stop().await;
     let entries = entries(&folder).await;
     let told = |kind: &str, subject: &str| {
-        let found: Vec<_> = of_kind(&entries, kind).into_iter().filter(|e| e.subject == subject).collect();
+        let found: Vec<_> =
+            of_kind(&entries, kind).into_iter().filter(|e| e.subject == subject).collect();
         assert_eq!(found.len(), 1, "{kind} {subject}: {found:?}");
         (found[0].actor.clone(), detail(found[0]))
     };
@@ -118,7 +119,8 @@ async fn what_a_file_changes_is_on_record() {
     assert_eq!(told("server.changed", "api").1["changed"], json!(["timeout"]));
     let reloads = of_kind(&entries, "config.reloaded");
     assert!(reloads.iter().any(|entry| entry.actor == "admin-socket"), "{reloads:?}");
-    let settings: Vec<Value> = reloads.iter().map(|entry| detail(entry)["changed"].clone()).collect();
+    let settings: Vec<Value> =
+        reloads.iter().map(|entry| detail(entry)["changed"].clone()).collect();
     assert_eq!(settings.iter().filter(|keys| **keys == json!(["http.allowed_hosts"])).count(), 1);
     let failed = of_kind(&entries, "config.reload_failed");
     assert!(failed.iter().any(|entry| entry.actor == "admin-socket"), "{failed:?}");
@@ -207,4 +209,18 @@ async fn a_call_says_where_it_came_from_and_how_it_was_kept() {
     let started = detail(of_kind(&entries, "audit.started")[0]);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(started["boot_id"], boot.trim());
+}
+
+#[tokio::test]
+async fn a_definition_with_a_secret_of_its_server_is_told() {
+    let up = upstream(Options::default()).await;
+    let yaml = format!(
+        "mcp_servers: {{up: {{url: \"{}\", headers: {{x-api-key: \"Returns the text it is given.\"}}}}}}\n",
+        up.url()
+    );
+    let app = TestApp::start(&yaml).await.ready().await;
+    let entries = entries(&app.stop().await).await;
+    let told = of_kind(&entries, "tool.holds_secret");
+    assert!(told.iter().any(|entry| detail(entry)["tool"] == "echo"), "{told:?}");
+    assert!(told.iter().all(|entry| entry.subject == "up"), "{told:?}");
 }

@@ -15,7 +15,12 @@ use crate::clock;
 use crate::model::{OnChange, ServerName, ToolName, ToolStatus};
 use crate::protocol::{Listed, ToolDefinition};
 use crate::registry::{ServerHandle, ServerStatus};
-use crate::store::{DiscoveryRow, HistoryKind, HistoryRow, OfferKind, StoreError, ToolRow};
+use crate::store::{
+    DiscoveryRow, EntryRow, HistoryKind, HistoryRow, OfferKind, StoreError, ToolRow,
+};
+
+/// A shorter secret may be in a definition by chance.
+const TELLING: usize = 8;
 
 /// One list other than tools, and what came of asking for it.
 pub(super) type OfferAnswer = (OfferedList, OfferKind, Result<Walked<Listed>, DiscoveryError>);
@@ -232,6 +237,7 @@ impl Discovery {
         if !same {
             let rows: Vec<ToolRow> = tools.iter().map(|tool| tool.row.clone()).collect();
             self.registry.store().replace_tools(&server.name, &rows, &history).await?;
+            self.tell_secrets(server, &rows);
         }
         if !first {
             for change in &history {
@@ -257,6 +263,32 @@ impl Discovery {
             self.rebuild();
         }
         Ok(())
+    }
+
+    /// A definition is kept and listed as its server gave it. Where a secret of the server is in it, that
+    /// is said.
+    fn tell_secrets(&self, server: &ServerHandle, rows: &[ToolRow]) {
+        let secrets = || server.secrets().iter().map(|secret| secret.expose().as_bytes());
+        let holds = |row: &&ToolRow| {
+            secrets()
+                .filter(|secret| secret.len() >= TELLING)
+                .any(|secret| memchr::memmem::find(&row.definition, secret).is_some())
+        };
+        for row in rows.iter().filter(holds) {
+            tracing::warn!(
+                server.name = %server.name, tool.name = %row.tool,
+                "the definition of tool {} of server {} holds a secret that was given to the server; it is kept and listed as it is: use another secret",
+                row.tool, server.name
+            );
+            self.registry.store().note(EntryRow {
+                seq: 0,
+                at: clock::timestamp(),
+                kind: "tool.holds_secret".to_owned(),
+                actor: "router".to_owned(),
+                subject: server.name.as_str().to_owned(),
+                detail: serde_json::json!({ "tool": row.tool.as_str() }).to_string(),
+            });
+        }
     }
 
     fn mark_stale(&self, server: &ServerName) {

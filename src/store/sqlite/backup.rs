@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 
 use sqlx::{ConnectOptions as _, Connection as _};
 
+use super::expire::written;
 use super::{
-    AUDIT, STATE, Schema, Version, connect_options, create_private, files, identify, ledger_key,
-    prepare_folder, quick_check,
+    AUDIT, STATE, Schema, SqliteStore, Version, connect_options, create_private, files, identify,
+    ledger_key, prepare_folder, quick_check,
 };
+use crate::model::Timestamp;
 use crate::store::{Backup, Checkpoint, StoreError};
 
 /// Kept beside the databases; a data folder need not have all of them.
@@ -31,6 +33,8 @@ const LAID_OUT: &str = "restore.new";
 const READY: &str = "restore.ready";
 /// Where what a restore replaced is kept.
 pub(super) const REPLACED: &str = "replaced";
+/// Is there until a router has put on record that there was a restore.
+const RESTORED: &str = "restored";
 
 /// Copies databases and keys in `data_dir` into the new folder `target`, also while a router runs.
 pub(in crate::store) async fn backup(data_dir: &Path, target: &Path) -> Result<Backup, StoreError> {
@@ -123,8 +127,30 @@ pub(super) fn finish_restore(data_dir: &Path) -> Result<(), StoreError> {
             }
         }
     }
+    // For the next router, which puts it on record.
+    let mark = data_dir.join(RESTORED);
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&mark)
+        .map_err(files("create", &mark))?;
     remove_folder(&ready)?;
     sync(data_dir)
+}
+
+impl SqliteStore {
+    /// When the folder was restored, as long as that is not on record.
+    pub(in crate::store) fn restored_at(&self) -> Option<Timestamp> {
+        written(&self.audit.path.with_file_name(RESTORED))
+    }
+
+    /// It is on record.
+    pub(in crate::store) fn forget_restore(&self) {
+        // If the file stays, it is said once more.
+        let _ = fs::remove_file(self.audit.path.with_file_name(RESTORED));
+    }
 }
 
 /// Refuses a folder in which a restore was cut off: it is neither the one nor the other.

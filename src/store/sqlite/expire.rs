@@ -171,14 +171,17 @@ fn remove_old_copies(folder: &Path, cutoff: Timestamp) -> Result<Vec<String>, St
 }
 
 fn newest_in(folder: &Path) -> Option<Timestamp> {
-    let files: Vec<PathBuf> =
-        fs::read_dir(folder).ok()?.map(|file| file.map(|file| file.path())).collect::<Result<_, _>>().ok()?;
-    let times: Vec<Timestamp> =
-        files.iter().map(|file| written(file)).collect::<Option<_>>()?;
+    let files: Vec<PathBuf> = fs::read_dir(folder)
+        .ok()?
+        .map(|file| file.map(|file| file.path()))
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let times: Vec<Timestamp> = files.iter().map(|file| written(file)).collect::<Option<_>>()?;
     times.into_iter().max()
 }
 
-fn written(path: &Path) -> Option<Timestamp> {
+/// When a file was last written.
+pub(super) fn written(path: &Path) -> Option<Timestamp> {
     let at = fs::metadata(path).ok()?.modified().ok()?;
     let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Some(Timestamp::from_millis(i64::try_from(since.as_millis()).ok()?))
