@@ -53,6 +53,7 @@ impl Gauges {
 
     /// Looks at everything once.
     pub(super) async fn look(&self) {
+        self.metrics.forget_left_tools(clock::uptime());
         let (store, folder) = (self.store.clone(), self.data_dir.clone());
         let looked = tokio::task::spawn_blocking(move || {
             let free = rustix::fs::statvfs(&folder);

@@ -27,6 +27,7 @@ use super::page::OfferedList;
 use super::recording::{Recording, RecordingSettings};
 use super::schedule::Wanted;
 use super::snapshot::{self, Catalogue, CatalogueHandle};
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::model::{NamingMode, ServerName, ToolStatus, ToolTarget, ViewName, ViewSpec};
 use crate::pool::ListKind;
@@ -262,6 +263,7 @@ impl Discovery {
         }
         let catalogue =
             Catalogue::assemble(entries).with_views(&settings.views, &self.metrics, &before);
+        self.metrics.tools_listed(clock::uptime(), |server, tool| catalogue.has(server, tool));
         self.catalogue.store(Arc::new(catalogue));
         self.rebuilt.send_modify(|change| *change = change.wrapping_add(1));
     }

@@ -272,6 +272,11 @@ impl Catalogue {
         self.by_exposed.get(exposed)
     }
 
+    /// Whether this server has a tool with this exposed name.
+    pub(super) fn has(&self, server: &str, exposed: &str) -> bool {
+        self.by_exposed.get(exposed).is_some_and(|entry| entry.server.name.as_str() == server)
+    }
+
     /// Every tool, by server and name.
     #[must_use]
     pub fn entries(&self) -> &[Arc<CatalogueEntry>] {

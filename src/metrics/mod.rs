@@ -8,6 +8,7 @@
 mod audit;
 mod breaker;
 mod rules;
+mod series;
 mod store;
 mod tool;
 mod trace;
@@ -17,7 +18,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -33,6 +33,8 @@ pub use store::{FileSample, StoreMetrics};
 pub use tool::{CallLabels, ToolMetrics};
 pub use trace::TraceMetrics;
 pub use view::ViewMetrics;
+
+use series::ToolSeries;
 
 /// The advised buckets of the semantic conventions in seconds, and three below them: a router's
 /// own time is well under 10 ms.
@@ -70,10 +72,7 @@ pub struct Metrics {
     /// What became of spans.
     pub traces: TraceMetrics,
     breakers: breaker::BreakerFamilies,
-    operations: HistogramVec,
-    attempts: HistogramVec,
-    /// Exposed names to servers: one of the two histograms does not say whose tool it is.
-    owners: Mutex<HashMap<String, String>>,
+    tools: Arc<ToolSeries>,
     upstream_enabled: IntGaugeVec,
     upstream_up: IntGaugeVec,
     upstream_unauthorised: IntGaugeVec,
@@ -155,14 +154,7 @@ impl Metrics {
             store: StoreMetrics::register(&registry)?,
             traces: TraceMetrics::register(&registry)?,
             breakers: breaker::BreakerFamilies::register(&registry)?,
-            operations: histogram(
-                &durations,
-                "mcp_server_operation_duration_seconds",
-                "Duration of MCP operations as clients see them, in seconds.",
-                &tool::SERVER_LABELS,
-            )?,
-            attempts: histogram(&durations, ATTEMPTS.0, ATTEMPTS.1, &tool::CLIENT_LABELS)?,
-            owners: Mutex::new(HashMap::new()),
+            tools: Arc::new(ToolSeries::register(&registry, &durations, series::MOST)?),
             upstream_enabled: gauges(
                 &registry,
                 "switchyard_upstream_enabled",
@@ -181,17 +173,11 @@ impl Metrics {
                 "Whether the server answered the last contact with HTTP status 401 or 403 (1) or not (0).",
                 &["server"],
             )?,
-            upstream_last_success: {
-                let vec = GaugeVec::new(
-                    Opts::new(
-                        "switchyard_upstream_last_success_timestamp_seconds",
-                        "When the server last answered, in seconds since the Unix epoch; 0 for never.",
-                    ),
-                    &["server"],
-                )?;
-                registry.register(Box::new(vec.clone()))?;
-                vec
-            },
+            upstream_last_success: times(
+                &registry,
+                "switchyard_upstream_last_success_timestamp_seconds",
+                "When the server last answered, in seconds since the Unix epoch; 0 for never. After a start it is what was stored, which can be up to an hour older.",
+            )?,
             upstream_inflight: gauges(
                 &registry,
                 "switchyard_upstream_inflight",
@@ -424,7 +410,7 @@ impl Metrics {
         for reason in RECONNECTS {
             let _ = self.upstream_reconnects.remove_label_values(&[server, reason]);
         }
-        self.forget_tools(server);
+        self.tools.forget_server(server);
     }
 
     /// Counts a request that was not let in.
@@ -533,6 +519,13 @@ fn histogram(
 ) -> Result<HistogramVec, MetricsError> {
     let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
     let vec = HistogramVec::new(options, labels)?;
+    registry.register(Box::new(vec.clone()))?;
+    Ok(vec)
+}
+
+/// Points in time of servers, in seconds since the Unix epoch.
+fn times(registry: &Registry, name: &str, help: &str) -> Result<GaugeVec, MetricsError> {
+    let vec = GaugeVec::new(Opts::new(name, help), &["server"])?;
     registry.register(Box::new(vec.clone()))?;
     Ok(vec)
 }

@@ -125,7 +125,7 @@ fn every_error_of_every_door_has_a_series_of_its_own() {
                 let version = version.map_or("", ProtocolVersion::as_str);
                 let transport = if over_socket { "unix" } else { "tcp" };
                 expected.push(format!(
-                    "mcp_server_operation_duration_seconds_count{{error_type=\"{error}\",gen_ai_tool_name=\"s__get\",mcp_method_name=\"tools/call\",mcp_protocol_version=\"{version}\",network_transport=\"{transport}\"}} {times}\n"
+                    "mcp_server_operation_duration_seconds_count{{error_type=\"{error}\",gen_ai_tool_name=\"s__get\",mcp_method_name=\"tools/call\",mcp_protocol_version=\"{version}\",network_transport=\"{transport}\",server=\"s\"}} {times}\n"
                 ));
             }
         }

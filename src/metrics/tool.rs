@@ -3,29 +3,17 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus::core::Collector;
-use prometheus::proto::LabelPair;
-use prometheus::{Histogram, HistogramVec};
+use prometheus::Histogram;
 
 use super::Metrics;
+use super::series::{Owner, Side, ToolSeries};
 use crate::error::ErrorCode;
 use crate::model::{
-    Entrance, Era, ExposedName, Outcome, ProtocolVersion, ServerName, TransportKind,
+    Entrance, Era, ExposedName, Outcome, ProtocolVersion, ServerName, TransportKind, Uptime,
 };
 
-/// Stands for every tool that is not in the catalogue.
-const OTHER: &str = "_other";
-
-/// Labels of `mcp_server_operation_duration_seconds`.
-pub(super) const SERVER_LABELS: [&str; 5] = [
-    "mcp_method_name",
-    "gen_ai_tool_name",
-    "error_type",
-    "mcp_protocol_version",
-    "network_transport",
-];
-/// Labels of `mcp_client_operation_duration_seconds`.
-pub(super) const CLIENT_LABELS: [&str; 6] = [
+/// Labels of both histograms; `server` is empty for what belongs to no tool of the catalogue.
+pub(super) const LABELS: [&str; 6] = [
     "mcp_method_name",
     "gen_ai_tool_name",
     "error_type",
@@ -107,30 +95,28 @@ type Attempted = [Series<{ Outcome::ALL.len() }>; SLOTS];
 /// Handles of one tool.
 #[derive(Debug)]
 pub struct ToolMetrics {
-    tool: String,
-    server: String,
-    operations: HistogramVec,
-    attempts: HistogramVec,
+    owner: Owner,
+    series: Arc<ToolSeries>,
     served: OnceLock<Box<Served>>,
     attempted: OnceLock<Box<Attempted>>,
 }
 
 impl Metrics {
-    /// Handles for one tool. `_other` stands for every tool that is not in the catalogue.
+    /// Handles for one tool of a server. Without them it is `_other`, which stands for every tool that
+    /// is not in the catalogue.
     #[must_use]
     pub fn tool(
         &self,
         server: Option<&ServerName>,
         tool: Option<&ExposedName>,
     ) -> Arc<ToolMetrics> {
-        if let (Some(server), Some(tool)) = (server, tool) {
-            self.owners.lock().insert(tool.as_str().to_owned(), server.as_str().to_owned());
-        }
+        let owner = match (server, tool) {
+            (Some(server), Some(tool)) => self.tools.owner(server.as_str(), tool.as_str()),
+            _ => ToolSeries::nobody(),
+        };
         Arc::new(ToolMetrics {
-            tool: tool.map_or(OTHER, ExposedName::as_str).to_owned(),
-            server: server.map_or(OTHER, ServerName::as_str).to_owned(),
-            operations: self.operations.clone(),
-            attempts: self.attempts.clone(),
+            owner,
+            series: Arc::clone(&self.tools),
             served: OnceLock::new(),
             attempted: OnceLock::new(),
         })
@@ -139,48 +125,47 @@ impl Metrics {
     /// Makes the series, at zero, that no server or tool has to be there for: a rate sees the first
     /// invented name then, and whoever invents many finds that there are all of them already.
     pub(super) fn begin_at_zero(&self) {
-        let at_zero = |method: &str, tool: &str, error: &str, version: &str| {
-            let _made = self.operations.with_label_values(&[method, tool, error, version, "tcp"]);
+        let nobody = ToolSeries::nobody();
+        let refused = |error: ErrorCode, version| {
+            let _made = self.tools.get(&nobody, Side::Served, [error.as_str(), version, "tcp"]);
         };
         for version in std::iter::once("").chain(ProtocolVersion::ALL.map(ProtocolVersion::as_str))
         {
             for error in ANYBODYS {
-                at_zero("tools/call", OTHER, error.as_str(), version);
+                refused(error, version);
             }
         }
-        at_zero("tools/call", OTHER, ErrorCode::ServerNotFound.as_str(), "");
+        refused(ErrorCode::ServerNotFound, "");
         for version in ProtocolVersion::ALL {
-            at_zero("tools/list", "", "", version.as_str());
+            let _made = self.tools.operation("tools/list", ["", version.as_str(), "tcp"]);
             if version.era() == Era::Legacy {
-                at_zero("initialize", "", "", version.as_str());
+                let _made = self.tools.operation("initialize", ["", version.as_str(), "tcp"]);
             }
         }
     }
 
-    /// Removes the series of a server's tools. What was labelled how is asked of the histograms
-    /// themselves, so that a call has nothing to keep books on.
-    pub(super) fn forget_tools(&self, server: &str) {
-        let mut owners = self.owners.lock();
-        forget(&self.operations, &SERVER_LABELS, |[_, tool, ..]| {
-            owners.get(tool).is_some_and(|owner| owner == server)
-        });
-        forget(&self.attempts, &CLIENT_LABELS, |[.., of]| of == server);
-        owners.retain(|_, owner| owner != server);
+    /// The catalogue has these tools now: `has` is asked with server and exposed name. The series of a
+    /// tool that left it go an hour later, or sooner when many leave.
+    pub fn tools_listed(&self, now: Uptime, has: impl Fn(&str, &str) -> bool) {
+        self.tools.listed(now, has);
+    }
+
+    /// Removes the series of tools that left the catalogue an hour before `now`.
+    pub fn forget_left_tools(&self, now: Uptime) {
+        self.tools.forget_left(now);
     }
 
     /// Records an operation that is not a tool call, such as `tools/list`, as its client saw it.
     /// `method` must come from a closed set.
     pub fn observe_operation(&self, method: &str, labels: CallLabels, took: Duration) {
-        let (version, transport) = (labels.version(), labels.transport());
-        self.operations
-            .with_label_values(&[method, "", labels.error_type(), version, transport])
-            .observe(took.as_secs_f64());
+        let labels = [labels.error_type(), labels.version(), labels.transport()];
+        self.tools.operation(method, labels).observe(took.as_secs_f64());
     }
 
     /// Records the attempt at `server` that such an operation was, and how it ended.
     pub fn observe_forwarded(
         &self,
-        method: &str,
+        method: &'static str,
         server: &ServerName,
         version: Option<ProtocolVersion>,
         (transport, outcome): (TransportKind, Outcome),
@@ -188,31 +173,8 @@ impl Metrics {
     ) {
         let error = if outcome == Outcome::Ok { "" } else { outcome.as_str() };
         let version = version.map_or("", ProtocolVersion::as_str);
-        self.attempts
-            .with_label_values(&[method, "", error, version, network(transport), server.as_str()])
-            .observe(took.as_secs_f64());
-    }
-}
-
-/// Removes the series for whose labels, in the order of `names`, `is_gone` holds.
-fn forget<const N: usize>(
-    histograms: &HistogramVec,
-    names: &[&str; N],
-    is_gone: impl Fn([&str; N]) -> bool,
-) {
-    for family in histograms.collect() {
-        for series in family.get_metric() {
-            // Collected labels are sorted by name.
-            let value = |name: &str| {
-                let pair = series.get_label().iter().find(|pair| pair.name() == name);
-                pair.map_or("", LabelPair::value)
-            };
-            let values = names.map(value);
-            if is_gone(values) {
-                // An error means that there is no such series, which is what is wanted.
-                let _ = histograms.remove_label_values(&values);
-            }
-        }
+        let labels = [error, version, network(transport)];
+        self.tools.forwarded(method, server.as_str(), labels).observe(took.as_secs_f64());
     }
 }
 
@@ -225,15 +187,7 @@ impl ToolMetrics {
         };
         let (version, transport) = (labels.version(), labels.transport());
         let error = labels.error_type();
-        let make = || {
-            self.operations.with_label_values(&[
-                "tools/call",
-                &self.tool,
-                error,
-                version,
-                transport,
-            ])
-        };
+        let make = || self.series.get(&self.owner, Side::Served, [error, version, transport]);
         let served =
             self.served.get_or_init(|| Box::new([const { [const { Series::new() }; SLOTS] }; 2]));
         let series = served.get(usize::from(labels.over_socket)).and_then(|by| by.get(slot));
@@ -251,16 +205,12 @@ impl ToolMetrics {
     ) {
         let network = network(transport);
         let error = (outcome != Outcome::Ok).then_some(outcome);
-        let make = || {
-            self.attempts.with_label_values(&[
-                "tools/call",
-                &self.tool,
-                error.map_or("", Outcome::as_str),
-                version.map_or("", ProtocolVersion::as_str),
-                network,
-                &self.server,
-            ])
-        };
+        let labels = [
+            error.map_or("", Outcome::as_str),
+            version.map_or("", ProtocolVersion::as_str),
+            network,
+        ];
+        let make = || self.series.get(&self.owner, Side::Attempted, labels);
         // A tool's transport is one: its handles are made anew with another.
         let slot = version.map_or(SLOTS - 1, ProtocolVersion::index);
         let attempted = self.attempted.get_or_init(|| Box::new([const { Series::new() }; SLOTS]));
@@ -276,9 +226,19 @@ const fn network(transport: TransportKind) -> &'static str {
     }
 }
 
-fn observe(series: Option<&OnceLock<Histogram>>, make: impl FnOnce() -> Histogram, took: Duration) {
-    match series {
-        Some(series) => series.get_or_init(make).observe(took.as_secs_f64()),
-        None => make().observe(took.as_secs_f64()),
+fn observe(
+    series: Option<&OnceLock<Histogram>>,
+    make: impl FnOnce() -> Option<Histogram>,
+    took: Duration,
+) {
+    let took = took.as_secs_f64();
+    if let Some(known) = series.and_then(OnceLock::get) {
+        known.observe(took);
+    } else if let Some(made) = make() {
+        made.observe(took);
+        if let Some(series) = series {
+            // Another call that was first, too, has the same one.
+            let _ = series.set(made);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use serde_json::json;
 use switchyard::cli::demo_upstream::Options;
 use switchyard::error::ErrorCode;
 use switchyard::metrics::{CallLabels, Metrics, ToolMetrics};
@@ -15,7 +16,7 @@ use switchyard::model::{
 
 use super::{parse, scrape};
 use crate::support::{
-    Call, Http, Legacy, Router, SOON, TestApp, eventually, figure, legacy_body, modern_params,
+    Call, Http, Legacy, Rig, Router, SOON, TestApp, eventually, figure, legacy_body, modern_params,
     processor_time, upstream, yaml,
 };
 
@@ -206,6 +207,51 @@ async fn nothing_that_callers_invent_adds_a_series() {
         .filter(|word| text.text().contains(word))
         .collect();
     assert!(words.is_empty(), "{words:?}");
+    app.stop().await;
+}
+
+/// Tools that have series, with the server that has them.
+fn called(scrape: &super::Scrape) -> BTreeSet<String> {
+    let counts = scrape
+        .samples
+        .iter()
+        .filter(|(name, ..)| name == "mcp_server_operation_duration_seconds_count");
+    let labels = counts.flat_map(|(_, labels, _)| labels.split(','));
+    labels.filter(|label| label.starts_with("gen_ai_tool_name=\"up__")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_server_that_names_its_tools_anew_again_and_again_leaves_few_series() {
+    const TOOLS: usize = 50;
+    let rig = Rig::legacy(&["at_first"]).await;
+    let app = TestApp::start(&rig.yaml("up", "")).await.ready().await;
+    let rounds = figure(7, 200);
+    for round in 0..rounds {
+        for at in 0..TOOLS {
+            if round > 0 {
+                rig.forget(&format!("tool_{}_{at}", round - 1));
+            }
+            let name = format!("tool_{round}_{at}");
+            rig.define(&name, json!({ "name": name, "inputSchema": { "type": "object" } }));
+        }
+        app.socket().post("/mcp/servers/up/refresh", "").await.expect(200);
+        let mut line = app.http().line().await;
+        for at in 0..TOOLS {
+            let body = format!(r#"{{"tool_name":"up__tool_{round}_{at}","arguments":{{}}}}"#);
+            let call = app.http().request(&Method::POST, "/mcp/call").body(body);
+            line.send(call).await.expect(200);
+        }
+    }
+    let scrape = scrape(&app).await;
+    let tools = called(&scrape);
+    // Two hundred that are gone, and those that are there.
+    assert_eq!(tools.len(), 200 + TOOLS, "{tools:?}");
+    let of = |round: usize| format!("gen_ai_tool_name=\"up__tool_{round}_");
+    let has = |round: usize| tools.iter().filter(|tool| tool.starts_with(&of(round))).count();
+    assert_eq!([has(0), has(rounds - 2), has(rounds - 1)], [0, TOOLS, TOOLS]);
+    let overflow =
+        scrape.samples.iter().find(|(name, ..)| name == "switchyard_metrics_overflow_total");
+    assert_eq!(overflow.unwrap().2, 0.0);
     app.stop().await;
 }
 
