@@ -77,6 +77,7 @@ pub struct Metrics {
     upstream_up: IntGaugeVec,
     upstream_unauthorised: IntGaugeVec,
     upstream_last_success: GaugeVec,
+    upstream_last_refresh: GaugeVec,
     upstream_inflight: IntGaugeVec,
     upstream_queue_depth: IntGaugeVec,
     upstream_sessions: IntGaugeVec,
@@ -177,6 +178,11 @@ impl Metrics {
                 &registry,
                 "switchyard_upstream_last_success_timestamp_seconds",
                 "When the server last answered, in seconds since the Unix epoch; 0 for never. After a start it is what was stored, which can be up to an hour older.",
+            )?,
+            upstream_last_refresh: times(
+                &registry,
+                "switchyard_upstream_last_refresh_timestamp_seconds",
+                "When the server's tools were last known to be as listed, in seconds since the Unix epoch; 0 for never: a list of them could be had, or the server gave a sign of life while its word holds that the list stays the same or that it says when it changes. After a start as with the last success.",
             )?,
             upstream_inflight: gauges(
                 &registry,
@@ -347,6 +353,7 @@ impl Metrics {
             unauthorised: self.upstream_unauthorised.with_label_values(&[server]),
             definition_tokens: self.definition_tokens.with_label_values(&[server]),
             last_success: self.upstream_last_success.with_label_values(&[server]),
+            last_refresh: self.upstream_last_refresh.with_label_values(&[server]),
             inflight: self.upstream_inflight.with_label_values(&[server]),
             queue_depth: self.upstream_queue_depth.with_label_values(&[server]),
             sessions: self.upstream_sessions.with_label_values(&[server]),
@@ -397,6 +404,7 @@ impl Metrics {
         let _ = self.upstream_unauthorised.remove_label_values(&[server]);
         let _ = self.definition_tokens.remove_label_values(&[server]);
         let _ = self.upstream_last_success.remove_label_values(&[server]);
+        let _ = self.upstream_last_refresh.remove_label_values(&[server]);
         let _ = self.upstream_inflight.remove_label_values(&[server]);
         let _ = self.upstream_queue_depth.remove_label_values(&[server]);
         let _ = self.upstream_sessions.remove_label_values(&[server]);
@@ -455,6 +463,8 @@ pub struct ServerMetrics {
     definition_tokens: IntGauge,
     /// Seconds since the epoch of the last answer.
     pub last_success: Gauge,
+    /// Seconds since the epoch at which its tools were last known to be as listed.
+    pub last_refresh: Gauge,
     /// Calls in flight.
     pub inflight: IntGauge,
     /// Calls waiting.

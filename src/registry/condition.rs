@@ -33,6 +33,7 @@ pub(super) struct Condition {
     up: IntGauge,
     unauthorised: IntGauge,
     last_success: Gauge,
+    last_refresh: Gauge,
     status: Mutex<ServerStatus>,
     last_success_second: AtomicU64,
     /// Whether the last attempt reached it.
@@ -51,11 +52,18 @@ impl Condition {
     pub(super) fn new(server: ServerName, status: ServerStatus, metrics: &ServerMetrics) -> Self {
         metrics.up.set(0);
         metrics.unauthorised.set(0);
+        if let Some(at) = status.discovery.ok_at {
+            // As far as nothing newer is known.
+            for gauge in [&metrics.last_success, &metrics.last_refresh] {
+                gauge.set(gauge.get().max(seconds(at)));
+            }
+        }
         Self {
             server,
             up: metrics.up.clone(),
             unauthorised: metrics.unauthorised.clone(),
             last_success: metrics.last_success.clone(),
+            last_refresh: metrics.last_refresh.clone(),
             status: Mutex::new(ServerStatus { list_error: None, ..status }),
             last_success_second: AtomicU64::new(0),
             reachable: AtomicBool::new(true),
@@ -91,14 +99,16 @@ impl Condition {
         self.is_unlisted() && self.serves.load(Ordering::Relaxed)
     }
 
-    /// A discovery worked, or a health check.
+    /// A discovery worked, or a health check: its tools are as listed now, or may be taken to be.
     pub(super) fn discovered(&self, discovery: DiscoveryRow) {
+        let now = clock::timestamp();
+        self.last_refresh.set(seconds(now));
         self.unlisted.store(false, Ordering::Relaxed);
         self.serves.store(false, Ordering::Relaxed);
         self.unauthorized.store(false, Ordering::Relaxed);
         *self.status.lock() = ServerStatus { discovery, list_error: None, tried: true };
         self.tell_up();
-        self.succeeded(clock::timestamp());
+        self.succeeded(now);
     }
 
     /// The server could not be reached for a discovery, or gave no sign of life. Discovery has said
@@ -211,11 +221,7 @@ impl Condition {
         // A gauge of seconds needs one write a second, not one a call.
         let second = u64::try_from(at.as_millis() / 1000).unwrap_or(0);
         if self.last_success_second.swap(second, Ordering::Relaxed) != second {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "seconds since 1970 are far below 2^52"
-            )]
-            self.last_success.set(second as f64);
+            self.last_success.set(seconds(at));
             self.up.set(1);
         }
     }
@@ -241,6 +247,12 @@ impl Condition {
 /// Changes that were left out, where there were any.
 fn counted(left_out: u32) -> Option<u32> {
     (left_out > 0).then_some(left_out)
+}
+
+/// Whole seconds since the Unix epoch, as a gauge has them.
+#[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^52")]
+fn seconds(at: Timestamp) -> f64 {
+    at.as_millis().div_euclid(1000) as f64
 }
 
 fn noted(discovery: &mut DiscoveryRow, error: String, at: Timestamp) -> DiscoveryRow {

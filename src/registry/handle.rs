@@ -478,7 +478,7 @@ impl ServerHandle {
         }
     }
 
-    /// Notes a discovery that worked.
+    /// Notes a discovery that worked: its tools are as listed now, or may be taken to be.
     pub fn discovered(&self, discovery: DiscoveryRow) {
         self.condition.discovered(discovery);
     }

@@ -287,6 +287,12 @@ async fn after_a_kill_counters_begin_at_zero_and_gauges_are_right_at_once() {
     }
     let until = value("switchyard_breaker_open_until_timestamp_seconds", r#"server="up""#);
     assert!(until > began_at, "{until}");
+    // The server is away: what is known of it is from before the start.
+    for family in ["last_success", "last_refresh"] {
+        let family = format!("switchyard_upstream_{family}_timestamp_seconds");
+        let at = value(&family, r#"server="up""#);
+        assert!(at > began_at - 600.0, "{family}: {at}");
+    }
     let tools: f64 = ["active", "stale"]
         .map(|status| {
             value("switchyard_upstream_tools", &format!(r#"server="up",status="{status}""#))
