@@ -8,7 +8,7 @@ use super::{Metrics, MetricsError, counters, gauges};
 use crate::model::{BreakerState, Failure, ServerName, Timestamp, TransitionReason};
 
 /// The transitions that happen by themselves: their series are there from the start.
-const USUAL: [(BreakerState, BreakerState, TransitionReason); 7] = [
+const USUAL: [(BreakerState, BreakerState, TransitionReason); 8] = [
     (BreakerState::Closed, BreakerState::Open, TransitionReason::Failures),
     (BreakerState::Closed, BreakerState::Open, TransitionReason::FailureRate),
     (BreakerState::Closed, BreakerState::Open, TransitionReason::SlowCalls),
@@ -16,6 +16,7 @@ const USUAL: [(BreakerState, BreakerState, TransitionReason); 7] = [
     (BreakerState::HalfOpen, BreakerState::Closed, TransitionReason::ProbeSucceeded),
     (BreakerState::HalfOpen, BreakerState::Open, TransitionReason::ProbeFailed),
     (BreakerState::HalfOpen, BreakerState::Open, TransitionReason::ProbeLeaseExpired),
+    (BreakerState::HalfOpen, BreakerState::Open, TransitionReason::Restored),
 ];
 
 /// What failures are retried at all.
@@ -30,6 +31,7 @@ const SUPPRESSED: [&str; 8] =
 #[derive(Debug)]
 pub(super) struct BreakerFamilies {
     state: IntGaugeVec,
+    tools_open: IntGaugeVec,
     transitions: IntCounterVec,
     rejections: IntCounterVec,
     open_until: GaugeVec,
@@ -46,6 +48,12 @@ impl BreakerFamilies {
                 "switchyard_breaker_state",
                 "The state of the server's circuit breaker: 1 for the state it is in, else 0.",
                 &["server", "state"],
+            )?,
+            tools_open: gauges(
+                registry,
+                "switchyard_breaker_tools_open",
+                "Tools of the server whose own circuit breakers are open or half open (breaker_scope: tool); those that an operator forced are not among them. Looked at twice a second.",
+                &["server"],
             )?,
             transitions: counters(
                 registry,
@@ -104,6 +112,7 @@ impl BreakerFamilies {
                 }
             }
         }
+        let _ = self.tools_open.remove_label_values(&[server]);
         let _ = self.rejections.remove_label_values(&[server]);
         let _ = self.open_until.remove_label_values(&[server]);
         let _ = self.stale_results.remove_label_values(&[server]);
@@ -121,12 +130,20 @@ impl BreakerFamilies {
 pub struct BreakerMetrics {
     server: ServerName,
     /// Of the server's own breaker; those of single tools only count.
-    shown: Option<([IntGauge; BreakerState::ALL.len()], Gauge)>,
+    shown: Option<Shown>,
     transitions: IntCounterVec,
     /// Attempts refused.
     pub rejections: IntCounter,
     /// Reports that came too late to count.
     pub stale_results: IntCounter,
+}
+
+/// What is shown of a server's own breaker, and of those of its tools together.
+#[derive(Debug, Clone)]
+struct Shown {
+    states: [IntGauge; BreakerState::ALL.len()],
+    open_until: Gauge,
+    tools_open: IntGauge,
 }
 
 impl Metrics {
@@ -141,8 +158,10 @@ impl Metrics {
         let gauge = |state: BreakerState| families.state.with_label_values(&[name, state.as_str()]);
         BreakerMetrics {
             server: server.clone(),
-            shown: is_servers.then(|| {
-                (BreakerState::ALL.map(gauge), families.open_until.with_label_values(&[name]))
+            shown: is_servers.then(|| Shown {
+                states: BreakerState::ALL.map(gauge),
+                open_until: families.open_until.with_label_values(&[name]),
+                tools_open: families.tools_open.with_label_values(&[name]),
             }),
             transitions: families.transitions.clone(),
             rejections: families.rejections.with_label_values(&[name]),
@@ -165,12 +184,20 @@ impl Metrics {
 impl BreakerMetrics {
     /// Shows the state, and until when it refuses.
     pub fn set_state(&self, state: BreakerState, open_until: Option<Timestamp>) {
-        let Some((gauges, until)) = &self.shown else { return };
-        for (known, gauge) in BreakerState::ALL.iter().zip(gauges) {
+        let Some(shown) = &self.shown else { return };
+        for (known, gauge) in BreakerState::ALL.iter().zip(&shown.states) {
             gauge.set(i64::from(*known == state));
         }
         #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are below 2^52")]
-        until.set(open_until.map_or(0.0, |at| at.as_millis() as f64 / 1000.0));
+        let until = open_until.map_or(0.0, |at| at.as_millis() as f64 / 1000.0);
+        shown.open_until.set(until);
+    }
+
+    /// Shows how many tools of the server have an open breaker of their own.
+    pub fn set_tools_open(&self, tools: usize) {
+        if let Some(shown) = &self.shown {
+            shown.tools_open.set(i64::try_from(tools).unwrap_or(i64::MAX));
+        }
     }
 
     /// Counts a change of state.

@@ -332,6 +332,17 @@ impl ServerBreaker {
         closed && core.breaker.failures() == 0 && !core.unsaved
     }
 
+    /// Whether it keeps attempts back by itself.
+    pub(super) fn is_open(&self) -> bool {
+        let state = self.core.lock().breaker.state();
+        matches!(state, BreakerState::Open | BreakerState::HalfOpen)
+    }
+
+    /// Shows how many of its server's tools have an open breaker of their own.
+    pub(super) fn show_tools_open(&self, tools: usize) {
+        self.metrics.set_tools_open(tools);
+    }
+
     /// What [`Self::settle`] gave could not be stored.
     pub(super) fn unsaved(&self) {
         self.core.lock().unsaved = true;

@@ -224,7 +224,25 @@ impl Breakers {
         self.store(store, &mut inbox).await;
     }
 
+    /// Shows of each server how many of its tools' breakers are open, of those that decide over calls:
+    /// a tool that is gone, or has no breaker of its own any more, keeps nobody waiting.
+    fn show_tools_open(&self) {
+        let live = self.live.lock();
+        let mut breakers = live.iter().peekable();
+        // Each server's own comes before those of its tools.
+        while let Some(((server, _), own)) = breakers.next() {
+            let mut open = 0;
+            while let Some((_, of_tool)) =
+                breakers.next_if(|((name, tool), _)| name == server && tool.is_some())
+            {
+                open += usize::from(Arc::strong_count(of_tool) > 1 && of_tool.is_open());
+            }
+            own.show_tools_open(open);
+        }
+    }
+
     async fn store(&self, store: &Store, inbox: &mut Inbox) {
+        self.show_tools_open();
         // A server can list other tools each time; of those that are gone only what failed is kept.
         self.live.lock().retain(|(_, tool), breaker| {
             tool.is_none() || Arc::strong_count(breaker) > 1 || !breaker.is_as_new()
