@@ -279,6 +279,7 @@ impl App {
             metrics.config_loaded(seconds(clock::timestamp()));
             let gauges = gauges::Gauges::new(
                 store.clone(),
+                audit.clone(),
                 Arc::clone(&metrics),
                 config.data_dir.clone(),
                 config.audit.max_size,

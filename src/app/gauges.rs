@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::AuditWriter;
 use crate::clock;
 use crate::metrics::{FileSample, Metrics};
 use crate::model::Uptime;
@@ -20,6 +21,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// What is looked at.
 pub(super) struct Gauges {
     store: Store,
+    audit: AuditWriter,
     metrics: Arc<Metrics>,
     data_dir: PathBuf,
     /// Bytes that the ledger may take.
@@ -30,11 +32,12 @@ pub(super) struct Gauges {
 impl Gauges {
     pub(super) fn new(
         store: Store,
+        audit: AuditWriter,
         metrics: Arc<Metrics>,
         data_dir: PathBuf,
         max_size: u64,
     ) -> Self {
-        Self { store, metrics, data_dir, max_size, began: clock::uptime() }
+        Self { store, audit, metrics, data_dir, max_size, began: clock::uptime() }
     }
 
     /// Looks again and again until `stop`.
@@ -53,6 +56,7 @@ impl Gauges {
 
     /// Looks at everything once.
     pub(super) async fn look(&self) {
+        self.audit.show_load();
         self.metrics.forget_left_tools(clock::uptime());
         let (store, folder) = (self.store.clone(), self.data_dir.clone());
         let looked = tokio::task::spawn_blocking(move || {

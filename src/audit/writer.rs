@@ -188,7 +188,7 @@ impl AuditWriter {
         tracker: &TaskTracker,
         patience: Duration,
     ) -> Self {
-        metrics.queue_limit(PLACES);
+        metrics.queue_limit(PLACES, HELD_BYTES);
         let shared = Arc::new(Shared {
             durability: settings.durability,
             intent: settings.intent,
@@ -262,6 +262,12 @@ impl AuditWriter {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.places.available_permits() == 0 || self.shared.is_over_bytes()
+    }
+
+    /// Shows in the metrics how much of the queue is taken: by calls under way, too.
+    pub fn show_load(&self) {
+        let places = PLACES.saturating_sub(self.places.available_permits());
+        self.shared.metrics.queue_load(places, self.shared.held_bytes.load(Ordering::Relaxed));
     }
 
     /// As [`AuditSlot::redacted`].

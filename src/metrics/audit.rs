@@ -22,6 +22,9 @@ pub struct AuditMetrics {
     pruned: IntCounter,
     queue_depth: IntGauge,
     queue_limit: IntGauge,
+    queue_places: IntGauge,
+    queue_bytes: IntGauge,
+    queue_limit_bytes: IntGauge,
     index_lag: Gauge,
     spool: IntGauge,
     spool_open: IntGauge,
@@ -83,6 +86,21 @@ impl AuditMetrics {
             "Tool calls that may be under way or wait for the ledger; a call that finds no place is refused.",
         )?;
         registry.register(Box::new(queue_limit.clone()))?;
+        let queue_places = IntGauge::new(
+            "switchyard_audit_queue_places",
+            "Places of the ledger's queue that are taken, of switchyard_audit_queue_limit: by tool calls under way, and by finished ones that wait to be committed. Looked at every few seconds.",
+        )?;
+        registry.register(Box::new(queue_places.clone()))?;
+        let queue_bytes = IntGauge::new(
+            "switchyard_audit_queue_bytes",
+            "Bytes of arguments and results of finished tool calls that wait to be committed to the ledger. Looked at every few seconds.",
+        )?;
+        registry.register(Box::new(queue_bytes.clone()))?;
+        let queue_limit_bytes = IntGauge::new(
+            "switchyard_audit_queue_limit_bytes",
+            "Bytes of arguments and results that may wait for the ledger; beyond it calls are refused.",
+        )?;
+        registry.register(Box::new(queue_limit_bytes.clone()))?;
         let index_lag = Gauge::new(
             "switchyard_audit_index_lag_seconds",
             "How long ago, in seconds, the oldest call ended that is not in the ledger's index yet; 0 when all are. Looked up every few seconds.",
@@ -127,6 +145,9 @@ impl AuditMetrics {
             pruned,
             queue_depth,
             queue_limit,
+            queue_places,
+            queue_bytes,
+            queue_limit_bytes,
             index_lag,
             spool,
             spool_open,
@@ -151,9 +172,16 @@ impl AuditMetrics {
         }
     }
 
-    /// So many calls may wait to be committed.
-    pub(crate) fn queue_limit(&self, calls: usize) {
+    /// So many calls, and bytes of theirs, may be under way or wait to be committed.
+    pub(crate) fn queue_limit(&self, calls: usize, bytes: usize) {
         self.queue_limit.set(i64::try_from(calls).unwrap_or(i64::MAX));
+        self.queue_limit_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// So much of that is taken.
+    pub(crate) fn queue_load(&self, calls: usize, bytes: usize) {
+        self.queue_places.set(i64::try_from(calls).unwrap_or(i64::MAX));
+        self.queue_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// How far the ledger's index is behind.

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod complete;
+mod standing;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
