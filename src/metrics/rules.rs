@@ -139,6 +139,7 @@ fn push_alert(out: &mut String, target: &RuleTarget, burn: &Burn) -> bool {
         record(long),
         record(short)
     );
+    let of = format!("{of} at {{{{ $labels.instance }}}}");
     let summary = format!("{name} of {of} uses up its error budget {} times too fast", burn.factor);
     let description = format!(
         "More than {} of the calls of the last {long} and of the last {short} were bad; {} may be over {}. See switchyard slo, and audit list for the calls.",
@@ -148,7 +149,7 @@ fn push_alert(out: &mut String, target: &RuleTarget, burn: &Burn) -> bool {
     );
     let _ = write!(
         out,
-        "      - alert: SwitchyardSloBurnRate\n        expr: {}\n        labels: {{{}, severity: {}, window: {long}}}\n        annotations:\n          summary: {}\n          description: {}\n",
+        "      - alert: SwitchyardSloBurnRate\n        expr: {}\n        labels: {{{}, severity: {}, window: {long}}}\n        annotations:\n          summary: {}\n          description: {}\n          runbook_url: docs/runbook.md#switchyardsloburnrate\n",
         text(&expression),
         labels(target),
         burn.severity,
@@ -167,32 +168,34 @@ fn percent(part: f64) -> String {
     format!("{}%", rounded(part * 100.0))
 }
 
-/// The part of calls that were bad over `window`.
+/// The part of calls that were bad over `window`, of each router by itself.
 fn bad_part(target: &RuleTarget, window: &str) -> String {
     let whose = whose(&target.scope);
     let sum = |suffix: &str, more: &str| {
         format!(
-            "sum(rate(mcp_server_operation_duration_seconds_{suffix}{{mcp_method_name=\"tools/call\",{whose},{more}}}[{window}]))"
+            "sum by (job, instance) (rate(mcp_server_operation_duration_seconds_{suffix}{{mcp_method_name=\"tools/call\",{whose},{more}}}[{window}]))"
         )
     };
     let faults: Vec<&str> =
         ErrorCode::ALL.iter().filter(|code| code.is_fault()).map(|code| code.as_str()).collect();
     let faults = faults.join("|");
+    // A zero for each router that has calls, but none of these.
+    let some = |sum: String, all: &str| format!("({sum} or 0 * {all})");
     match target.objective.within {
-        None => format!(
-            "({} or vector(0)) / {}",
-            sum("count", &format!("error_type=~\"{faults}\"")),
+        None => {
             // What succeeded has no error type.
-            sum("count", &format!("error_type=~\"|tool_error|{faults}\""))
-        ),
+            let all = sum("count", &format!("error_type=~\"|tool_error|{faults}\""));
+            let bad = sum("count", &format!("error_type=~\"{faults}\""));
+            format!("{} / {all}", some(bad, &all))
+        }
         Some(within) => {
+            let timeout = ErrorCode::Timeout.as_str();
+            let all = sum("count", &format!("error_type=~\"|tool_error|{timeout}\""));
             let good = |bound: f64| {
                 let labels =
                     format!("error_type=~\"|tool_error\",le=~\"{}\"", bound_pattern(bound));
-                format!("({} or vector(0))", sum("bucket", &labels))
+                some(sum("bucket", &labels), &all)
             };
-            let timeout = ErrorCode::Timeout.as_str();
-            let all = sum("count", &format!("error_type=~\"|tool_error|{timeout}\""));
             let (low, high, part) = between(within.as_secs_f64());
             let good = match part == 0.0 {
                 true => good(low),
@@ -280,7 +283,7 @@ mod tests {
         assert_eq!(between(0.001), (0.001, 0.002, 0.0));
         assert_eq!(between(300.0), (300.0, 300.0, 0.0));
         let rules = burn_rate_rules(&[target(latency(0.95, 3500), RuleScope::Tool("a".into()))]);
-        assert!(rules.contains("0.5 * (sum(rate("), "{rules}");
+        assert!(rules.contains("0.5 * (sum by (job, instance) (rate("), "{rules}");
         assert!(rules.contains(r#"le=~\"2([.]0)?\""#) && rules.contains(r#"le=~\"5([.]0)?\""#));
     }
 

@@ -168,20 +168,30 @@ tests:
         values: '0+500x500'
       - series: 'mcp_server_operation_duration_seconds_count{mcp_method_name="tools/call",gen_ai_tool_name="up__longer__read",error_type="MCPConnectionError"}'
         values: '0+500x500'
+      - series: 'mcp_server_operation_duration_seconds_count{instance="second",mcp_method_name="tools/call",gen_ai_tool_name="up__read",error_type=""}'
+        values: '0+900x500'
+      - series: 'mcp_server_operation_duration_seconds_bucket{instance="second",mcp_method_name="tools/call",gen_ai_tool_name="up__read",error_type="",le="0.5"}'
+        values: '0+900x500'
+      - series: 'mcp_server_operation_duration_seconds_bucket{instance="second",mcp_method_name="tools/call",gen_ai_tool_name="up__read",error_type="",le="1"}'
+        values: '0+900x500'
+      - series: 'mcp_server_operation_duration_seconds_bucket{instance="second",mcp_method_name="tools/call",gen_ai_tool_name="up__read",error_type="",le="2"}'
+        values: '0+900x500'
+      - series: 'mcp_server_operation_duration_seconds_bucket{instance="second",mcp_method_name="tools/call",gen_ai_tool_name="up__read",error_type="",le="5"}'
+        values: '0+900x500'
       - series: 'mcp_server_operation_duration_seconds_count{mcp_method_name="tools/call",gen_ai_tool_name="quiet__read",error_type=""}'
         values: '0+100x500'
       - series: 'mcp_server_operation_duration_seconds_bucket{mcp_method_name="tools/call",gen_ai_tool_name="quiet__read",error_type="",le="0.5"}'
         values: '0+100x500'
     promql_expr_test:
-      - expr: switchyard:slo_bad:ratio_rate1h{server="up",tool="",objective="success"}
+      - expr: switchyard:slo_bad:ratio_rate1h{instance="",server="up",tool="",objective="success"}
         eval_time: 2h
         exp_samples:
           - {labels: 'switchyard:slo_bad:ratio_rate1h{server="up",objective="success"}', value: 0.2}
-      - expr: round(switchyard:slo_bad:ratio_rate1h{server="up",tool="read",objective="latency_p95"}, 0.001)
+      - expr: round(switchyard:slo_bad:ratio_rate1h{instance="",server="up",tool="read",objective="latency_p95"}, 0.001)
         eval_time: 2h
         exp_samples:
           - {labels: '{server="up",tool="read",objective="latency_p95"}', value: 0.5}
-      - expr: round(switchyard:slo_bad:ratio_rate1h{server="up",tool="read",objective="latency_p99"}, 0.001)
+      - expr: round(switchyard:slo_bad:ratio_rate1h{instance="",server="up",tool="read",objective="latency_p99"}, 0.001)
         eval_time: 2h
         exp_samples:
           - {labels: '{server="up",tool="read",objective="latency_p99"}', value: 0.25}
@@ -193,6 +203,11 @@ tests:
       - expr: ALERTS{server="quiet"}
         eval_time: 2h
         exp_samples: []
+      # Of two routers each stands for itself.
+      - expr: switchyard:slo_bad:ratio_rate1h{instance="second",server="up",tool="",objective="success"}
+        eval_time: 2h
+        exp_samples:
+          - {labels: 'switchyard:slo_bad:ratio_rate1h{instance="second",server="up",objective="success"}', value: 0}
 "#;
 
 #[tokio::test]
