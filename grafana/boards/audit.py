@@ -1,11 +1,11 @@
 """Who called what, what went wrong, and is the record of it complete."""
 
 from .parts import (
-    AT_SERVER, CALL, HERE, SERVED, TRIED, Board, bad_from, datasource, good_from, grown, quantile, query,
-    rate, router, server, share, steps, tool, values,
+    AT_SERVER, CALL, CALL_AT, HERE, SERVED, TRIED, Board, bad_from, datasource, good_from, grown, grown_or_new,
+    quantile, query, quiet, rate, router, server, share, steps, tool, values,
 )
 
-ASKED = CALL + ',gen_ai_tool_name=~"$tool"'
+ASKED = CALL_AT + ',gen_ai_tool_name=~"$tool"'
 UNKNOWN = ',error_type=~"MCPToolNotFoundError|MCPServerNotFoundError"'
 RANGE = "$__range"
 CALLERS = "switchyard_calls_total"
@@ -33,7 +33,8 @@ def board():
 
 def callers(made):
     made.row("Who calls")
-    made.text("From figures to calls", WHO, height=5)
+    made.text("From figures to calls", "Commands that lead from the figures here to the calls behind them.", WHO,
+              height=5)
     made.lines("Calls by class of caller", "Calls a second by who made them: key (with a key), client (without, but it "
                "said its name), anonymous. Bad: anonymous ones where everybody should have a key.", "reqps",
                query(rate(CALLERS, HERE, "caller_class"), "{{caller_class}}"), stacked=True)
@@ -56,8 +57,8 @@ def callers(made):
                sort="Calls", keys=[("caller_class", "Caller")], width=8, height=7)
     made.lines("Calls by view", "Calls a second that came in at each view, by how they ended. Bad: refused ones; an agent "
                "asks for tools that its view does not have.", "reqps",
-               query(rate("switchyard_view_calls_total", HERE, "view, outcome") + " > 0", "{{view}} {{outcome}}"),
-               stacked=True, height=7, noValue="no calls at views")
+               query(quiet(rate("switchyard_view_calls_total", HERE, "view, outcome"), "view", "no views"),
+                     "{{view}} {{outcome}}"), stacked=True, height=7)
     made.lines("Calls by protocol", "Calls a second by the client's protocol version and transport; without a version "
                "they came over /mcp/call, and unix is the admin socket. Bad: nothing by itself.", "reqps",
                query(rate(SERVED + "_count", CALL, "mcp_protocol_version, network_transport"),
@@ -80,8 +81,8 @@ def tools(made):
                sort="Calls", keys=[("gen_ai_tool_name", "Tool")], width=14, height=9)
     made.table("Errors by tool", "Calls in the time shown that did not end well, by tool and error type. Bad: types other "
                "than tool_error; tool_error is what the tool itself said.",
-               [("Errors", f'{grown(SERVED + "_count", ASKED + NOT_OK, "gen_ai_tool_name, error_type", RANGE)} > 0',
-                 "short", {"decimals": 0})],
+               [("Errors", quiet(grown(SERVED + "_count", ASKED + NOT_OK, "gen_ai_tool_name, error_type", RANGE),
+                                 "gen_ai_tool_name"), "short", {"decimals": 0})],
                sort="Errors", keys=[("gen_ai_tool_name", "Tool"), ("error_type", "Error")], width=10, height=9)
     made.lines("Busiest tools", "Calls a second to the ten tools that are called most. Bad: a tool that one would not "
                "expect here, such as one that an agent calls in a loop.", "reqps",
@@ -90,7 +91,8 @@ def tools(made):
     made.lines("Calls to tools that are not there", "Calls a second that named no tool of any server, or none that the "
                "caller can see. Bad: any that stay; a client works with an old list or a model makes names up.",
                "reqps",
-               query(rate(SERVED + "_count", CALL + ',gen_ai_tool_name="_other"' + UNKNOWN, "error_type"),
+               query(quiet(rate(SERVED + "_count", CALL + ',gen_ai_tool_name="_other"' + UNKNOWN, "error_type"),
+                           "error_type"),
                      "{{error_type}}"),
                width=12, stacked=True)
     made.lines("Attempts by server", "Attempts a second at each server, retries included. Bad: far more than calls came "
@@ -98,7 +100,7 @@ def tools(made):
                stacked=True)
     made.lines("Definitions that changed", "Tools whose definition was added, changed or removed while calls went on; the "
                "ledger keeps with each call which definition it was made with. Bad: `changed` without an upgrade.",
-               "short", query(grown("switchyard_tool_definition_changes_total", AT_SERVER, "kind"), "{{kind}}"),
+               "short", query(grown_or_new("switchyard_tool_definition_changes_total", AT_SERVER, "kind"), "{{kind}}"),
                width=12, bars=True, stacked=True)
 
 
@@ -109,8 +111,8 @@ def record(made):
     made.row("Is the record complete")
     made.stat("Rows lost", "Calls in the time shown that will never be in the ledger, and entries beside calls; an entry "
               "audit.gap in the chain says how many and when. Bad: any.", "none",
-              grown("switchyard_audit_dropped_total", HERE, window=RANGE) + " + "
-              + grown("switchyard_audit_dropped_entries_total", HERE, window=RANGE),
+              grown_or_new("switchyard_audit_dropped_total", HERE, window=RANGE) + " + "
+              + grown_or_new("switchyard_audit_dropped_entries_total", HERE, window=RANGE),
               bad_from(1, 1), width=3, graph="none", decimals=0)
     made.stat("Rows written", "Calls committed in the time shown. Bad: 0 while calls come in.", "short",
               grown("switchyard_audit_events_total", HERE, window=RANGE), width=3, decimals=0, graph="none")
@@ -135,9 +137,11 @@ def record(made):
     made.lines("Rows by outcome", "Calls committed to the ledger, a second, by how they ended. `interrupted` calls were "
                "under way when the router was cut off. Bad: interrupted ones without a crash that you know of.", "reqps",
                query(rate("switchyard_audit_events_total", HERE, "outcome"), "{{outcome}}"), stacked=True)
-    made.lines("Queue", "Calls that wait to be committed, and how many may. Bad: near the limit; when it is reached callers "
-               "wait for a quarter of a second and then get 503.", "short",
+    made.lines("Queue", "Places that are taken, by calls under way and by finished ones that wait to be committed, and "
+               "how many there are. Bad: taken ones near the limit; when it is reached callers wait for a quarter of a "
+               "second and then get 503.", "short",
                query(f"sum(switchyard_audit_queue_depth{{{HERE}}})", "waiting"),
+               query(f"sum(switchyard_audit_queue_places{{{HERE}}})", "taken"),
                query(f"sum(switchyard_audit_queue_limit{{{HERE}}})", "limit"))
     made.lines("Time of a commit", "Time to commit one batch, sync included. Bad: above 100 ms for long.", "s",
                query(quantile(0.5, "switchyard_audit_commit_duration_seconds", HERE), "p50"),
@@ -153,6 +157,14 @@ def record(made):
     made.lines("Spans of traces", "Spans a second by what became of them, where otlp_endpoint is set. Bad: dropped or failed "
                "ones; the collector is away or too slow. The ledger has the calls all the same.", "ops",
                query(rate("switchyard_trace_spans_total", HERE, "result"), "{{result}}"), stacked=True)
+    made.lines("Bytes in the queue", "Bytes of arguments and results that wait to be committed, and how many may. Bad: near "
+               "the limit; calls are refused beyond it, as when no place is left.", "bytes",
+               query(f"sum(switchyard_audit_queue_bytes{{{HERE}}})", "waiting"),
+               query(f"sum(switchyard_audit_queue_limit_bytes{{{HERE}}})", "limit"), width=12)
+    made.lines("Series that found no place", "Series of tools that were not made because there are 20,000 already; what they "
+               "would have counted is under the tool __overflow__. Bad: any; a server names its tools anew again and "
+               "again.", "short", query(grown_or_new("switchyard_metrics_overflow_total", HERE), "series"), width=12,
+               bars=True)
 
 
 def size(made):

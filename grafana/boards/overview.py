@@ -2,7 +2,7 @@
 
 from .parts import (
     AT_SERVER, BREAKER, CALL, FAULTS, HERE, SERVED, TRIED, Board, bad_from, breaker_state, datasource,
-    good_from, grown, quantile, query, rate, router, server, share, steps, total, values,
+    good_from, grown_or_new, quantile, query, quiet, rate, router, server, share, steps, total, values,
 )
 
 TO_SERVER = "/d/switchyard-server?var-server=${__value.raw}&${datasource:queryparam}&${instance:queryparam}&${__url_time_range}"
@@ -31,25 +31,27 @@ def board():
 def glance(made):
     made.row("At a glance")
     made.stat("Calls", "Tool calls a second, as clients make them, refused ones included. Bad: a fall to "
-              "nothing at a time when there is always traffic.", "reqps", rate(SERVED + "_count", CALL))
+              "nothing at a time when there is always traffic.", "reqps", quiet(rate(SERVED + "_count", CALL)))
     made.stat("Served", "Share of tool calls that neither the router nor a server failed. What the tool "
               "or the caller got wrong does not count. Bad: below 99 %, the objective of the alerts.",
               "percentunit",
               f'1 - ({rate(SERVED + "_count", CALL + FAULTY)} or vector(0))'
               f' / {rate(SERVED + "_count", CALL)}',
-              good_from(0.95, 0.99), min=0, max=1, decimals=2)
+              good_from(0.95, 0.99), min=0, max=1, decimals=2, noValue="no calls")
     made.stat("p95", "95 % of tool calls are answered within this time, retries and waiting included. "
-              "Bad: near the time limits of clients.", "s", quantile(0.95, SERVED, CALL), bad_from(5, 30))
+              "Bad: near the time limits of clients.", "s", quantile(0.95, SERVED, CALL), bad_from(5, 30),
+              noValue="no calls")
     made.stat("Servers down", "Enabled servers whose last contact failed. Bad: any.", "none",
               f"count(switchyard_upstream_up{{{AT_SERVER}}} == 0 and switchyard_upstream_enabled{{{AT_SERVER}}} == 1) or vector(0)",
               bad_from(1, 1), graph="none")
-    made.stat("Breakers not closed", "Servers to which no calls or only probes go now, by themselves or by "
-              "an operator's word. Bad: any for longer than a few minutes.", "none",
-              f'sum(switchyard_breaker_state{{{AT_SERVER},state=~"open|half_open|forced_open"}})',
+    made.stat("Breakers not closed", "Servers, and single tools of others, to which no calls or only probes go now, by "
+              "themselves or by an operator's word. Bad: any for longer than a few minutes.", "none",
+              f'sum(switchyard_breaker_state{{{AT_SERVER},state=~"open|half_open|forced_open"}})'
+              f" + sum(switchyard_breaker_tools_open{{{AT_SERVER}}})",
               bad_from(1, 1), graph="none")
     made.stat("Ledger rows lost", "Calls in the time shown that will never be in the ledger, because it "
               "could not be written in time. Bad: any.", "none",
-              grown("switchyard_audit_dropped_total", HERE, window="$__range"), bad_from(1, 1), graph="none",
+              grown_or_new("switchyard_audit_dropped_total", HERE, window="$__range"), bad_from(1, 1), graph="none",
               decimals=0)
     made.stat("Last reload", "Whether the configuration file was taken over when it was last read. Bad: "
               "failed; the router then runs with what it had before.", "none",
@@ -69,8 +71,8 @@ def inward(made):
     made.lines("Failed calls by type", "Tool calls a second that did not end well, by error type. "
                "MCPTimeoutError, MCPConnectionError and MCPCircuitOpenError point to a server; tool_error and "
                "MCPToolNotFoundError to callers. Bad: anything that stays.", "reqps",
-               query(rate(SERVED + "_count", CALL + ',error_type!=""', "error_type"), "{{error_type}}"),
-               stacked=True)
+               query(quiet(rate(SERVED + "_count", CALL + ',error_type!=""', "error_type"), "error_type"),
+                     "{{error_type}}"), stacked=True)
     made.lines("Share of failed calls", "Whose failures they are, as shares of all tool calls: of the router "
                "and the servers (counted against the objective), or of callers, operators and the tools "
                "themselves. Bad: the first above 1 %.", "percentunit",
@@ -163,10 +165,11 @@ def saturation(made):
                thresholds=steps((None, "green"), (0.8, "red")))
     made.lines("Child processes", "Processes of servers that the router starts, descendants included. Bad: "
                "growth that does not end.", "short",
-               query(total(f"switchyard_child_processes{{{AT_SERVER}}}", "server"), "{{server}}"), width=6)
+               query(quiet(total(f"switchyard_child_processes{{{AT_SERVER}}}", "server"), "server"), "{{server}}"), width=6)
     made.lines("Memory of child processes", "Resident memory of these processes; shared memory counts for each. "
                "Bad: growth that does not end.", "bytes",
-               query(total(f"switchyard_child_resident_bytes{{{AT_SERVER}}}", "server"), "{{server}}"), width=6)
+               query(quiet(total(f"switchyard_child_resident_bytes{{{AT_SERVER}}}", "server"), "server"), "{{server}}"),
+               width=6)
 
 
 def overhead(made):
@@ -194,7 +197,7 @@ def catalogue(made):
                query(total(f"switchyard_upstream_tools{{{AT_SERVER}}}", "status"), "{{status}}"), stacked=True)
     made.lines("Changes of definitions", "Tools that were added, changed or removed after a server's first "
                "discovery. Bad: `changed` without an upgrade of the server; a model reads these texts.", "short",
-               query(grown("switchyard_tool_definition_changes_total", AT_SERVER, "server, kind"),
+               query(grown_or_new("switchyard_tool_definition_changes_total", AT_SERVER, "server, kind"),
                      "{{server}} {{kind}}"), bars=True, stacked=True)
     made.lines("Size of definitions", "Tokens, estimated, that all definitions of a server take in a model's "
                "context. Bad: one server far above the others; give agents a view of what they need.", "short",
@@ -207,10 +210,14 @@ def ledger(made):
     made.lines("Rows by outcome", "Calls committed to the ledger, a second. Bad: fewer than calls came in.",
                "reqps",
                query(rate("switchyard_audit_events_total", HERE, "outcome"), "{{outcome}}"), width=6, stacked=True)
-    made.lines("Queue", "Share of the ledger's queue that is taken by calls that wait to be committed. Bad: above "
-               "80 %; when it is full, callers wait and then get 503.", "percentunit",
-               query(f"switchyard_audit_queue_depth{{{HERE}}} / switchyard_audit_queue_limit{{{HERE}}}", "{{instance}}"),
-               width=6, max=1, thresholds=steps((None, "green"), (0.8, "red")))
+    made.lines("Queue", "Share of the ledger's queue that is taken: of its places, by calls under way and finished ones "
+               "that wait to be committed, and of its bytes, by what waits. Bad: either above 70 %; when one is full, "
+               "callers wait and then get 503.", "percentunit",
+               query(f"switchyard_audit_queue_places{{{HERE}}} / switchyard_audit_queue_limit{{{HERE}}}",
+                     "{{instance}} places"),
+               query(f"switchyard_audit_queue_bytes{{{HERE}}} / switchyard_audit_queue_limit_bytes{{{HERE}}}",
+                     "{{instance}} bytes"),
+               width=6, max=1, thresholds=steps((None, "green"), (0.7, "red")))
     made.lines("Time of a commit", "Time to commit one batch, sync included. Bad: above 100 ms for long; the disk "
                "is slow or another program holds the database.", "s",
                query(quantile(0.5, "switchyard_audit_commit_duration_seconds", HERE), "p50"),

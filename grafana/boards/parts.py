@@ -1,7 +1,7 @@
 """What dashboards are made of: panels, queries, variables, annotations, links.
 
-A `Board` places panels from left to right and numbers them. Every panel of figures has a title, a
-description (what it shows, what is bad) and a unit; `tests/observability` checks that.
+A `Board` places panels from left to right and numbers them. Every panel has a title, a description (of
+figures: what they show, what is bad), a unit and thresholds; `tests/observability` checks that.
 """
 
 SCHEMA_VERSION = 42
@@ -11,9 +11,10 @@ WIDTH = 24
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 # Failures of tool calls that are the router's or the server's; all others are the caller's, the
-# operator's, or an answer of the tool. The same list stands in alerts.yaml and docs/observability.md.
+# operator's, or an answer of the tool. The list is that of `ErrorCode::is_fault`, and stands in alerts.yaml
+# and docs/observability.md, too.
 FAULTS = "|".join([
-    "MCPTimeoutError", "MCPConnectionError", "MCPCircuitOpenError", "MCPOverloadedError",
+    "MCPRpcError", "MCPTimeoutError", "MCPConnectionError", "MCPCircuitOpenError", "MCPOverloadedError",
     "MCPResponseTooLargeError", "MCPProtocolError", "MCPAuditUnavailableError",
     "MCPShuttingDownError", "MCPLimitReachedError", "UnexpectedError",
 ])
@@ -23,6 +24,8 @@ TRIED = "mcp_client_operation_duration_seconds"
 HERE = 'instance=~"$instance"'
 CALL = HERE + ',mcp_method_name="tools/call"'
 AT_SERVER = HERE + ',server=~"$server"'
+# Calls to tools that are in no catalogue have no server: All of them match that, too.
+CALL_AT = CALL + ',server=~"$server"'
 
 # As the breaker panels number the states.
 STATES = ["closed", "half_open", "open", "forced_open", "forced_closed"]
@@ -35,6 +38,18 @@ def rate(metric, labels, by=None, window="$__rate_interval"):
 
 def grown(metric, labels, by=None, window="$__rate_interval"):
     return total(f"increase({metric}{{{labels}}}[{window}])", by)
+
+
+def grown_or_new(metric, labels, by=None, window="$__rate_interval"):
+    """Also what a series came up with: a counter that is made with its first count does not grow by it."""
+    series = f"{metric}{{{labels}}}"
+    return total(f"({series} unless {series} offset {window}) or increase({series}[{window}])", by)
+
+
+def quiet(expression, label=None, text="none"):
+    """With a zero where there is nothing to count yet; `label` is what the legend shows, and `text` its value."""
+    zero = f'label_replace(vector(0), "{label}", "{text}", "", "")' if label else "vector(0)"
+    return f"{expression} or on() {zero}"
 
 
 def total(expression, by=None):
@@ -195,7 +210,8 @@ class Board:
                   "scaleDistribution": {"type": "linear"}}
         self._figures("heatmap", title, description, "s",
                       [query(grown(histogram + "_bucket", labels, "le"), "{{le}}")],
-                      width, height, options, {"custom": custom})
+                      width, height, options,
+                      {"custom": custom, "thresholds": bad_from(5, 30), "noValue": "no calls"})
 
     def timeline(self, title, description, expression, legend, mappings, width=24, height=7, unit="none"):
         custom = {"fillOpacity": 80, "lineWidth": 0, "axisPlacement": "auto",
@@ -234,8 +250,9 @@ class Board:
         self._figures("table", title, description, "short", [column[1] for column in columns],
                       width, height, options, defaults, overrides, transformations)
 
-    def text(self, title, content, width=24, height=4):
-        self._place({"type": "text", "title": title, "pluginVersion": PLUGIN_VERSION,
+    def text(self, title, description, content, width=24, height=4):
+        self._place({"type": "text", "title": title, "description": description, "pluginVersion": PLUGIN_VERSION,
+                     "fieldConfig": {"defaults": {"unit": "none", "thresholds": PLAIN}, "overrides": []},
                      "options": {"mode": "markdown", "content": content}}, width, height)
 
     def json(self):
@@ -309,6 +326,7 @@ def server(every=True):
 
 
 def tool():
-    """Without a value for all of them: All is then the tools of the chosen servers."""
-    return variable("tool", "Tool", "Which tools, of those that the chosen servers were asked for",
-                    f"{TRIED}_count{{{AT_SERVER}}}", "gen_ai_tool_name")
+    """From the calls as clients see them: also tools that were only refused, and `_other` where all servers
+    are chosen. All is `.*`, so that it holds what comes up later, too."""
+    return variable("tool", "Tool", "Which tools, of those of the chosen servers that were called",
+                    f"{SERVED}_count{{{CALL_AT}}}", "gen_ai_tool_name", all_value=".*")

@@ -1,18 +1,29 @@
 """One server in depth."""
 
 from .parts import (
-    BREAKER, CALL, HERE, SERVED, TRIED, Board, bad_from, breaker_state, datasource, grown, quantile,
-    query, rate, router, server, share, tool, total, values,
+    BREAKER, CALL, HERE, SERVED, TRIED, Board, bad_from, breaker_state, datasource, grown, grown_or_new,
+    quantile, query, quiet, rate, router, server, share, tool, total, values,
 )
 
 AT = HERE + ',server="$server"'
 TOOLS = AT + ',mcp_method_name="tools/call",gen_ai_tool_name=~"$tool"'
-ASKED = CALL + ',gen_ai_tool_name=~"$tool"'
+ASKED = CALL + ',server="$server",gen_ai_tool_name=~"$tool"'
+NO_CALLS = "no calls"
 
 
 def named(expression, label="error_type", empty="ok"):
-    """With a name for the series without an error."""
-    return f'label_replace({expression}, "{label}", "{empty}", "{label}", "")'
+    """With a name for the series without an error, and a zero before the first."""
+    return quiet(f'label_replace({expression}, "{label}", "{empty}", "{label}", "")', label, empty)
+
+
+def child(expression):
+    """Of a server that is no child process: nothing."""
+    return f"{expression} or 0 * max(switchyard_upstream_up{{{AT}}})"
+
+
+def ago(metric):
+    """How long ago that was; at least since the router started, where it never was."""
+    return f"time() - (max({metric}{{{AT}}} > 0) or max(process_start_time_seconds{{{HERE}}}))"
 
 
 def board():
@@ -46,17 +57,17 @@ def now(made):
     made.stat("Breaker", "The state of its circuit breaker. Bad: open.", "none", breaker_state(AT),
               mappings=BREAKER, graph="none")
     made.stat("Last answer", "How long ago the server last answered, calls and health checks alike. Bad: several "
-              "times health_check_interval (30 s unless set).", "s",
-              f"time() - max(switchyard_upstream_last_success_timestamp_seconds{{{AT}}} > 0)", bad_from(120, 900),
-              graph="none", decimals=0)
+              "times health_check_interval (30 s unless set). One that never answered: since the router started.", "s",
+              ago("switchyard_upstream_last_success_timestamp_seconds"), bad_from(120, 900), graph="none", decimals=0)
     made.stat("Attempts", "Attempts at the server a second, retries included. Bad: nothing where there is always "
-              "traffic.", "reqps", rate(TRIED + "_count", TOOLS))
+              "traffic.", "reqps", quiet(rate(TRIED + "_count", TOOLS)))
     made.stat("Failed attempts", "Share of attempts that did not end well in the time shown, errors of tools "
               "included. Bad: above some percent.", "percentunit",
-              f'(sum(increase({TRIED}_count{{{TOOLS},error_type!=""}}[$__range])) or vector(0))'
-              f" / {grown(TRIED + '_count', TOOLS, window='$__range')}", bad_from(0.01, 0.05), decimals=1, graph="none")
+              quiet(f'(sum(increase({TRIED}_count{{{TOOLS},error_type!=""}}[$__range])) or vector(0))'
+                    f" / ({grown(TRIED + '_count', TOOLS, window='$__range')} > 0)"),
+              bad_from(0.01, 0.05), decimals=1, graph="none")
     made.stat("p95", "95 % of attempts ended within this time. Bad: near the server's timeout (30 s unless set).",
-              "s", quantile(0.95, TRIED, TOOLS), bad_from(5, 30))
+              "s", quantile(0.95, TRIED, TOOLS), bad_from(5, 30), noValue=NO_CALLS)
 
 
 def attempts(made):
@@ -67,7 +78,7 @@ def attempts(made):
     made.lines("Time of attempts", "Time from sending to the answer, of each attempt. Bad: p99 at the server's "
                "timeout.", "s",
                query(quantile(0.5, TRIED, TOOLS), "p50"), query(quantile(0.95, TRIED, TOOLS), "p95"),
-               query(quantile(0.99, TRIED, TOOLS), "p99"), log=10)
+               query(quantile(0.99, TRIED, TOOLS), "p99"), log=10, noValue=NO_CALLS)
     made.heatmap("Attempts by duration", "How many attempts took how long. Bad: a second band near the timeout.",
                  TRIED, TOOLS)
     window = "$__range"
@@ -76,9 +87,9 @@ def attempts(made):
     made.table("By tool", "Attempts in the time shown, failures and times of each tool. Bad: one tool that fails or "
                "is slow beside others that do not; then it is the tool, not the server.",
                [
-                   ("Attempts", everything, "short", {"decimals": 0}),
-                   ("Failed", f"({errors} or 0 * {everything}) / ({everything} > 0)", "percentunit",
-                    share(0.01, 0.05)),
+                   ("Attempts", quiet(everything, "gen_ai_tool_name"), "short", {"decimals": 0}),
+                   ("Failed", quiet(f"({errors} or 0 * {everything}) / ({everything} > 0)", "gen_ai_tool_name"),
+                    "percentunit", share(0.01, 0.05)),
                    ("p50", quantile(0.5, TRIED, TOOLS, "gen_ai_tool_name", window), "s", {}),
                    ("p95", quantile(0.95, TRIED, TOOLS, "gen_ai_tool_name", window), "s",
                     {"thresholds": bad_from(5, 30), "custom__cellOptions": {"type": "color-text"}}),
@@ -86,7 +97,7 @@ def attempts(made):
                sort="Attempts", keys=[("gen_ai_tool_name", "Tool")], width=14)
     made.lines("By protocol and transport", "Attempts a second by the protocol version that was spoken and the "
                "transport (tcp, or pipe for a child process). Bad: a version that changes to and fro.", "reqps",
-               query(rate(TRIED + "_count", TOOLS, "mcp_protocol_version, network_transport"),
+               query(quiet(rate(TRIED + "_count", TOOLS, "mcp_protocol_version, network_transport"), "network_transport"),
                      "{{mcp_protocol_version}} {{network_transport}}"), width=10)
 
 
@@ -96,18 +107,21 @@ def resilience(made):
                   "then every probe fails.", breaker_state(AT), "{{server}}", BREAKER, width=12, height=6)
     made.lines("Transitions", "Changes of the breaker's state and their reasons. Bad: the same ones again and "
                "again. `switchyard breakers history $server` has the errors.", "short",
-               query(f'{grown("switchyard_breaker_transitions_total", AT, "from, to, reason")} > 0',
+               query(grown_or_new("switchyard_breaker_transitions_total", AT, "from, to, reason"),
                      "{{from}} → {{to}} ({{reason}})"), width=12, height=6, bars=True, stacked=True)
     made.lines("Refused by the breaker", "Attempts a second that were refused (nothing was sent), and results that "
                "came too late to count. Bad: refusals for long.", "reqps",
                query(rate("switchyard_breaker_rejections_total", AT), "refused"),
-               query(rate("switchyard_breaker_stale_results_total", AT), "too late to count"))
+               query(rate("switchyard_breaker_stale_results_total", AT), "too late to count"), width=6)
+    made.lines("Tools with an open breaker", "Tools whose own breakers are open or half open, where breaker_scope is tool; 0 "
+               "where the server has one for all. Bad: any for long; `switchyard breakers` says which.", "short",
+               query(f"sum(switchyard_breaker_tools_open{{{AT}}})", "tools"), width=6)
     made.lines("Retries", "Attempts a second that repeated a failed one, by what was known of that: not_sent, "
                "refused, ambiguous (only tools that are safe to repeat), timeout. Bad: a level that stays.", "reqps",
-               query(rate("switchyard_retries_total", AT, "reason"), "{{reason}}"), stacked=True)
+               query(rate("switchyard_retries_total", AT, "reason"), "{{reason}}"), width=6, stacked=True)
     made.lines("Retries not made", "Failures a second that were not repeated although their kind can be, by why. "
                "Bad: `budget` (too many retries already) and `overload`.", "reqps",
-               query(rate("switchyard_retries_suppressed_total", AT, "why"), "{{why}}"), stacked=True)
+               query(rate("switchyard_retries_suppressed_total", AT, "why"), "{{why}}"), width=6, stacked=True)
 
 
 def connection(made):
@@ -124,22 +138,20 @@ def connection(made):
                query(f"sum(switchyard_upstream_inflight{{{AT}}})", "in flight"),
                query(f"sum(switchyard_upstream_queue_depth{{{AT}}})", "waiting"),
                query(f"sum(switchyard_upstream_sessions{{{AT}}})", "isolated sessions"), width=6, height=7)
-    made.lines("Breaker opens again in", "Time until the open breaker lets a probe through. Empty while it is not "
-               "open. Bad: nothing by itself; it says when the next attempt can be made.", "s",
-               query(f"max(switchyard_breaker_open_until_timestamp_seconds{{{AT}}} > 0) - time()", "time left"),
-               width=6, height=7, min=None)
-    none = "no child process"
+    made.lines("Breaker opens again in", "Time until the open breaker lets a probe through; 0 while it is not open, or "
+               "when only a call is missing. Bad: nothing by itself; it says when the next attempt can be made.", "s",
+               query(f"clamp_min(max(switchyard_breaker_open_until_timestamp_seconds{{{AT}}}) - time(), 0)",
+                     "time left"), width=6, height=7)
     made.lines("Processes", "Processes of a server that the router starts, with all descendants, and how many such "
                "servers the configuration allows (more than one only with sessions: isolated). Bad: growth that does "
-               "not end.", "short",
-               query(f"sum(switchyard_child_processes{{{AT}}})", "processes"),
-               query(f"sum(switchyard_child_processes_limit{{{AT}}})", "children allowed"), noValue=none)
+               "not end. 0 for a server that is reached over HTTP.", "short",
+               query(child(f"sum(switchyard_child_processes{{{AT}}})"), "processes"),
+               query(child(f"sum(switchyard_child_processes_limit{{{AT}}})"), "children allowed"))
     made.lines("Memory of its processes", "Resident memory; what processes share is counted for each. Bad: growth that "
-               "does not end.", "bytes", query(f"sum(switchyard_child_resident_bytes{{{AT}}})", "resident"),
-               noValue=none)
+               "does not end.", "bytes", query(child(f"sum(switchyard_child_resident_bytes{{{AT}}})"), "resident"))
     made.lines("Starts after an end", "How often the program was started again. Bad: any that nobody asked for; "
                "`switchyard servers show $server` has its exit code and last words.", "short",
-               query(grown("switchyard_child_restarts_total", AT), "starts"), bars=True, noValue=none)
+               query(child(grown("switchyard_child_restarts_total", AT)), "starts"), bars=True)
 
 
 def inward(made):
@@ -150,22 +162,26 @@ def inward(made):
     made.lines("Duration of calls", "Time from a call's arrival to its answer, retries and waiting included. Bad: p99 "
                "far above that of attempts; calls then wait or are repeated.", "s",
                query(quantile(0.5, SERVED, ASKED), "p50"), query(quantile(0.95, SERVED, ASKED), "p95"),
-               query(quantile(0.99, SERVED, ASKED), "p99"), log=10)
+               query(quantile(0.99, SERVED, ASKED), "p99"), log=10, noValue=NO_CALLS)
     made.lines("Mean time in the router", "Time of these calls less the time of their attempts, for each call. Bad: above "
                "some milliseconds without retries.", "s",
-               query(f"({rate(SERVED + '_sum', ASKED)} - {rate(TRIED + '_sum', TOOLS)})"
-                     f" / {rate(SERVED + '_count', ASKED)}", "mean"))
+               query(quiet(f"({rate(SERVED + '_sum', ASKED)} - ({rate(TRIED + '_sum', TOOLS)} or vector(0)))"
+                           f" / ({rate(SERVED + '_count', ASKED)} > 0)"), "mean"))
 
 
 def catalogue(made):
     made.row("Tools")
     made.lines("Tools by status", "Its tools: active, stale (the server could not be asked), held (changed, not callable "
                "until approved), gone. Bad: held or stale for long.", "short",
-               query(total(f"switchyard_upstream_tools{{{AT}}}", "status"), "{{status}}"), stacked=True)
+               query(total(f"switchyard_upstream_tools{{{AT}}}", "status"), "{{status}}"), width=6, stacked=True)
+    made.lines("Age of the list", "How long ago its tools were last known to be as listed: the list could be had, or its word "
+               "holds that it stays the same. Bad: above 15 minutes; it answers, and its list cannot be had.", "s",
+               query(ago("switchyard_upstream_last_refresh_timestamp_seconds"), "age"), width=6,
+               thresholds=bad_from(300, 900))
     made.lines("Changes of definitions", "Tools added, changed, removed. Bad: `changed` without an upgrade of the server. "
                "`switchyard tools history TOOL` shows what changed.", "short",
-               query(grown("switchyard_tool_definition_changes_total", AT, "kind"), "{{kind}}"), bars=True,
-               stacked=True)
+               query(grown_or_new("switchyard_tool_definition_changes_total", AT, "kind"), "{{kind}}"), width=6,
+               bars=True, stacked=True)
     made.lines("Size of definitions", "Tokens, estimated, that its definitions take in a model's context. Bad: thousands; "
                "give agents a view of what they need.", "short",
-               query(f"sum(switchyard_tool_definition_tokens{{{AT}}})", "tokens"))
+               query(f"sum(switchyard_tool_definition_tokens{{{AT}}})", "tokens"), width=6)

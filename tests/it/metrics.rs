@@ -2,6 +2,7 @@
 
 mod bounds;
 mod complete;
+mod objective;
 mod standing;
 mod values;
 
