@@ -36,6 +36,7 @@ QUIET = {
     "switchyard_audit_dropped_total", "switchyard_audit_dropped_entries_total", "switchyard_audit_pruned_total",
     "switchyard_audit_spool_bytes",
     "switchyard_audit_index_lag_seconds", "switchyard_audit_rejected_total", "switchyard_audit_spool_open",
+    "switchyard_audit_queue_bytes", "switchyard_metrics_overflow_total",
 }
 
 
@@ -68,9 +69,12 @@ class Asked:
         expression = dashboards.filled(query.expression, {**self.everywhere, **values})
         self.count += 1
         if query.instant:
-            # At the end, and at two moments when something is the matter.
-            moments = (self.end, self.start + 9, self.start + 18)
-            found = [value for at in moments for _, value in self.stack.instant(expression, at)]
+            # As Grafana asks it, at the end of the time shown; if it has an answer then, also at two moments when
+            # something is the matter.
+            found = [value for _, value in self.stack.instant(expression, self.end)]
+            if not all(map(math.isnan, found)):
+                moments = (self.start + 9, self.start + 18)
+                found += [value for at in moments for _, value in self.stack.instant(expression, at)]
         else:
             series = self.stack.over_time(expression, self.start, self.end)
             found = [value for _, points in series for _, value in points]
@@ -78,20 +82,43 @@ class Asked:
 
     def filled_in(self, board):
         """The values to try: for a board of one server each of them, else all at once."""
-        servers = self.servers if board["uid"] == "switchyard-server" else [".*"]
-        return [{"server": one, "tool": self.tools_of(one)} for one in servers]
+        alone = board["uid"] == "switchyard-server"
+        return [{"server": one, "tool": self.all_of(board, "tool", one)}
+                for one in (self.servers if alone else [self.all_of(board, "server", "")])]
 
-    def tools_of(self, server):
-        """What the variable `tool` holds when all are chosen."""
-        match = f'{agree.TRIED}_count{{server=~"{server}"}}'
-        return "|".join(self.stack.ask("label/gen_ai_tool_name/values", **{"match[]": match}))
+    def all_of(self, board, name, server):
+        """What this variable of the board stands for when all are chosen, with this server."""
+        [variable] = [one for one in board["templating"]["list"] if one["name"] == name] or [{}]
+        return variable.get("allValue") or "|".join(self.choices(board, name, server))
+
+    def choices(self, board, name, server):
+        """What can be chosen of this variable of the board."""
+        for where, series, label in dashboards.variables(board):
+            if where.endswith(f"variable {name}"):
+                match = dashboards.filled(series, {**self.everywhere, "server": server})
+                self.count += 1
+                return self.stack.ask(f"label/{label}/values", **{"match[]": match})
+        return []
+
+    def called(self, server):
+        """Whether an attempt was made at it."""
+        series = f'{agree.TRIED}_count{{server="{server}"}}'
+        return server not in self.servers or bool(self.stack.instant(series, self.end))
 
 
 def panels(asked):
     for name in dashboards.NAMES:
         board = dashboards.load(name)
+        marks = {query.where for query in dashboards.annotations(board)}
         for query in [*dashboards.queries(board), *dashboards.annotations(board)]:
-            numbers = [number for values in asked.filled_in(board) for number in asked.data(query, **values)]
+            numbers = []
+            for values in asked.filled_in(board):
+                found = asked.data(query, **values)
+                numbers += found
+                # A mark is for what happened, and without calls there is no time that they took.
+                needs_calls = "_bucket" in query.expression
+                if not found and query.where not in marks and (asked.called(values["server"]) or not needs_calls):
+                    yield f"{query.where}: no data for {values}: {query.expression}"
             if not numbers:
                 yield f"{query.where}: no data: {query.expression}"
             elif not any(numbers) and not promql.metrics(query.expression) & QUIET:
@@ -100,11 +127,15 @@ def panels(asked):
 
 def variables(asked):
     for name in dashboards.NAMES:
-        for where, series, label in dashboards.variables(dashboards.load(name)):
-            match = dashboards.filled(series, {**asked.everywhere, "server": ".*"})
-            asked.count += 1
-            if not asked.stack.ask(f"label/{label}/values", **{"match[]": match}):
-                yield f"{where}: no values: {series}"
+        board = dashboards.load(name)
+        for one in board["templating"]["list"]:
+            if one["type"] == "query" and not asked.choices(board, one["name"], ".*"):
+                yield f"{name}, variable {one['name']}: no values"
+    # What was never attempted: a tool that was only refused, and one that is not there.
+    for name, server, tool in (("server", "barred", "barred__echo"), ("audit", "barred", "barred__echo"),
+                               ("audit", ".*", "_other")):
+        if tool not in asked.choices(dashboards.load(name), "tool", server):
+            yield f"{name}, variable tool: {tool} of {server} cannot be chosen"
 
 
 def alerts(asked):

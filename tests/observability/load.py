@@ -42,6 +42,8 @@ mcp_servers:
   child: {{ command: "{binary}", args: [demo-upstream, stdio] }}
   apart: {{ command: "{binary}", args: [demo-upstream, stdio], sessions: isolated }}
   spare: {{ url: "http://127.0.0.1:{steady}/mcp" }}
+  barred: {{ url: "http://127.0.0.1:{steady}/mcp" }}
+  apiece: {{ url: "http://127.0.0.1:{steady}/mcp", breaker_scope: tool, timeout: 200ms, circuit_breaker_timeout: 5m }}
 """
 
 ECHO = {"name": "steady__echo", "arguments": {"text": "x"}}
@@ -70,7 +72,10 @@ class Load:
         stack.start_router(self.good)
         eventually("all servers but one have tools", 15, lambda: {
             one["name"] for one in stack.get("/mcp/servers")["servers"] if one["tools"]
-        } >= {"steady", "flaky", "slow", "outage", "changing", "crowded", "child", "apart", "spare"})
+        } >= {"steady", "flaky", "slow", "outage", "changing", "crowded", "child", "apart", "spare", "barred",
+              "apiece"})
+        # All that is ever asked of this one is refused.
+        stack.cli("breakers", "open", "barred", "--reason", "to see what is only refused")
         self.keys = {scope: stack.cli("keys", "create", f"of-{scope}", "--scopes", scope).strip()
                      for scope in ("call", "metrics", "read")}
 
@@ -111,6 +116,8 @@ class Load:
         for _ in range(2):
             calls(0.03, ("outage__echo", hi), ("outage__add", {"a": 1, "b": 1}))
         calls(0.5, ("locked__echo", hi))
+        calls(0.5, ("barred__echo", hi))
+        calls(0.3, ("apiece__echo", hi), ("apiece__sleep", {"ms": 2000}))
         calls(0.2, ("changing__greet", {}))
         calls(0.1, ("child__echo", hi), ("child__sleep", {"ms": 12}))
         calls(0.2, ("apart__counter", {}))
