@@ -128,7 +128,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).unwrap();
-        workers.hand_over(Handover::Network(stream, address)).await;
+        workers.hand_over(Handover::Network(stream, address, address)).await;
         begins.recv().await.unwrap();
         let stopped = tokio::time::timeout(STUCK / 2, workers.stop()).await;
         assert!(stopped.is_ok(), "it waits for what cannot be called off");

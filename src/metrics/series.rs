@@ -98,12 +98,7 @@ impl ToolSeries {
                 "Duration of MCP operations as clients see them, in seconds; of tool calls with the server whose tool it is.",
                 &LABELS,
             )?,
-            attempted: histogram(
-                durations,
-                ATTEMPTS.0,
-                ATTEMPTS.1,
-                &LABELS,
-            )?,
+            attempted: histogram(durations, ATTEMPTS.0, ATTEMPTS.1, &LABELS)?,
             overflow,
             most,
             book: Mutex::default(),

@@ -44,7 +44,13 @@ impl Peeler {
             return Vec::new();
         }
         let mut spans = self.below(text, known, DEPTH);
-        spans.extend(self.line(text));
+        let mut from = 0;
+        // Children's last lines are shown in one, with this between them.
+        for line in text.split(['\n', '|']) {
+            let found = self.line(line);
+            spans.extend(found.map(|span| span.start + from..span.end + from));
+            from += line.len() + 1;
+        }
         spans
     }
 
@@ -87,15 +93,13 @@ impl Peeler {
     /// beginning of a secret, begin with its end, or be from its middle.
     fn line(&self, text: &str) -> Option<Range<usize>> {
         let line = text.trim_end().trim_end_matches('=');
-        if line.contains('\n') {
-            return None;
-        }
         let start = line.bytes().rev().take_while(|byte| is_base64(*byte)).count();
         let run = line.len() - start..line.len();
         let letters = line.get(run.clone())?;
         let alone = line.get(..run.start)?.trim_start().is_empty();
         let broken = letters.len() >= LONG_LINE;
-        if !broken && !(alone && letters.len() > PART) {
+        let seen = broken || (alone && letters.len() > PART);
+        if !seen {
             return None;
         }
         let holds = |bytes: &[u8]| {
@@ -137,7 +141,7 @@ impl Peeled {
 /// `text` without the ends of lines that break a long word, also where they are escaped and what comes
 /// next is indented. `None` when there is none.
 fn unbroken(text: &str) -> Option<Peeled> {
-    memchr::memchr2(b'\n', b'\\', text.as_bytes())?;
+    memchr::memchr3(b'\n', b'\\', b'|', text.as_bytes())?;
     let bytes = text.as_bytes();
     let mut whole = Peeled { text: String::new(), places: Vec::new() };
     let (mut at, mut from, mut word) = (0, 0, 0_usize);
@@ -166,9 +170,13 @@ fn unbroken(text: &str) -> Option<Peeled> {
     Some(whole)
 }
 
-/// Bytes of the end of a line, real or escaped, and of the spaces that follow; 0 when it is none.
+/// Bytes of the end of a line, real, escaped or as it is shown of children, and of the spaces that follow; 0
+/// when it is none.
 fn line_end(bytes: &[u8]) -> usize {
     let (mut at, mut ended) = (0, false);
+    if bytes.starts_with(b" | ") {
+        (at, ended) = (3, true);
+    }
     loop {
         match bytes.get(at) {
             Some(b'\n') => ended = true,
@@ -380,7 +388,11 @@ mod tests {
                 let out = redactor.text(&format!("{line}\n"), usize::MAX);
                 // What says less than eight bytes of it stays.
                 assert!(out == "***\n" || line.len() < 24, "{line}: {out}");
+                let out = redactor.text(&format!("said: a | {line} | b"), usize::MAX);
+                assert!(out == "said: a | *** | b" || line.len() < 24, "{line}: {out}");
             }
+            let out = redactor.text(&format!("said: {} | (b)", wrapped(&text, width, " | ")), 1000);
+            assert_eq!(out, "said: *** | (b)");
         }
         let line = STANDARD.encode("nothing that anybody was told to keep from being shown");
         assert_eq!(redactor.text(&line, 1000), line);
@@ -437,7 +449,7 @@ mod tests {
     fn what_was_cut_is_known_by_its_beginning() {
         let text = STANDARD.encode(STANDARD.encode(LONG));
         for length in 16..text.len() {
-            let out = redactor(LONG).text(&format!("{}…", &text[..length]), 1000);
+            let out = redactor(LONG).text(&format!("{}…", text.get(..length).unwrap()), 1000);
             assert_eq!(out, "***…", "{length}");
         }
     }

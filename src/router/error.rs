@@ -223,9 +223,7 @@ impl RouteError {
     /// Of an attempt whose failure the server put into an answer, the answer: that is what callers get.
     pub(super) fn into_answer(self) -> Result<UpstreamAnswer, Self> {
         match self {
-            Self::Upstream(failed) => {
-                failed.into_answer().map_err(|failed| Self::Upstream(Box::new(failed)))
-            }
+            Self::Upstream(failed) => failed.into_answer().map_err(Self::Upstream),
             other => Err(other),
         }
     }

@@ -18,8 +18,8 @@ use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
     ArgumentsLevel, AuthKind, BreakerState, CallerClass, CallerTrace, Entrance, Era, Failure,
-    Knowledge, Outcome, ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId, Uptime,
-    cut_after,
+    Knowledge, Outcome, ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId,
+    Uptime, cut_after,
 };
 use crate::pool::Relay;
 use crate::protocol::{AnswerKind, first_text};

@@ -112,10 +112,10 @@ impl UpstreamFailure {
 
 impl UpstreamFailure {
     /// The answer of the server, where that is what failed.
-    pub(super) fn into_answer(self) -> Result<UpstreamAnswer, Self> {
-        match self.source {
-            UpstreamError::Answered(answer) => Ok(UpstreamAnswer::of_error(answer.value)),
-            source => Err(Self { source, ..self }),
+    pub(super) fn into_answer(self: Box<Self>) -> Result<UpstreamAnswer, Box<Self>> {
+        match &self.source {
+            UpstreamError::Answered(answer) => Ok(UpstreamAnswer::of_error(answer.value.clone())),
+            _ => Err(self),
         }
     }
 }

@@ -183,9 +183,9 @@ async fn a_server_that_comes_and_goes_does_not_fill_the_log() {
     eventually(SOON * 2, "the next line is due", || {
         round += 1;
         if round % 2 == 0 {
-            rig.up()
+            rig.up();
         } else {
-            rig.down()
+            rig.down();
         }
         async {
             call().await;

@@ -99,7 +99,6 @@ fn call_of(tool: &str) -> ToolCall {
         arguments: Some(key("x").into()),
         deadline: None,
         request_bytes: 0,
-        remote: None,
     }
 }
 

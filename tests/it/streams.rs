@@ -224,7 +224,8 @@ async fn a_call_that_streams_is_in_flight_until_its_end() {
         match client.session {
             // A legacy call goes on without its connection.
             Some(_) => {
-                drop(client.tell("notifications/cancelled", json!({ "requestId": 1 })).await)
+                let params = json!({ "requestId": 1 });
+                client.tell("notifications/cancelled", params).await.expect(202);
             }
             None => drop(stream),
         }

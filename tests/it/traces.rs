@@ -578,7 +578,7 @@ async fn the_ledger_finds_the_calls_of_a_trace() {
     let export = router.run(&["audit", "export", "--trace", TRACE]).await.expect(0).out;
     assert_eq!(export.matches(&format!(r#""trace_id":"{TRACE}""#)).count(), 3, "{export}");
     let csv = router.run(&["audit", "export", "--format", "csv", "--trace", TRACE]).await.expect(0);
-    assert!(csv.out.lines().next().unwrap().ends_with(",trace_id"), "{}", csv.out);
+    assert!(csv.out.lines().next().unwrap().contains(",trace_id,"), "{}", csv.out);
     assert_eq!(csv.out.matches(TRACE).count(), 3);
     let (code, folder) = router.stop().await;
     assert_eq!(code, 0);

@@ -80,7 +80,8 @@ impl SqliteStore {
             kind: EXPIRED.to_owned(),
             actor: "router".to_owned(),
             subject: "ledger".to_owned(),
-            detail: json!({ "rows": [[from, last]], "through": last, "before": before }).to_string(),
+            detail: json!({ "rows": [[from, last]], "through": last, "before": before })
+                .to_string(),
         };
         let mut writer = self.audit.writer().await?;
         let began = clock::uptime();

@@ -154,5 +154,6 @@ fn event(number: u32) -> BreakerEvent {
         error: None,
         actor: None,
         note: None,
+        trace_id: None,
     }
 }
