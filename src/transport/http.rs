@@ -18,7 +18,7 @@ use super::channel::Ticket;
 use super::detect::{self, Opened};
 use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk};
 use super::error::{Sent, TransportError};
-use super::refusal::{check_refusal, ends_session, speaks_another_era};
+use super::refusal::{check_refusal, speaks_another_era};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{BAGGAGE, Era, ProtocolVersion, TRACEPARENT, TRACESTATE};
@@ -165,7 +165,7 @@ impl HttpConnection {
         };
         match &outcome {
             Err(error) => self.note(error, modern, session),
-            Ok(Reply::Answer(answer)) if !modern => self.heed(answer, session),
+            Ok(Reply::Answer(answer)) if !modern => self.heed(answer),
             Ok(_) => {}
         }
         outcome
@@ -191,10 +191,8 @@ impl HttpConnection {
     }
 
     /// Notices what an answer of a legacy server says of the requests after it.
-    fn heed(&self, answer: &Answer, session: &Session) {
-        if ends_session(answer) {
-            session.lost.store(true, Ordering::Relaxed);
-        } else if speaks_another_era(answer) {
+    fn heed(&self, answer: &Answer) {
+        if speaks_another_era(answer) {
             self.ended.cancel();
         }
     }

@@ -74,8 +74,8 @@ impl Endpoint {
         let has_session = session.is_some_and(|headers| headers.contains_key(SESSION_ID));
         // What carries our id is the answer: the server has looked at the request, and may have run it.
         let gone = match status {
-            // By the specification.
-            StatusCode::NOT_FOUND => answer.is_none(),
+            // By the specification; some servers that say so in known words give the id as well.
+            StatusCode::NOT_FOUND => answer.is_none() || names_no_session,
             // By the custom of some servers.
             StatusCode::BAD_REQUEST => answer.is_none() && names_no_session,
             _ => false,
@@ -138,13 +138,6 @@ fn is_of_no_session(message: &str) -> bool {
         .find_map(|status| message.strip_prefix(status))
         .unwrap_or(&message);
     SAID.iter().any(|words| said.starts_with(words))
-}
-
-/// Whether an answer says that its session is no more: it stays the answer, and the next request needs
-/// another session.
-pub(super) fn ends_session(answer: &Answer) -> bool {
-    answer.refusal.is_some_and(|refusal| refusal.status == 404)
-        && is_of_no_session(&handshake::error_message(answer))
 }
 
 /// Whether a post to the session of an event stream was turned away because the session is gone.

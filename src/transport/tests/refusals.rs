@@ -37,7 +37,7 @@ async fn first(act: fn(&Received) -> Act) -> Upstream {
 async fn what_carries_our_id_is_the_answer_and_is_not_asked_for_again() {
     let answers: [fn(&Received) -> Act; 4] = [
         |request| status("404 Not Found", JSON, &error(request.id(), -32001, "no such order")),
-        |request| status("404 Not Found", JSON, &error(request.id(), -32001, "Session not found")),
+        |request| status("404 Not Found", JSON, &error(request.id(), -32001, "no session: paid")),
         |request| {
             let body = error(request.id(), -32000, "Bad Request: No valid session ID provided");
             status("400 Bad Request", JSON, &body)
@@ -50,10 +50,8 @@ async fn what_carries_our_id_is_the_answer_and_is_not_asked_for_again() {
         let answer = call(&connection).await.unwrap();
         assert_eq!(answer.kind, AnswerKind::Error, "{number}");
         assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (1, 1));
-        // Where the session is gone, the next call has another one from its start.
         call(&connection).await.unwrap();
-        let sessions = if number == 1 { 2 } else { 1 };
-        assert_eq!(upstream.count("initialize"), sessions, "{number}");
+        assert_eq!(upstream.count("initialize"), 1, "{number}");
         assert_eq!(upstream.count("tools/call"), 2, "{number}");
         assert!(connection.is_alive());
     }
@@ -78,8 +76,9 @@ async fn a_refusal_that_only_mentions_a_session_is_not_a_lost_one() {
 
 #[tokio::test]
 async fn a_lost_session_is_understood_in_the_words_of_known_servers() {
-    let refusals: [fn(&Received) -> Act; 8] = [
+    let refusals: [fn(&Received) -> Act; 9] = [
         |_| status("404 Not Found", "", ""),
+        |request| status("404 Not Found", JSON, &error(request.id(), -32001, "Session not found")),
         |_| status("404 Not Found", JSON, &error("null", -32001, "Session not found")),
         |_| status("404 Not Found", JSON, &error(r#""server-error""#, -32600, "Session not found")),
         |_| status("400 Bad Request", "", "Bad Request: No valid session ID provided"),
