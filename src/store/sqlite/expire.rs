@@ -24,6 +24,8 @@ use crate::store::{EntryRow, StoreError};
 
 /// Payloads that are looked through at once.
 const RUN: i64 = 20_000;
+/// And at first.
+const FEW: i64 = 64;
 
 impl SqliteStore {
     pub(in crate::store) async fn expire_payloads(
@@ -37,12 +39,13 @@ impl SqliteStore {
             return Ok(0);
         }
         let mut log = Log::open(&self.audit.options).await?;
-        let [least, first, most] = STEP_BYTES;
-        let mut pace = Pace::new(least, first, most);
-        let mut gone = 0_u64;
+        // Not the smallest steps: with each comes an entry.
+        let [_, least, most] = STEP_BYTES;
+        let mut pace = Pace::new(least, least, most);
+        let (mut gone, mut through) = (0_u64, self.expired_through().await?);
         while !due.is_empty() {
             let mut rows = due.as_slice();
-            while let Some((from, _)) = rows.first() {
+            while !rows.is_empty() {
                 let mut bytes = 0_u64;
                 let fitting = rows.iter().take_while(|(_, length)| {
                     let fits = bytes < pace.size();
@@ -51,8 +54,9 @@ impl SqliteStore {
                 });
                 let count = fitting.count().max(1);
                 let (step, rest) = rows.split_at_checked(count).unwrap_or((rows, &[]));
-                let last = step.last().map_or(*from, |(last, _)| *last);
-                let took = self.expire_step((*from, last), cutoff, now).await?;
+                let last = step.last().map_or(through, |(last, _)| *last);
+                let took = self.expire_step((through, last), cutoff, now).await?;
+                through = last;
                 pace.took(took);
                 log.after_step(took).await?;
                 gone = gone.saturating_add(step.len() as u64);
@@ -60,16 +64,27 @@ impl SqliteStore {
             }
             due = self.payloads_due(cutoff, now).await?;
         }
-        self.index_erase().await?;
         self.give_back(&mut log).await?;
         log.empty().await?;
         Ok(gone)
     }
 
-    /// Removes the payloads up to the last of these, the oldest there are; gives how long that took.
+    /// The last row whose payload went before.
+    async fn expired_through(&self) -> Result<i64, StoreError> {
+        let through: Option<Option<i64>> = sqlx::query_scalar(
+            "select json_extract(detail, '$.through') from entries where kind = ?
+             order by seq desc limit 1",
+        )
+        .bind(EXPIRED)
+        .fetch_optional(&self.audit.own)
+        .await?;
+        Ok(through.flatten().unwrap_or(0))
+    }
+
+    /// Removes the payloads after the first of these rows up to the last; gives how long that took.
     async fn expire_step(
         &self,
-        (from, last): (i64, i64),
+        (after, last): (i64, i64),
         cutoff: Timestamp,
         now: Timestamp,
     ) -> Result<Duration, StoreError> {
@@ -80,7 +95,7 @@ impl SqliteStore {
             kind: EXPIRED.to_owned(),
             actor: "router".to_owned(),
             subject: "ledger".to_owned(),
-            detail: json!({ "rows": [[from, last]], "through": last, "before": before })
+            detail: json!({ "rows": [[after.saturating_add(1), last]], "through": last, "before": before })
                 .to_string(),
         };
         let mut writer = self.audit.writer().await?;
@@ -101,13 +116,28 @@ impl SqliteStore {
         cutoff: Timestamp,
         now: Timestamp,
     ) -> Result<Vec<(i64, u64)>, StoreError> {
+        // Mostly none is due, or few.
+        let few = self.payloads_due_of(FEW, cutoff, now).await?;
+        if few.len() < usize::try_from(FEW).unwrap_or(usize::MAX) {
+            return Ok(few);
+        }
+        self.payloads_due_of(RUN, cutoff, now).await
+    }
+
+    /// The same among this many.
+    async fn payloads_due_of(
+        &self,
+        most: i64,
+        cutoff: Timestamp,
+        now: Timestamp,
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        // Lengths of columns, and not of copies: those are had without reading what is that long.
         let rows = sqlx::query(
             "select p.seq, coalesce(octet_length(p.arguments), 0) + coalesce(octet_length(p.result), 0),
                 coalesce(c.started_at_ms, 0)
-             from (select seq, arguments, result from payloads order by seq limit ?) p
-             left join calls c on c.seq = p.seq order by p.seq",
+             from payloads p left join calls c on c.seq = p.seq order by p.seq limit ?",
         )
-        .bind(RUN)
+        .bind(most)
         .fetch_all(&self.audit.own)
         .await?;
         let (mut due, mut certain) = (Vec::new(), 0);

@@ -30,11 +30,12 @@ async fn payloads_go_before_their_calls() {
         let entries = store.audit_entries(0, 1_000).await.unwrap();
         entries.into_iter().filter(|entry| entry.kind == kind).collect::<Vec<_>>()
     };
+    // Each step has its own.
     let entries = of_kind("audit.expired").await;
-    assert_eq!((entries.len(), entries[0].actor.as_str()), (1, "router"));
+    assert!(entries.len() > 1 && entries.iter().all(|entry| entry.actor == "router"));
     // Nothing more is due, and that makes no entry.
     assert_eq!(store.expire_payloads(cutoff, at(NOW)).await.unwrap(), 0);
-    assert_eq!(of_kind("audit.expired").await.len(), 1);
+    assert_eq!(of_kind("audit.expired").await.len(), entries.len());
     // One that is still to be there is missed.
     let last = store.audit_newest().await.unwrap();
     store.close().await.unwrap();

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Sqlite, SqliteConnection, Transaction, raw
 
 use super::follow::Follower;
 use super::postings::CHUNK;
-use super::retain::give_back;
+use super::retain::{LONGEST_REST, give_back};
 use super::text::{copy_text, make_text, text_table};
 use super::{Index, PART, options};
 use crate::clock;
@@ -196,24 +196,40 @@ pub(super) async fn mark_erased(
     let Some(newest) = newest.filter(|newest| *newest > looked) else { return Ok(()) };
     // Nothing is in the index yet that could have been erased.
     if indexed > 0 {
-        let entries: Vec<String> = sqlx::query_scalar(
-            "select detail from ledger.entries where seq > ? and kind in (?, ?) order by seq",
+        let entries: Vec<(String, String)> = sqlx::query_as(
+            "select kind, detail from ledger.entries where seq > ? and kind in (?, ?) order by seq",
         )
         .bind(looked)
         .bind(ERASED)
         .bind(EXPIRED)
         .fetch_all(&mut **transaction)
         .await?;
-        let mut parts = BTreeSet::new();
-        for detail in entries {
+        let (mut parts, mut resting) = (BTreeSet::new(), BTreeSet::new());
+        for (kind, detail) in entries {
             // One that says nothing readable is no entry of ours.
             let Ok(erased) = serde_json::from_str::<Erased>(&detail) else { continue };
             for (first, last) in erased.rows {
                 let last = last.min(indexed);
-                if first <= last {
-                    parts.extend(first.div_euclid(PART)..=last.div_euclid(PART));
+                if first > last {
+                    continue;
+                }
+                let touched = first.div_euclid(PART)..=last.div_euclid(PART);
+                if kind == EXPIRED && (last + 1) % PART != 0 {
+                    // The last one goes on to lose some: it is not made anew for each.
+                    resting.insert(last.div_euclid(PART));
+                    parts.extend(*touched.start()..*touched.end());
+                } else {
+                    parts.extend(touched);
                 }
             }
+        }
+        let long_ago = clock::timestamp().minus(LONGEST_REST).as_millis();
+        for part in resting {
+            sqlx::query("update parts set stale = 1 where part = ? and stale = 0 and made_ms <= ?")
+                .bind(part)
+                .bind(long_ago)
+                .execute(&mut **transaction)
+                .await?;
         }
         for part in parts {
             sqlx::query("update parts set stale = stale + 1 where part = ?")

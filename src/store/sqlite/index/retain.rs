@@ -31,7 +31,7 @@ const PAGES_KEPT: i64 = 64;
 /// retention would index each call many times.
 const WORTH: i64 = 4;
 /// And when it was last made so long ago.
-const LONGEST_REST: Duration = Duration::from_hours(24);
+pub(super) const LONGEST_REST: Duration = Duration::from_hours(24);
 
 /// When the text of the calls of a part that are gone leaves the index, where others are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
