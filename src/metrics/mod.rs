@@ -346,6 +346,7 @@ impl Metrics {
     #[must_use]
     pub fn server(&self, server: &ServerName) -> ServerMetrics {
         let server = server.as_str();
+        self.tools.begin_server(server);
         let statuses = [ToolStatus::Active, ToolStatus::Stale, ToolStatus::Gone, ToolStatus::Held];
         ServerMetrics {
             enabled: self.upstream_enabled.with_label_values(&[server]),

@@ -149,16 +149,24 @@ impl ToolSeries {
         self.served.with_label_values(&of_method(method, "", [error, version, transport]))
     }
 
-    /// Series of an attempt at what is no tool of this server.
+    /// Series of an attempt at what is no tool of this server; `None` when it was removed.
     pub(super) fn forwarded(
         &self,
         method: &'static str,
         server: &str,
         labels: Labels,
-    ) -> Histogram {
+    ) -> Option<Histogram> {
         let mut book = self.book.lock();
-        book.servers.entry(server.to_owned()).or_default().forwarded.insert((method, labels));
-        self.attempted.with_label_values(&of_method(method, server, labels))
+        book.servers.get_mut(server)?.forwarded.insert((method, labels));
+        Some(self.attempted.with_label_values(&of_method(method, server, labels)))
+    }
+
+    /// There is this server now.
+    pub(super) fn begin_server(&self, server: &str) {
+        let mut book = self.book.lock();
+        if !book.servers.contains_key(server) {
+            book.servers.insert(server.to_owned(), OfServer::default());
+        }
     }
 
     fn make(&self, side: Side, server: &str, tool: &str, labels: Labels) -> Histogram {

@@ -174,7 +174,9 @@ impl Metrics {
         let error = if outcome == Outcome::Ok { "" } else { outcome.as_str() };
         let version = version.map_or("", ProtocolVersion::as_str);
         let labels = [error, version, network(transport)];
-        self.tools.forwarded(method, server.as_str(), labels).observe(took.as_secs_f64());
+        if let Some(series) = self.tools.forwarded(method, server.as_str(), labels) {
+            series.observe(took.as_secs_f64());
+        }
     }
 }
 

@@ -234,6 +234,9 @@ impl Router {
         let promised = server.settings.timeout.min(server.settings.call_deadline);
         let verdict = trial.verdict(server, &error, promised, permit.is_probe());
         let subject = format!("{} at", forward.method);
+        if let Some(status) = error.http_status().filter(|_| !error.is_second_hand()) {
+            server.answered_status(status);
+        }
         // Nothing of this kind changes anything, so that a repeat is safe.
         let failed = UpstreamFailure::new(server, subject, error, trial.limit, true);
         let problem = self.audit.redacted(&failed.problem);
