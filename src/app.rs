@@ -383,7 +383,7 @@ impl App {
         self.door.stop().await;
         // What became of breakers is on record, too.
         self.registry.save_breakers().await;
-        self.edge.tally.write(&self.store);
+        self.edge.tally.write(&self.store, &self.edge.audit);
         let left = self.shutdown_timeout.saturating_sub(clock::uptime().since(began));
         let traced = async {
             if let Some(tracer) = &self.tracer {
@@ -557,7 +557,7 @@ async fn follow_ledger(store: Store, stop: CancellationToken) {
 }
 
 async fn count(edge: Arc<Edge>, stop: CancellationToken) {
-    edge.tally.run(&edge.store, stop).await;
+    edge.tally.run(&edge.store, &edge.audit, stop).await;
 }
 
 async fn close_idle(registry: Arc<Registry>, stop: CancellationToken) {

@@ -339,7 +339,9 @@ impl FrontDoor {
                 let path = path.to_owned();
                 let trace = trace::of(request.headers());
                 let context = RequestContext { id, caller: nobody(), via, view: None, trace };
-                self.turn_away(&path, request.headers(), context, &error).await;
+                if request.method() == Method::POST {
+                    self.turn_away(&path, request.headers(), context, &error).await;
+                }
                 return Err(error);
             }
         };

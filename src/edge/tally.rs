@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Edge;
 use super::auth::RequestContext;
+use crate::audit::AuditWriter;
 use crate::clock;
 use crate::metrics::AuthFailure;
 use crate::model::{Timestamp, Uptime};
@@ -42,7 +43,7 @@ const SAID: usize = 16;
 const OTHER: &str = "_other";
 
 /// The paths that there are, as entries name them: nothing that a caller makes up.
-const PATHS: [&str; 39] = [
+const PATHS: [&str; 40] = [
     "/livez",
     "/readyz",
     "/metrics",
@@ -69,6 +70,7 @@ const PATHS: [&str; 39] = [
     "/mcp/views",
     "/mcp/health",
     "/mcp/audit",
+    "/mcp/audit/events",
     "/mcp/audit/export",
     "/mcp/audit/tail",
     "/mcp/audit/stats",
@@ -108,6 +110,7 @@ struct Count {
     first: Timestamp,
     last: Timestamp,
     from: Vec<IpAddr>,
+    /// As it was said: taken free of secrets when it is put on record.
     said: Vec<String>,
 }
 
@@ -134,7 +137,7 @@ impl Edge {
             method: method(denied.method),
             reason: why.as_str(),
         };
-        self.tally.count(key, denied.peer, || self.audit.redacted(denied.says));
+        self.tally.count(key, denied.peer, denied.says);
     }
 
     /// Counts that somebody saw what is kept of payloads: those of the call `which`, or what a search for
@@ -147,12 +150,12 @@ impl Edge {
             method: "GET",
             reason: how,
         };
-        self.tally.count(key, context.via.address(), || self.audit.redacted(which));
+        self.tally.count(key, context.via.address(), which);
     }
 }
 
 impl Tally {
-    fn count(&self, mut key: Key, from: Option<IpAddr>, said: impl FnOnce() -> String) {
+    fn count(&self, mut key: Key, from: Option<IpAddr>, said: &str) {
         let now = clock::timestamp();
         let mut waiting = self.waiting.lock();
         if waiting.len() >= ENTRIES && !waiting.contains_key(&key) {
@@ -176,11 +179,8 @@ impl Tally {
         {
             count.from.push(from);
         }
-        if count.said.len() < SAID {
-            let said = said();
-            if !count.said.contains(&said) {
-                count.said.push(said);
-            }
+        if count.said.len() < SAID && !count.said.iter().any(|known| known == said) {
+            count.said.push(said.to_owned());
         }
         if waiting.len() == 1 {
             self.some.notify_one();
@@ -188,7 +188,7 @@ impl Tally {
     }
 
     /// Puts what was counted on record, until `stop`; what is left then is for [`Self::write`].
-    pub async fn run(&self, store: &Store, stop: CancellationToken) {
+    pub async fn run(&self, store: &Store, audit: &AuditWriter, stop: CancellationToken) {
         let mut wait = SHORTEST;
         let mut written: Option<Uptime> = None;
         loop {
@@ -202,15 +202,16 @@ impl Tally {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            self.write(store);
+            self.write(store, audit);
             written = Some(clock::uptime());
         }
     }
 
     /// Puts what was counted on record now.
-    pub fn write(&self, store: &Store) {
+    pub fn write(&self, store: &Store, audit: &AuditWriter) {
         let counted = std::mem::take(&mut *self.waiting.lock());
-        for (key, count) in counted {
+        for (key, mut count) in counted {
+            count.said.iter_mut().for_each(|said| *said = audit.redacted(said));
             store.note(entry(&key, &count));
         }
     }
@@ -300,8 +301,8 @@ mod tests {
         };
         for number in 0..1000_u32 {
             let from = IpAddr::from(number.to_be_bytes());
-            tally.count(key("unauthenticated"), Some(from), || "no".to_owned());
-            tally.count(key(&number.to_string()), None, || number.to_string());
+            tally.count(key("unauthenticated"), Some(from), "no");
+            tally.count(key(&number.to_string()), None, &number.to_string());
         }
         let waiting = tally.waiting.lock();
         assert_eq!(waiting.len(), ENTRIES + 1);
