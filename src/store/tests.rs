@@ -55,7 +55,7 @@ fn trace(number: u64) -> TraceId {
     TraceId::from_bytes((u128::from(number) << 96 | 0xabc).to_be_bytes()).unwrap()
 }
 
-fn call(number: u64) -> CallRow {
+pub(in crate::store) fn call(number: u64) -> CallRow {
     CallRow {
         seq: 0,
         id: CallId::from_uuid(Uuid::now_v7()),

@@ -3,6 +3,7 @@
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, SqliteConnection, raw_sql};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::store::{Checkpoint, EntryRow, Fault, Finding, Verified};
@@ -193,6 +194,62 @@ async fn audit_tamper_the_record_of_the_ends() {
     assert_eq!(findings(&found), [(0, Fault::Ends)]);
     let refused = Store::verify_ledger(folder.path(), &[]).await.unwrap_err();
     assert!(matches!(refused, StoreError::NoChain { .. }), "{refused}");
+}
+
+/// Statements have rows of several tables and fixed numbers of rows; no row is left out, twice or at
+/// another call's place.
+#[tokio::test]
+async fn batches_of_every_size_are_written_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    let (mut written, mut next) = (Vec::new(), 0_u64);
+    for size in (0..=9).chain([31, 63, 64, 65, 130, 195]) {
+        let calls: Vec<CallRow> = (0..size)
+            .map(|_| {
+                next += 1;
+                let kept = next.is_multiple_of(3).then(|| format!(r#"{{"n":{next}}}"#));
+                CallRow { arguments: kept.clone(), result: kept, ..tried(next) }
+            })
+            .collect();
+        let entries: Vec<_> = (0..size % 7).map(|n| entry(n as i64)).collect();
+        let last = store.append_ledger(&entries, &calls).await.unwrap();
+        let first = last - i64::try_from(calls.len()).unwrap() + 1;
+        written.extend((first..).zip(calls));
+    }
+    for (seq, call) in &written {
+        let read = store.audit_call(call.id).await.unwrap().unwrap();
+        assert_eq!(read, CallRow { seq: *seq, hash: read.hash, ..call.clone() });
+    }
+    assert_eq!(store.audit_count().await.unwrap(), written.len() as u64);
+    store.close().await.unwrap();
+    let found = verified(&folder).await;
+    assert!(found.is_good(), "{found:?}");
+}
+
+/// Rows that a router adds while somebody verifies are not taken for rows that somebody else added.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_come_in_meanwhile_are_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    store.append_ledger(&[entry(1)], &[tried(1)]).await.unwrap();
+    let (writer, stop) = (store.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    let writing = tokio::spawn(async move {
+        let mut next = 1;
+        while !stopped.is_cancelled() && next < 20_000 {
+            let calls: Vec<_> = (next + 1..next + 4).map(tried).collect();
+            writer.append_ledger(&[], &calls).await.unwrap();
+            next += 3;
+        }
+        next
+    });
+    for _ in 0..100 {
+        let found = verified(&folder).await;
+        assert!(found.is_good(), "{found:?}");
+    }
+    stop.cancel();
+    assert!(writing.await.unwrap() > 300, "hardly anything came in meanwhile");
+    store.close().await.unwrap();
 }
 
 /// An entry about what was removed that is no text any more is a row that was changed, not a failure.

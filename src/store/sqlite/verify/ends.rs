@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use sqlx::SqliteConnection;
+use sqlx::{Connection as _, SqliteConnection};
 
 use super::{State, hash_at};
 use crate::store::chain::LedgerKey;
@@ -52,20 +52,22 @@ pub(super) async fn ends(
     key: &LedgerKey,
     verified: &mut Verified,
 ) -> Result<(), StoreError> {
+    // One sight of everything: a router may add rows between two statements.
+    let mut sight = reader.begin().await?;
     // A tail that is gone was found row by row; it is one fault.
-    let last = last_row(&mut *reader).await?.max(base);
+    let last = last_row(&mut sight).await?.max(base);
     if last < state.head {
         verified.cut_from(last.saturating_add(1), state.head);
     }
     if last >= state.head && state.head > base {
-        let hash = hash_at(reader, state.head).await?;
+        let hash = hash_at(&mut sight, state.head).await?;
         if hash != Some(state.head_hash) {
             verified.found(state.head, Fault::Changed);
         }
     }
     // What stands outside the chain is no call of ours, unless it is from before there was one. Once rows were
     // removed from its beginning nothing is: the last step of that removed all before it.
-    let now = State::read(&mut *reader).await?;
+    let now = State::read(&mut sight).await?;
     let pruned = [Some(state), now.as_ref()]
         .into_iter()
         .flatten()
@@ -84,18 +86,18 @@ pub(super) async fn ends(
     // What is left of a tail that was cut is found with it.
     .bind(last.max(state.head))
     .bind(pruned)
-    .fetch_one(&mut *reader)
+    .fetch_one(&mut *sight)
     .await?;
     if outside > 0 {
         verified.found(base, Fault::Changed);
     }
     if last > state.head {
         // Unless a router wrote them meanwhile.
-        let now = State::read(reader).await?;
         let end = now.filter(|now| now.is_marked_by(key));
         if end.is_none_or(|end| end.head < last) {
             verified.found(state.head.saturating_add(1), Fault::Changed);
         }
     }
+    sight.rollback().await?;
     Ok(())
 }
