@@ -12,7 +12,7 @@ use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
 use super::attempts::attempt_values;
 use super::verify::hex;
-use super::{CHUNK, SqliteStore, begin, hash_of, multi_row};
+use super::{SqliteStore, begin, hash_of, multi_row};
 use crate::error::ErrorCode;
 use crate::model::{BreakerState, Entrance, Failure, Timestamp, ViewName};
 use crate::store::chain::{
@@ -27,23 +27,38 @@ use crate::store::{
 
 const TABLE: &str = "ledger";
 
-const PAYLOADS: &str = "insert into payloads (seq, arguments, result)";
-const PAYLOAD_COLUMNS: usize = 3;
+/// Rows of a statement, largest first. A batch takes as many statements as its number has binary
+/// digits that are set: each costs two switches of threads, which is more than the work of a few rows,
+/// and in `strict` batches are small. Larger ones are not faster.
+const BLOCKS: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
 
-static INSERT_CALLS: LazyLock<[&str; 2]> = LazyLock::new(|| {
-    let head = format!("insert into calls (seq, {}, hash)", CALL_COLUMNS.join(", "));
-    [CHUNK, 1].map(|rows| multi_row(&head, CALL_COLUMNS.len() + 2, rows, ""))
+/// A statement for each of [`BLOCKS`].
+type Statements = LazyLock<[&'static str; BLOCKS.len()]>;
+
+static INSERT_CALLS: Statements =
+    LazyLock::new(|| statements("calls", CALL_COLUMNS.into_iter().chain(["hash"])));
+static INSERT_ATTEMPTS: Statements = LazyLock::new(|| statements("attempts", ATTEMPT_COLUMNS));
+static INSERT_PAYLOADS: Statements =
+    LazyLock::new(|| statements("payloads", ["arguments", "result"]));
+static INSERT_ENTRIES: Statements =
+    LazyLock::new(|| statements("entries", ENTRY_COLUMNS.into_iter().chain(["hash"])));
+/// As many rows of each of the three: most calls have one attempt and payloads.
+static INSERT_TOGETHER: Statements = LazyLock::new(|| {
+    let tables = [&INSERT_CALLS, &INSERT_ATTEMPTS, &INSERT_PAYLOADS];
+    std::array::from_fn(|block| {
+        let all = tables.iter().filter_map(|table| table.get(block).copied());
+        &*all.collect::<Vec<_>>().join("; ").leak()
+    })
 });
-static INSERT_ATTEMPTS: LazyLock<[&str; 2]> = LazyLock::new(|| {
-    let head = format!("insert into attempts (seq, {})", ATTEMPT_COLUMNS.join(", "));
-    [CHUNK, 1].map(|rows| multi_row(&head, ATTEMPT_COLUMNS.len() + 1, rows, ""))
-});
-static INSERT_PAYLOADS: LazyLock<[&str; 2]> =
-    LazyLock::new(|| [CHUNK, 1].map(|rows| multi_row(PAYLOADS, PAYLOAD_COLUMNS, rows, "")));
-static INSERT_ENTRIES: LazyLock<[&str; 2]> = LazyLock::new(|| {
-    let head = format!("insert into entries (seq, {}, hash)", ENTRY_COLUMNS.join(", "));
-    [CHUNK, 1].map(|rows| multi_row(&head, ENTRY_COLUMNS.len() + 2, rows, ""))
-});
+
+fn statements<'a>(
+    table: &str,
+    columns: impl IntoIterator<Item = &'a str>,
+) -> [&'static str; BLOCKS.len()] {
+    let columns: Vec<&str> = std::iter::once("seq").chain(columns).collect();
+    let head = format!("insert into {table} ({})", columns.join(", "));
+    BLOCKS.map(|rows| multi_row(&head, columns.len(), rows, ""))
+}
 
 /// Where the chain ends, and what it is.
 #[derive(Debug, Clone)]
@@ -286,10 +301,12 @@ pub(super) async fn append_links(
         attempts.extend(tried.into_iter().map(|values| numbered(seq, values)));
         payloads.extend(payload.map(|payload| numbered(seq, payload)));
     }
-    insert(transaction, &INSERT_ENTRIES, &entries).await?;
-    insert(transaction, &INSERT_CALLS, &calls).await?;
-    insert(transaction, &INSERT_ATTEMPTS, &attempts).await?;
-    insert(transaction, &INSERT_PAYLOADS, &payloads).await?;
+    insert(transaction, &INSERT_ENTRIES, [&entries]).await?;
+    let [calls, attempts, payloads] =
+        insert(transaction, &INSERT_TOGETHER, [&calls, &attempts, &payloads]).await?;
+    insert(transaction, &INSERT_CALLS, [calls]).await?;
+    insert(transaction, &INSERT_ATTEMPTS, [attempts]).await?;
+    insert(transaction, &INSERT_PAYLOADS, [payloads]).await?;
     head.write(transaction, key).await?;
     Ok(head.seq)
 }
@@ -306,19 +323,22 @@ fn unnumbered<'a, const N: usize>(values: [Value<'a>; N]) -> Vec<Value<'a>> {
     row
 }
 
-/// Writes rows of equal length, in statements of [`CHUNK`] rows and, for the rest, of one.
-async fn insert(
+/// Writes rows of some tables, of each as many as there are of the one with the fewest; gives what is
+/// left of each.
+async fn insert<'r, 'v, const TABLES: usize>(
     transaction: &mut Transaction<'_, Sqlite>,
-    [many, one]: &[&'static str; 2],
-    rows: &[Vec<Value<'_>>],
-) -> Result<(), StoreError> {
-    let (chunks, rest) = rows.as_chunks::<CHUNK>();
-    let chunks = chunks.iter().map(|chunk| (*many, chunk.as_slice()));
-    for (sql, rows) in chunks.chain(rest.chunks(1).map(|row| (*one, row))) {
-        let query = sqlx::query(sql);
-        rows.iter().flatten().fold(query, bind).execute(&mut **transaction).await?;
+    statements: &Statements,
+    mut rows: [&'r [Vec<Value<'v>>]; TABLES],
+) -> Result<[&'r [Vec<Value<'v>>]; TABLES], StoreError> {
+    for (sql, count) in statements.iter().zip(BLOCKS) {
+        while rows.iter().all(|rows| rows.len() >= count) {
+            let parts = rows.map(|rows| rows.split_at(count.min(rows.len())));
+            let values = parts.iter().flat_map(|(block, _)| block.iter().flatten());
+            values.fold(sqlx::query(*sql), bind).execute(&mut **transaction).await?;
+            rows = parts.map(|(_, rest)| rest);
+        }
     }
-    Ok(())
+    Ok(rows)
 }
 
 fn bind<'q>(
