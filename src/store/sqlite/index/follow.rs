@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
-use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, Transaction, raw_sql};
 use tokio_util::sync::CancellationToken;
 
 use super::postings::{CHUNK, Places, chunk_of, decode_times, encode, encode_times, place_of};
@@ -30,6 +30,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 const LONG_ENOUGH: Duration = Duration::from_millis(200);
 /// Chunks of a transaction at most: what is summed of them is held in memory.
 const MOST_CHUNKS: usize = 8;
+/// The connection's cache of pages in KiB. A third of the speed hangs on the working set of merges; who has
+/// caught up needs no speed, and gives the memory back.
+const CACHE_BEHIND: u32 = 16 * 1024;
+const CACHE_CAUGHT_UP: u32 = 2 * 1024;
 /// Files thrown away at most, until the next start.
 const MOST_DISCARDED: u32 = 10;
 /// The wait after a failure, doubled each time up to the longest.
@@ -54,6 +58,8 @@ pub(super) struct Follower {
     /// Pages became free that are not given back yet.
     pub(super) freed: bool,
     closed: bool,
+    /// Whether the connection has the large cache.
+    behind: bool,
     /// How often the file was thrown away.
     discarded: u32,
 }
@@ -115,16 +121,56 @@ impl Follower {
         if self.closed {
             return Err(StoreError::Closed);
         }
+        self.settle().await;
         if self.writer.is_none() {
-            self.writer = Some(index.open().await?);
+            let mut writer = index.open().await?;
+            set_cache(&mut writer, CACHE_CAUGHT_UP).await?;
+            self.behind = false;
+            self.writer = Some(writer);
         }
         self.writer.as_mut().ok_or(StoreError::Closed)
+    }
+
+    /// Closes a connection of which the driver thinks that a transaction is open. SQLite rolls back by itself
+    /// on a full disk, and the driver's own rollback fails then: what it begins next would be a part of that
+    /// transaction, which never ends and keeps the ledger's log from being emptied.
+    async fn settle(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        if !writer.is_in_transaction() {
+            return;
+        }
+        // A rollback may be under way: it is done when this is.
+        let answered = raw_sql("select 1").execute(&mut *writer).await.is_ok();
+        if !(answered && !writer.is_in_transaction())
+            && let Some(writer) = self.writer.take()
+        {
+            // Nothing is left in it to be lost.
+            let _closed = writer.close().await;
+        }
+    }
+
+    /// Takes memory while there is much to do.
+    async fn suit_cache(&mut self, behind: bool) -> Result<(), StoreError> {
+        if self.behind != behind
+            && let Some(writer) = &mut self.writer
+        {
+            let size = if behind { CACHE_BEHIND } else { CACHE_CAUGHT_UP };
+            set_cache(writer, size).await?;
+            self.behind = behind;
+        }
+        Ok(())
     }
 
     /// What is in memory may not be what is in the file.
     pub(super) fn forget_memory(&mut self) {
         self.open = None;
     }
+}
+
+async fn set_cache(writer: &mut SqliteConnection, kib: u32) -> Result<(), StoreError> {
+    let sql = format!("pragma main.cache_size = -{kib}");
+    raw_sql(AssertSqlSafe(sql)).execute(writer).await?;
+    Ok(())
 }
 
 impl SqliteStore {
@@ -173,6 +219,9 @@ impl SqliteStore {
         let mut done = follower.advance(&self.index).await;
         if matches!(done, Ok(Progress { more: false })) {
             done = follower.tidy(&self.index).await.map(|more| Progress { more });
+        }
+        if let Ok(Progress { more }) = done {
+            follower.suit_cache(more).await?;
         }
         if let Err(error) = &done {
             follower.forget_memory();

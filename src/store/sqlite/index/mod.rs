@@ -248,12 +248,7 @@ impl Index {
     async fn open_file(&self) -> Result<Option<SqliteConnection>, StoreError> {
         create_private(&self.path)?;
         let opening = |error| StoreError::while_opening(error, &self.path);
-        let mut writer = options(&self.path)
-            // Two pages of it are 16 KiB: a third of the speed hangs on the working set of merges.
-            .pragma("cache_size", "-16384")
-            .connect()
-            .await
-            .map_err(opening)?;
+        let mut writer = options(&self.path).connect().await.map_err(opening)?;
         let row = sqlx::query(
             "select (select application_id from pragma_application_id),
                     (select user_version from pragma_user_version),
@@ -401,5 +396,52 @@ impl SqliteStore {
         let last: Option<i64> =
             sqlx::query_scalar("select max(seq) from calls").fetch_one(&self.audit.readers).await?;
         Ok(IndexState { seq, behind: last.unwrap_or(0).saturating_sub(seq).max(0) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::CallRow;
+    use crate::store::tests::call;
+
+    /// SQLite ends the transaction on a full disk by itself, unseen by the driver. What comes after is a
+    /// transaction of its own, also when that fails, and the ledger's log can be emptied.
+    #[tokio::test]
+    async fn a_full_disk_leaves_no_transaction_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path()).await.unwrap();
+        let calls = |from: u64| {
+            let calls = (from..from + 500).map(|n| CallRow {
+                arguments: Some(format!(r#"{{"text":"words-{n} and-more-{n}"}}"#)),
+                ..call(n)
+            });
+            calls.collect::<Vec<_>>()
+        };
+        store.append_ledger(&[], &calls(1)).await.unwrap();
+        store.index_ledger().await.unwrap();
+        store.append_ledger(&[], &calls(1000)).await.unwrap();
+        let mut follower = store.index.follower.lock().await;
+        let writer = follower.writer(&store.index).await.unwrap();
+        let mut ended = writer.begin().await.unwrap();
+        raw_sql("rollback").execute(&mut *ended).await.unwrap();
+        drop(ended);
+        let writer = follower.writer(&store.index).await.unwrap();
+        raw_sql("pragma max_page_count = 1").execute(writer).await.unwrap();
+        drop(follower);
+        store.index_ledger().await.unwrap_err();
+        let mut follower = store.index.follower.lock().await;
+        let writer = follower.writer(&store.index).await.unwrap();
+        raw_sql("pragma max_page_count = 1000000").execute(writer).await.unwrap();
+        drop(follower);
+        store.index_ledger().await.unwrap();
+        assert_eq!(store.index_state().await.unwrap().behind, 0);
+        store.append_ledger(&[], &calls(9000)).await.unwrap();
+        let log = folder.path().join("audit.db");
+        let mut other = SqliteConnectOptions::new().filename(&log).connect().await.unwrap();
+        let (busy, pages, moved): (i64, i64, i64) =
+            sqlx::query_as("pragma wal_checkpoint(truncate)").fetch_one(&mut other).await.unwrap();
+        assert_eq!((busy, pages), (0, moved), "somebody still reads an old state of the ledger");
+        store.close().await.unwrap();
     }
 }
