@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use futures_util::future::try_join_all;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
 
@@ -16,8 +17,8 @@ use super::text::text_table;
 use super::{Dimension, PART, damaged};
 use crate::clock;
 use crate::model::{Outcome, TraceId};
-use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::audit::{SELECT, call};
+use crate::store::sqlite::{READERS, SqliteStore};
 use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
 
 /// Chunks of the first look; each further one takes twice as many.
@@ -27,6 +28,9 @@ const LARGEST_LOOK: i64 = 1024;
 const FEW: usize = 64;
 /// More hits of a text in a part are not read before it is known which are wanted.
 const MANY_HITS: i64 = 16_384;
+
+/// Parts whose text is looked through at the same time: as many as there are connections.
+const PARTS_AT_ONCE: usize = READERS as usize;
 
 /// Bytes of a trace's id that its calls are found by.
 const TRACE_HALF: usize = 8;
@@ -308,25 +312,43 @@ impl SqliteStore {
                 .fetch_all(readers)
                 .await?;
         let mut found = Vec::new();
-        for (part, generation) in parts {
-            if found.len() >= need {
-                break;
-            }
+        let mut parts = parts.as_slice();
+        // The newest part often has enough; after it, every connection looks through one.
+        let mut at_once = 1;
+        while found.len() < need && !parts.is_empty() {
+            let (now, later) = parts.split_at(at_once.min(parts.len()));
             let missing = need - found.len();
-            let look = |generation| {
-                self.find_text_in(readers, wanted, text, (part, generation), below, missing)
-            };
-            match look(generation).await {
-                Ok(some) => found.extend(some),
-                // The table is gone when the part was made anew meanwhile, or dropped.
-                Err(error) => match generation_of(readers, part).await? {
-                    Some(now) if now != generation => found.extend(look(now).await?),
-                    Some(_) => return Err(error),
-                    None => {}
-                },
-            }
+            let looks = now
+                .iter()
+                .map(|part| self.find_text_of(readers, wanted, text, *part, below, missing));
+            found.extend(try_join_all(looks).await?.into_iter().flatten());
+            (parts, at_once) = (later, PARTS_AT_ONCE);
         }
+        found.truncate(need);
         Ok(found)
+    }
+
+    /// Those of one part, also when it is made anew meanwhile.
+    async fn find_text_of(
+        &self,
+        readers: &SqlitePool,
+        wanted: &Wanted,
+        text: &TextQuery,
+        (part, generation): (i64, i64),
+        below: i64,
+        need: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        let look =
+            |generation| self.find_text_in(readers, wanted, text, (part, generation), below, need);
+        match look(generation).await {
+            Ok(found) => Ok(found),
+            // The table is gone when the part was made anew meanwhile, or dropped.
+            Err(error) => match generation_of(readers, part).await? {
+                Some(now) if now != generation => look(now).await,
+                Some(_) => Err(error),
+                None => Ok(Vec::new()),
+            },
+        }
     }
 
     /// Those of one part, in its table of this generation.
