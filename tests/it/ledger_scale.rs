@@ -1,7 +1,8 @@
 //! The ledger with many rows: how fast it grows, and how fast it answers meanwhile.
 //!
 //! `SWITCHYARD_LEDGER_ROWS` says how many rows, 200,000 when it is not set; the figures below are
-//! promised for 10,000,000. `cargo test --release --test it ledger_scale -- --nocapture` prints them.
+//! promised for 10,000,000. `SWITCHYARD_LEDGER_DAYS` says of how many days, 30 when it is not set and
+//! never fewer. `cargo test --release --test it ledger_scale -- --nocapture` prints them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +40,12 @@ fn rows() -> usize {
     std::env::var("SWITCHYARD_LEDGER_ROWS").ok().map_or(200_000, |rows| rows.parse().unwrap())
 }
 
-/// Thirty days of calls.
+/// The questions below go back 26 days.
+fn days() -> u32 {
+    std::env::var("SWITCHYARD_LEDGER_DAYS").ok().map_or(30, |days| days.parse().unwrap()).max(30)
+}
+
+/// Calls that came in evenly over these days.
 struct Calls {
     random: Rng,
     made: usize,
@@ -71,7 +77,7 @@ impl Calls {
             words: (0..20_000).map(|_| word(&mut random)).collect(),
         };
         let first = Timestamp::from_millis(1_790_000_000_000);
-        let step = (DAY * 30) / u32::try_from(rows).unwrap();
+        let step = (DAY * days()) / u32::try_from(rows).unwrap();
         Self { random, made: 0, first, step, names }
     }
 
@@ -456,20 +462,25 @@ async fn forget_half(store: &Store, folder: &Path, now: Timestamp) {
     let until = PruneUntil::Before(Timestamp::from_millis(first.as_millis() + half));
     let pruned = store.prune(until, "operator", now).await.unwrap();
     let took = began.elapsed();
-    // What the index had of them goes after them.
+    // What the index had of them goes after them: the end is when nothing more follows.
     let settling = Instant::now();
-    let freed = loop {
+    let share = async || {
         let after = ledger_bytes(folder).await;
         let rows = store.audit_count().await.unwrap();
         // What came in meanwhile takes space, too: more of it where pruning takes longer.
         let each = before as f64 / rows_before as f64;
         let added = (rows + pruned.rows) as f64 - rows_before as f64;
-        let freed = (before as f64 + added * each - after as f64) / (pruned.rows as f64 * each);
-        if freed >= 0.95 || settling.elapsed() > Duration::from_secs(30) * SLACK {
-            break freed;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        (before as f64 + added * each - after as f64) / (pruned.rows as f64 * each)
     };
+    let mut freed = share().await;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let more = share().await - freed;
+        freed += more;
+        if settling.elapsed() > Duration::from_secs(30) * SLACK || freed >= 0.95 && more < 0.001 {
+            break;
+        }
+    }
     eprintln!("the index followed within {:.1} s", settling.elapsed().as_secs_f64());
     eprintln!(
         "{} rows pruned in {:.1} s, longest step {:.1} ms, {:.1} % of their space freed",
