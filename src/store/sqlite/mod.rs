@@ -210,8 +210,7 @@ impl Database {
             Found::New => "off",
             Found::Existing => "full",
         };
-        let mut writer =
-            options.clone().pragma("synchronous", synchronous).connect().await.map_err(opening)?;
+        let mut writer = writing(&options, synchronous).connect().await.map_err(opening)?;
         let version = identify(&mut writer, &path, schema).await?;
         let mut checked = true;
         match version {
@@ -225,7 +224,7 @@ impl Database {
                 migrate(&mut writer, &path, schema, version).await?;
             }
         }
-        let writer_options = options.clone().pragma("synchronous", "full");
+        let writer_options = writing(&options, "full");
         let options = options.pragma("query_only", "on");
         let (readers, own) = (pool(READERS, options.clone()), pool(1, options.clone()));
         let writer = Mutex::new(Some(writer));
@@ -352,6 +351,12 @@ fn connect_options(path: &Path, schema: &Schema) -> SqliteConnectOptions {
         .pragma("journal_size_limit", "67108864")
         .pragma("wal_autocheckpoint", schema.log_pages.to_string())
         .disable_statement_logging()
+}
+
+/// For the connection that writes. Rows come at the end of tables: there is little that it needs again, and
+/// what a cache could hold it would fill.
+fn writing(options: &SqliteConnectOptions, synchronous: &'static str) -> SqliteConnectOptions {
+    options.clone().pragma("synchronous", synchronous).pragma("cache_size", "-1024")
 }
 
 enum Version {

@@ -33,7 +33,7 @@ const MOST_CHUNKS: usize = 8;
 /// The connection's cache of pages in KiB. A third of the speed hangs on the working set of merges; who has
 /// caught up needs no speed, and gives the memory back.
 const CACHE_BEHIND: u32 = 16 * 1024;
-const CACHE_CAUGHT_UP: u32 = 2 * 1024;
+const CACHE_CAUGHT_UP: u32 = 1024;
 /// Files thrown away at most, until the next start.
 const MOST_DISCARDED: u32 = 10;
 /// The wait after a failure, doubled each time up to the longest.

@@ -281,6 +281,8 @@ impl Index {
             .bind(self.ledger.to_string_lossy().into_owned())
             .execute(&mut writer)
             .await?;
+        // The ledger is read once, from its beginning to its end.
+        raw_sql("pragma ledger.cache_size = -512").execute(&mut writer).await?;
         raw_sql(text::DECODED).execute(&mut writer).await?;
         // The id of the call there is in no other ledger, nor in an older copy of this one; and an
         // older copy has not the entries that were looked at.
