@@ -208,7 +208,7 @@ impl Model {
         let mut expected: BTreeMap<(i64, Option<String>), Vec<&CallRow>> = BTreeMap::new();
         let range = AuditFilter { since: Some(at(since)), until: Some(at(until)), ..filter };
         for row in self.rows.iter().filter(|row| fits(&range, row)) {
-            let known = row.upstream_tool.is_some();
+            let known = row.upstream_tool.is_some() || row.outcome == Outcome::Unavailable;
             if range.tool.is_some() && !known {
                 continue;
             }

@@ -555,13 +555,20 @@ pub(super) fn is_fault(outcome: &str, code: &str) -> bool {
         && ErrorCode::ALL.iter().any(|known| known.as_str() == code && known.is_fault())
 }
 
+/// Whether a call that ended so and has no tool of a server was for a server that there is, whose tools are not
+/// known yet.
+pub(super) fn is_away(outcome: &str) -> bool {
+    outcome == Outcome::Unavailable.as_str()
+}
+
 /// Adds the rows to the sums of their minutes and hours.
 async fn add_up(open: &OpenChunk, rows: &[Counted], sums: &mut Sums) {
     for (n, row) in rows.iter().enumerate() {
         let server = open.id(row, Dimension::Server);
         let upstream_tool = open.id(row, Dimension::UpstreamTool);
         // What somebody asked for that no server has is as many names as somebody likes.
-        let tool = if upstream_tool == 0 { 0 } else { open.id(row, Dimension::Tool) };
+        let named = upstream_tool != 0 || is_away(open.word(row, Dimension::Outcome));
+        let tool = if named { open.id(row, Dimension::Tool) } else { 0 };
         let key = CellKey {
             tool,
             upstream_tool,

@@ -45,7 +45,7 @@ const FILE: &str = "audit-index.db";
 const APPLICATION_ID: i64 = 0x5377_5969;
 
 /// Counts forms of the file. There are no migrations: another form is made anew.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 /// Rows of a statement that inserts many.
 const CHUNK_OF_ROWS: usize = 50;

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use futures_util::TryStreamExt as _;
 use sqlx::{Connection as _, Row, Sqlite, Transaction};
 
-use super::follow::{Follower, HOUR, MINUTE, is_fault};
+use super::follow::{Follower, HOUR, MINUTE, is_away, is_fault};
 use super::postings::{CHUNK, Places, chunk_of, decode_times, place_of};
 use super::rollup::{CellKey, Cells, FAULT, for_each, merge};
 use super::{Dimension, Index, damaged};
@@ -188,7 +188,7 @@ async fn count(
             let code: Option<&str> = row.try_get(5)?;
             let fault = if is_fault(row.try_get(4)?, code.unwrap_or_default()) { FAULT } else { 0 };
             // As the follower does: what no server has is one tool without a name.
-            let tool = if upstream_tool == 0 { 0 } else { tool };
+            let tool = if upstream_tool != 0 || is_away(row.try_get(4)?) { tool } else { 0 };
             let key = CellKey { tool, upstream_tool, caller, outcome: outcome | fault };
             let cell = sums.entry(server).or_default().entry(key).or_default();
             let unsigned =

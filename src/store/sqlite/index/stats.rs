@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, SqlitePool};
 
-use super::follow::{HOUR, MINUTE, is_fault};
+use super::follow::{HOUR, MINUTE, is_away, is_fault};
 use super::rollup::{Cell, CellKey, for_each};
 use super::scan::{LOOKED_AT, PATIENCE};
 use super::search::push_filter;
@@ -371,7 +371,8 @@ impl SqliteStore {
             if seen.is_multiple_of(ROWS_AT_ONCE) {
                 tokio::task::yield_now().await;
             }
-            let known = row.try_get::<Option<&str>, _>(2)?.is_some();
+            let outcome: &str = row.try_get(4)?;
+            let known = row.try_get::<Option<&str>, _>(2)?.is_some() || is_away(outcome);
             if query.filter.tool.is_some() && !known {
                 continue;
             }
@@ -385,7 +386,6 @@ impl SqliteStore {
             let unsigned =
                 |column| row.try_get::<i64, _>(column).map(|n| u64::try_from(n).unwrap_or(0));
             sum.cell.record(unsigned(6)?, unsigned(7)?, unsigned(8)?);
-            let outcome: &str = row.try_get(4)?;
             let code: Option<&str> = row.try_get(9)?;
             let is_fault = is_fault(outcome, code.unwrap_or_default());
             let outcome = Outcome::parse(outcome);
