@@ -26,6 +26,8 @@ pub enum Fault {
     Checkpoint,
     /// What says where the chain begins and ends, and with which key it is written, is missing or was changed.
     Ends,
+    /// A table or a column is missing, or the file says that it is of an older version than it is.
+    Tables,
 }
 
 impl Fault {
@@ -33,7 +35,7 @@ impl Fault {
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::Changed | Self::Payload | Self::Checkpoint | Self::Ends => 10,
+            Self::Changed | Self::Payload | Self::Checkpoint | Self::Ends | Self::Tables => 10,
             Self::Missing | Self::Beginning => 11,
             Self::Truncated => 12,
         }
@@ -51,6 +53,9 @@ impl Fault {
             Self::Checkpoint => "the row is not the one that was signed",
             Self::Ends => {
                 "where the chain begins and ends is not on record any more, or was changed"
+            }
+            Self::Tables => {
+                "a table of the ledger, or the version of the file, is missing or was changed"
             }
         }
     }

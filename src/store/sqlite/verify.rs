@@ -6,6 +6,7 @@
 //! are checked side by side.
 
 mod ends;
+mod tables;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
 
 use self::ends::{ends, last_row, without_ends};
+use self::tables::{are_whole, is_set_back};
 use super::backup::must_be_whole;
 use super::packed::{Attempt, Call, Packed};
 use super::{AUDIT, Version, connect_options, identify, ledger_key};
@@ -75,9 +77,15 @@ pub(in crate::store) async fn verify(
     let lacking = |reason| StoreError::LedgerKey { path: key_path.to_owned(), reason };
     let key = ledger_key::read(key_path)?.ok_or_else(|| lacking("it is missing"))?;
     let mut reader = open(&path).await?;
-    match identify(&mut reader, &path, &AUDIT).await? {
-        Version::Known(version) if version == AUDIT.migrations.len() => {}
-        Version::Known(_) | Version::Empty => return Err(StoreError::NoChain { path }),
+    let version = identify(&mut reader, &path, &AUDIT).await?;
+    let is_newest = matches!(version, Version::Known(version) if version == AUDIT.migrations.len());
+    if !is_newest && !is_set_back(&mut reader, &version, &key, checkpoints).await? {
+        return Err(StoreError::NoChain { path });
+    }
+    if !is_newest || !are_whole(&mut reader).await? {
+        let mut verified = Verified::default();
+        verified.found(0, Fault::Tables);
+        return Ok(verified);
     }
     let Some(state) = State::read(&mut reader).await? else {
         return without_ends(&mut reader, &key, checkpoints, path).await;

@@ -270,6 +270,38 @@ async fn audit_tamper_a_record_that_is_no_text() {
 
 /// Whoever cannot make the marks of a beginning and an end cannot move them.
 #[tokio::test]
+async fn audit_tamper_tables() {
+    for sql in [
+        "drop table ledger",
+        "drop table attempts",
+        "drop table payloads",
+        "drop table calls",
+        "drop table entries",
+        "alter table calls drop column breaker",
+        "pragma user_version = 0",
+        "pragma user_version = 5",
+        "drop table ledger; pragma user_version = 4",
+    ] {
+        let folder = written().await;
+        tamper(&folder, &format!("pragma foreign_keys = off; {sql}")).await;
+        let found = verified(&folder).await;
+        assert_eq!(findings(&found), [(0, Fault::Tables)], "{sql}");
+        assert_eq!(found.exit_code(), 10);
+    }
+    // What was signed tells that there was one, whatever is left.
+    let folder = written().await;
+    let store = Store::open(folder.path()).await.unwrap();
+    let signed = store.checkpoint(at(1)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    tamper(&folder, "drop table ledger; pragma user_version = 3").await;
+    let refused = Store::verify_ledger(folder.path(), &[]).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NoChain { .. }), "{refused:?}");
+    let found = Store::verify_ledger(folder.path(), &[signed]).await.unwrap();
+    assert_eq!((findings(&found), found.exit_code()), (vec![(0, Fault::Tables)], 10));
+}
+
+#[tokio::test]
 async fn audit_tamper_ends() {
     let folder = written().await;
     tamper(
