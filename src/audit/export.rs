@@ -238,6 +238,8 @@ mod tests {
             attempt_list: Vec::new(),
             arguments: Some(raw("{\"n\":\n1e400,\"t\":\"\u{202e}\"}")),
             result: Some(raw("\"=1+1\"")),
+            arguments_digest: None,
+            result_digest: None,
         }
     }
 

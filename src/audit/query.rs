@@ -127,6 +127,10 @@ pub struct CallRecordDetail {
     pub arguments: Option<Box<RawValue>>,
     /// The result or its summary, likewise.
     pub result: Option<Box<RawValue>>,
+    /// Keyed digest of the arguments as they were received, hexadecimal.
+    pub arguments_digest: Option<String>,
+    /// The same of the result.
+    pub result_digest: Option<String>,
 }
 
 /// Whether an export has what is kept of arguments and results.
@@ -327,6 +331,8 @@ impl From<CallRow> for CallRecordDetail {
         Self {
             arguments: row.arguments.take().as_deref().map(json_or_string),
             result: row.result.take().as_deref().map(json_or_string),
+            arguments_digest: row.arguments_digest.map(hex),
+            result_digest: row.result_digest.map(hex),
             attempt_list: (1..)
                 .zip(std::mem::take(&mut row.attempt_list))
                 .map(|(n, attempt)| AttemptRecord::new(n, attempt))

@@ -434,3 +434,22 @@ async fn read_only_file_system() {
     assert!(refused.err.contains("Read-only file system"), "{}", refused.err);
     assert!(bytes(&data) == before);
 }
+
+#[tokio::test]
+async fn a_state_that_is_missing_beside_a_ledger_is_told() {
+    let router = Router::start("").await;
+    ready(&router).await;
+    let (code, folder) = router.stop().await;
+    assert_eq!(code, 0);
+    let router = Router::start_in(folder, "").await;
+    ready(&router).await;
+    assert!(!router.log().contains("is missing beside"), "{}", router.log());
+    let (_, folder) = router.stop().await;
+    fs::remove_file(folder.path().join("data/state.db")).unwrap();
+    let router = Router::start_in(folder, "").await;
+    eventually(SOON, "the log says so", || async {
+        router.log().contains("is missing beside `audit.db`").then_some(())
+    })
+    .await;
+    assert_eq!(router.stop().await.0, 0);
+}

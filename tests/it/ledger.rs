@@ -59,6 +59,7 @@ async fn an_answer_of_the_upstream_is_one_entry_with_its_outcome() {
                 (&"anonymous".into(), &200.into())
             );
             assert_eq!(entry["arguments"], serde_json::from_str::<Value>(arguments).unwrap());
+            assert_eq!(entry["arguments_digest"].as_str().unwrap().len(), 64);
             assert!(
                 entry["duration_ms"].as_f64().unwrap() >= entry["upstream_ms"].as_f64().unwrap()
             );

@@ -152,6 +152,7 @@ impl SqliteStore {
     pub(super) async fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = prepare_folder(folder).await?;
         backup::finish_restore(folder)?;
+        recover::warn_of_missing(folder);
         // Both before either is written: a refused start leaves the other one alone, too.
         let (state, audit) = tokio::join!(
             recover::look(folder, &STATE, STATE.checked_up_to),

@@ -71,6 +71,18 @@ fn must_be_new(folder: &Path, path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Says that a folder that had both databases has lost the one that a start makes anew without a word.
+pub(super) fn warn_of_missing(folder: &Path) {
+    let has = |file| folder.join(file).exists();
+    if has("ledger.key") && has(AUDIT.file) && !has(STATE.file) {
+        tracing::warn!(
+            "`{}` is missing beside `{}`, and is made anew: servers that were added while the router ran, keys, sessions and the history of tools are not known any more. If it was not removed on purpose, stop the router and restore a backup",
+            folder.join(STATE.file).display(),
+            AUDIT.file
+        );
+    }
+}
+
 /// Moves damaged databases away. Reads both whole, so that it finds all that there is.
 pub(in crate::store) async fn recover(
     folder: &Path,
