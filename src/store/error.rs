@@ -64,6 +64,20 @@ pub enum StoreError {
         /// The newest schema version known here.
         known: i64,
     },
+    /// There is no room for what an upgrade needs: copies of the older files, and the change itself.
+    #[error(
+        "could not bring the data folder `{}` up to date: that takes {needed} bytes, for copies of its databases above all, and {free} are free; free {} more: nothing was changed",
+        path.display(),
+        needed.saturating_sub(*free)
+    )]
+    NoRoomToUpgrade {
+        /// The data folder.
+        path: PathBuf,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The file is a database of some other program.
     #[error("could not open `{}`: it is a database of another program; move it away or give another `data_dir`", path.display())]
     ForeignDatabase {
@@ -308,7 +322,7 @@ impl StoreError {
             Self::Busy { .. } | Self::Overtaken | Self::NotIndexed { .. } => {
                 StoreFailure::Transient
             }
-            Self::Full { .. } => StoreFailure::Space,
+            Self::Full { .. } | Self::NoRoomToUpgrade { .. } => StoreFailure::Space,
             Self::KeyNameTaken { .. }
             | Self::UnknownServer { .. }
             | Self::BadCursor { .. }
@@ -372,6 +386,7 @@ impl StoreError {
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }
+            | Self::NoRoomToUpgrade { .. }
             | Self::ReadOnly { .. }
             | Self::Corrupt { .. }
             | Self::Statement { .. } => ErrorCode::Unexpected,
@@ -413,6 +428,7 @@ impl StoreError {
             | Self::Closed
             | Self::Busy { .. }
             | Self::Full { .. }
+            | Self::NoRoomToUpgrade { .. }
             | Self::ReadOnly { .. }
             | Self::Statement { .. } => 2,
         }

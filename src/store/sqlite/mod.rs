@@ -18,6 +18,7 @@ mod keys;
 mod ledger;
 mod ledger_key;
 mod log;
+mod migrate;
 mod offers;
 mod packed;
 mod reading;
@@ -44,13 +45,14 @@ use std::time::Duration;
 
 use rustix::fs::{Access, FlockOperation, access, flock};
 use sqlx::pool::PoolOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, SqliteConnection, SqlitePool,
     Transaction, raw_sql,
 };
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
+use self::migrate::Copies;
 use super::chain::{Digester, LedgerKey};
 use super::seal::Sealer;
 use super::{FileSize, StoreError, StoreSize};
@@ -159,10 +161,21 @@ impl SqliteStore {
             recover::look(folder, &AUDIT, AUDIT.checked_up_to)
         );
         let (state, audit) = (state?, audit?);
-        let (state, audit) = tokio::try_join!(
-            Database::open(folder, &STATE, state),
-            Database::open(folder, &AUDIT, audit)
+        let (mut state, mut audit) = tokio::try_join!(
+            Opening::begin(folder, &STATE, state),
+            Opening::begin(folder, &AUDIT, audit)
         )?;
+        let copies = Copies::make(folder, &mut [&mut audit, &mut state]).await?;
+        let (state, audit) = if copies.is_none() {
+            tokio::try_join!(state.finish(), audit.finish())?
+        } else {
+            // The larger first: where that fails, both are as they were.
+            let audit = audit.finish().await.inspect_err(|_error| {
+                copies.forget(&STATE);
+                copies.forget(&AUDIT);
+            })?;
+            (state.finish().await.inspect_err(|_error| copies.forget(&STATE))?, audit)
+        };
         let ledger_key = ledger_key::open(&folder.join("ledger.key"), &audit).await?;
         let sealer = Sealer::new(folder.join("seal.key"));
         let upkeep = Mutex::new(());
@@ -199,9 +212,23 @@ impl SqliteStore {
     }
 }
 
-impl Database {
+/// A file that is open for writing, and not brought up to date yet.
+struct Opening<'a> {
+    schema: &'a Schema,
+    path: PathBuf,
+    options: SqliteConnectOptions,
+    writer: SqliteConnection,
+    version: Version,
+    checked: bool,
+}
+
+impl<'a> Opening<'a> {
     /// `seen` is what [`recover::look`] saw of it.
-    async fn open(folder: &Path, schema: &Schema, seen: Option<bool>) -> Result<Self, StoreError> {
+    async fn begin(
+        folder: &Path,
+        schema: &'a Schema,
+        seen: Option<bool>,
+    ) -> Result<Self, StoreError> {
         let path = folder.join(schema.file);
         let found = create_private(&path)?;
         let options = connect_options(&path, schema)
@@ -214,16 +241,29 @@ impl Database {
         let mut writer = writing(&options, synchronous).connect().await.map_err(opening)?;
         let version = identify(&mut writer, &path, schema).await?;
         let mut checked = true;
-        match version {
-            Version::Empty => create(&mut writer, schema).await.map_err(opening)?,
-            Version::Known(version) => {
-                checked = seen.unwrap_or(size_of(&path).total() <= schema.checked_up_to);
-                if checked && seen.is_none() {
-                    quick_check(&mut writer, &path).await?;
-                }
-                begin_writing(&mut writer, version).await.map_err(opening)?;
-                migrate(&mut writer, &path, schema, version).await?;
+        if let Version::Known(version) = version {
+            checked = seen.unwrap_or(size_of(&path).total() <= schema.checked_up_to);
+            if checked && seen.is_none() {
+                quick_check(&mut writer, &path).await?;
             }
+            begin_writing(&mut writer, version).await.map_err(opening)?;
+        }
+        Ok(Self { schema, path, options, writer, version, checked })
+    }
+
+    /// Makes the tables of a new file, and changes those of an older one.
+    async fn finish(self) -> Result<Database, StoreError> {
+        let Self { schema, path, options, mut writer, version, checked } = self;
+        let done = match version {
+            Version::Empty => create(&mut writer, schema)
+                .await
+                .map_err(|error| StoreError::while_opening(error, &path)),
+            Version::Known(version) => migrate::migrate(&mut writer, &path, schema, version).await,
+        };
+        if let Err(error) = done {
+            // Its log goes with it, which may be what the disk is full of.
+            let _closed = writer.close().await;
+            return Err(error);
         }
         let writer_options = writing(&options, "full");
         let options = options.pragma("query_only", "on");
@@ -231,9 +271,21 @@ impl Database {
         let writer = Mutex::new(Some(writer));
         let closing = Arc::new(AtomicBool::new(false));
         let patience = AtomicU64::new(millis(BUSY_TIMEOUT));
-        Ok(Self { path, options, writer_options, writer, patience, readers, own, checked, closing })
+        Ok(Database {
+            path,
+            options,
+            writer_options,
+            writer,
+            patience,
+            readers,
+            own,
+            checked,
+            closing,
+        })
     }
+}
 
+impl Database {
     /// The one connection that writes. Nothing but the database may be awaited while it is held.
     async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
         let writer = MutexGuard::try_map(self.writer.lock().await, Option::as_mut);
@@ -433,45 +485,6 @@ fn stamp(schema: &Schema) -> String {
     )
 }
 
-/// Brings an older file up to date in one transaction, after a copy of it was made beside it.
-async fn migrate(
-    writer: &mut SqliteConnection,
-    path: &Path,
-    schema: &Schema,
-    version: usize,
-) -> Result<(), StoreError> {
-    let pending = schema.migrations.get(version..).unwrap_or_default();
-    if pending.is_empty() {
-        return Ok(());
-    }
-    let copy = path.with_extension(format!("v{version}.db"));
-    match fs::remove_file(&copy) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(files("write", &copy)(error));
-        }
-        Err(_) | Ok(()) => {}
-    }
-    create_private(&copy)?;
-    sqlx::query("vacuum into ?")
-        .bind(copy.to_string_lossy().into_owned())
-        .execute(&mut *writer)
-        .await?;
-    let mut transaction = begin(writer).await?;
-    let script = format!("{} {}", pending.concat(), stamp(schema));
-    raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await?;
-    let broken: Option<SqliteRow> = sqlx::query("select * from pragma_foreign_key_check limit 1")
-        .fetch_optional(&mut *transaction)
-        .await?;
-    if broken.is_some() {
-        return Err(StoreError::Damaged {
-            path: path.to_owned(),
-            detail: "rows refer to others that are not there".to_owned(),
-        });
-    }
-    transaction.commit().await?;
-    Ok(())
-}
-
 async fn quick_check(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
     let verdict: String = sqlx::query_scalar("pragma quick_check(1)")
         .fetch_one(connection)
@@ -641,7 +654,9 @@ mod tests {
 
     async fn opened(folder: &Path, schema: &Schema) -> Result<Database, StoreError> {
         let seen = recover::look(folder, schema, schema.checked_up_to).await?;
-        Database::open(folder, schema, seen).await
+        let mut opening = Opening::begin(folder, schema, seen).await?;
+        let copies = Copies::make(folder, &mut [&mut opening]).await?;
+        opening.finish().await.inspect_err(|_error| copies.forget(schema))
     }
 
     async fn scalar(database: &Database, sql: &'static str) -> i64 {
@@ -673,9 +688,29 @@ mod tests {
         assert_eq!(scalar(&copy, "select sum(x) from a").await, 3);
 
         assert!(opened(folder.path(), &BROKEN).await.is_err());
+        assert!(!folder.path().join("state.v2.db").exists(), "nothing was changed");
         let same = opened(folder.path(), &NEW).await.unwrap();
         assert_eq!(scalar(&same, "select sum(x + y) from a").await, 13, "all of it or nothing");
         assert!(opened(&folder.path().join("copy"), &NEW).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_cannot_be_made_leaves_all_files_as_they_were() {
+        const STATE: Schema = Schema { file: "state.db", migrations: &[FIRST], ..super::STATE };
+        const AUDIT: Schema = Schema { file: "audit.db", ..STATE };
+        let folder = tempfile::tempdir().unwrap();
+        for old in [&STATE, &AUDIT] {
+            opened(folder.path(), old).await.unwrap().close().await.unwrap();
+        }
+        // A folder with something in it, where the second copy goes.
+        fs::create_dir_all(folder.path().join("state.v1.db/x")).unwrap();
+        let refused = SqliteStore::open(folder.path()).await.map(drop).unwrap_err();
+        assert!(matches!(refused, StoreError::Files { .. }), "{refused:?}");
+        assert!(!folder.path().join("audit.v1.db").exists());
+        for old in [&STATE, &AUDIT] {
+            let same = opened(folder.path(), old).await.unwrap();
+            assert_eq!(scalar(&same, "pragma user_version").await, 1);
+        }
     }
 
     #[tokio::test]

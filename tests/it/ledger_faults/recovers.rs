@@ -136,3 +136,66 @@ async fn disk_full_recovers_itself_in_strict() {
 async fn disk_full_recovers_itself_after_rows_were_lost() {
     recovers("batched", true).await;
 }
+
+/// Databases of three migrations ago, the ledger with ten mebibytes.
+async fn older(data: &Path) {
+    const STATE: &str = concat!(
+        include_str!("../../../migrations/sqlite/state/0001_state.sql"),
+        include_str!("../../../migrations/sqlite/state/0002_offers.sql"),
+        include_str!("../../../migrations/sqlite/state/0003_session_view.sql"),
+    );
+    const AUDIT: &str = concat!(
+        include_str!("../../../migrations/sqlite/audit/0001_calls.sql"),
+        include_str!("../../../migrations/sqlite/audit/0002_view.sql"),
+        include_str!("../../../migrations/sqlite/audit/0003_attempts.sql"),
+        "create table filler (x blob); insert into filler values (randomblob(10485760));",
+    );
+    for (name, script) in [("state.db", STATE), ("audit.db", AUDIT)] {
+        let options = SqliteConnectOptions::new().filename(data.join(name)).create_if_missing(true);
+        let mut file = options.connect().await.unwrap();
+        let script = format!(
+            "pragma journal_mode = wal; {script}
+             pragma application_id = 1400330596; pragma user_version = 3;"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&mut file).await.unwrap();
+        file.close().await.unwrap();
+    }
+}
+
+async fn version(data: &Path, name: &str) -> i64 {
+    let options = SqliteConnectOptions::new().filename(data.join(name)).read_only(true);
+    let mut file = options.connect().await.unwrap();
+    sqlx::query_scalar("pragma user_version").fetch_one(&mut file).await.unwrap()
+}
+
+/// An upgrade that does not fit leaves both databases to the version before, and says what it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_that_does_not_fit_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let Some(disk) = SmallDisk::mount(&data, "64m") else { return };
+    older(&data).await;
+    disk.fill(6 << 20);
+    Router::write(folder.path(), "");
+    let refused = switchyard(folder.path(), &["serve", "--config", "switchyard.yaml"]).await;
+    let refused = refused.expect(2);
+    let needed =
+        refused.err.split_once("that takes ").and_then(|(_, rest)| rest.split_once(" bytes"));
+    let needed: u64 = needed.unwrap_or_else(|| panic!("{refused:?}")).0.parse().unwrap();
+    assert!((10 << 20..14 << 20).contains(&needed), "{refused:?}");
+    assert!(disk.free() > 5 << 20, "{}", disk.free());
+    for name in ["state", "audit"] {
+        assert_eq!(version(&data, &format!("{name}.db")).await, 3);
+        for end in ["", "-journal", "-wal"] {
+            assert!(!data.join(format!("{name}.v3.db{end}")).exists(), "{name}{end}");
+        }
+    }
+    disk.clear();
+    let router = Router::start_in(folder, "").await;
+    ready(&router, Instant::now()).await;
+    for name in ["state", "audit"] {
+        assert!(version(&data, &format!("{name}.db")).await > 3);
+        assert_eq!(version(&data, &format!("{name}.v3.db")).await, 3);
+    }
+    assert_eq!(router.stop().await.0, 0);
+}
