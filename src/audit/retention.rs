@@ -10,13 +10,16 @@ use tokio_util::sync::CancellationToken;
 use super::AuditWriter;
 use crate::clock;
 use crate::metrics::AuditMetrics;
-use crate::model::Timestamp;
+use crate::model::{Timestamp, Uptime};
 use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, Store, StoreError};
 
 /// After a start, servers and sessions come first.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
-/// How often the size is looked at.
-const LOOK: Duration = Duration::from_secs(30);
+/// How often the size is looked at, which is to ask for that of a file. A small ledger at full speed grows by its
+/// limit within seconds.
+const LOOK: Duration = Duration::from_secs(1);
+/// How soon it is tried again when nothing could be removed for the size: the few rows that stay are large.
+const IN_VAIN: Duration = Duration::from_secs(30);
 /// How soon what could not be removed is tried again: a full disk waits for it.
 const AGAIN: Duration = Duration::from_secs(3);
 /// How often rows that became too old are removed: together, not one by one.
@@ -41,6 +44,14 @@ pub struct Retention {
     max_size: u64,
 }
 
+/// What came of a look.
+struct Looked {
+    /// Nothing is left that should have been removed.
+    done: bool,
+    /// The size is too large, and nothing can be removed for it.
+    in_vain: bool,
+}
+
 impl Retention {
     /// Calls are kept for `keep`, as long as they take no more than `max_size` bytes.
     #[must_use]
@@ -58,27 +69,37 @@ impl Retention {
     /// Looks again and again until `stop`, and at once when the writer finds the disk full.
     pub async fn run(self: Arc<Self>, writer: AuditWriter, stop: CancellationToken) {
         let mut wait = FIRST_LOOK.min(self.every());
-        let mut aged = None;
+        let (mut aged, mut in_vain) = (None, None);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                () = writer.disk_full() => aged = None,
+                () = writer.disk_full() => (aged, in_vain) = (None, None),
             }
             wait = LOOK.min(self.every());
-            let by_age = aged.is_none_or(|at| clock::uptime().since(at) >= self.every());
+            let is_due =
+                |at: Option<Uptime>, every| at.is_none_or(|at| clock::uptime().since(at) >= every);
+            let by_age = is_due(aged, self.every());
+            let by_size = self.is_too_large() && is_due(in_vain, IN_VAIN);
             if by_age {
                 aged = Some(clock::uptime());
             }
             // Ended between two steps or within one: what is left is in order.
-            let done = tokio::select! {
+            let looked = tokio::select! {
                 () = stop.cancelled() => return,
-                done = self.look(by_age) => done,
+                looked = self.look(by_age, by_size) => looked,
             };
-            if !done {
-                (wait, aged) = (wait.min(AGAIN), None);
+            if by_size {
+                in_vain = looked.in_vain.then(clock::uptime);
+            }
+            if !looked.done {
+                (wait, aged) = (AGAIN.min(self.every()), None);
             }
         }
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.store.size_bytes().audit.database_bytes > self.max_size
     }
 
     fn every(&self) -> Duration {
@@ -86,17 +107,16 @@ impl Retention {
         (shortest / 100).clamp(Duration::from_millis(100), LONGEST_WAIT)
     }
 
-    /// Whether nothing is left that should have been removed.
-    async fn look(&self, by_age: bool) -> bool {
+    async fn look(&self, by_age: bool, by_size: bool) -> Looked {
         let cutoff = clock::timestamp().minus(self.keep);
         let age = by_age.then_some(("age", PruneUntil::Before(cutoff)));
-        let size = self.store.size_bytes().audit.database_bytes > self.max_size;
         let room = self.max_size - self.max_size / ROOM;
-        let size = size.then_some(("size", PruneUntil::Fits(room)));
-        let mut done = true;
+        let size = by_size.then_some(("size", PruneUntil::Fits(room)));
+        let (mut done, mut in_vain) = (true, false);
         for (reason, until) in age.into_iter().chain(size) {
             match self.prune(until, ACTOR).await {
-                Ok(Pruned { rows: 0, .. }) | Err(StoreError::Closed) => {}
+                Ok(Pruned { rows: 0, .. }) => in_vain = matches!(until, PruneUntil::Fits(_)),
+                Err(StoreError::Closed) => {}
                 Ok(pruned) => tracing::info!(
                     rows = pruned.rows,
                     ledger.seq = pruned.through,
@@ -113,7 +133,7 @@ impl Retention {
         if by_age {
             done &= self.expire(cutoff).await;
         }
-        done
+        Looked { done, in_vain }
     }
 
     /// Removes what goes before its calls, and copies in which nothing is left that should be; whether that
@@ -182,5 +202,71 @@ impl Retention {
             self.metrics.pruned(pruned.rows, self.store.audit_oldest().await?);
         }
         Ok(pruned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::audit::{AuditSettings, Durability, IntentMode};
+    use crate::model::{CallId, Entrance, Outcome};
+    use crate::redact::InForce;
+    use crate::store::CallRow;
+
+    /// What comes between two looks at full speed is many times a small limit.
+    #[tokio::test]
+    async fn a_ledger_that_grows_fast_is_cut_back_at_once() {
+        const LIMIT: u64 = 12 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let metrics = AuditMetrics::register(&Registry::new()).unwrap();
+        let settings = AuditSettings {
+            durability: Durability::Batched,
+            intent: IntentMode::Off,
+            checkpoints: Vec::new(),
+            data_dir: folder.path().to_owned(),
+            spool: None,
+            redaction: InForce::default(),
+            recording: serde_json::Value::Null,
+        };
+        let tracker = TaskTracker::new();
+        let writer = AuditWriter::start(store.clone(), &settings, metrics.clone(), &tracker);
+        let stop = CancellationToken::new();
+        let keep = Duration::from_hours(24);
+        let retention = Arc::new(Retention::new(store.clone(), metrics, keep, LIMIT));
+        tracker.spawn(retention.run(writer.clone(), stop.clone()));
+        // The first look is over.
+        tokio::time::sleep(FIRST_LOOK + Duration::from_millis(500)).await;
+        for _ in 0..4 {
+            let rows: Vec<CallRow> = (0..500)
+                .map(|_| CallRow {
+                    arguments: Some("x".repeat(8 * 1024)),
+                    ..CallRow::new(
+                        CallId::from_uuid(uuid::Uuid::now_v7()),
+                        clock::timestamp(),
+                        Entrance::Rest,
+                        Outcome::Ok,
+                    )
+                })
+                .collect();
+            store.append_calls(&rows).await.unwrap();
+        }
+        let mut size = u64::MAX;
+        for _ in 0..200 {
+            store.shrink_ledger_log().await.unwrap();
+            size = store.size_bytes().audit.database_bytes;
+            if size <= LIMIT && store.audit_count().await.unwrap() < 2_000 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(size <= LIMIT, "{size}");
+        stop.cancel();
+        writer.close().await;
+        tracker.close();
+        tracker.wait().await;
     }
 }
