@@ -76,6 +76,8 @@ pub struct App {
 pub struct ShutdownSummary {
     /// Calls put on record since the start.
     pub calls: u64,
+    /// Calls and entries that are missing from the ledger, which could not be told that either.
+    pub missing: u64,
 }
 
 /// Why a router did not start.
@@ -410,7 +412,7 @@ impl App {
         if let Err(error) = self.store.close().await {
             tracing::warn!(%error, "the database could not be closed in order: {error}");
         }
-        ShutdownSummary { calls }
+        ShutdownSummary { calls, missing: self.audit.missing() }
     }
 }
 

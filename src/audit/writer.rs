@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -120,6 +120,8 @@ struct Shared {
     /// which may be at it.
     full: Notify,
     closed: AtomicBool,
+    /// What was not on record in the end: calls, and entries beside them.
+    missing: AtomicU64,
     redaction: InForce,
     metrics: AuditMetrics,
 }
@@ -206,6 +208,7 @@ impl AuditWriter {
             scarce: AtomicBool::new(false),
             full: Notify::new(),
             closed: AtomicBool::new(false),
+            missing: AtomicU64::new(0),
             redaction: settings.redaction.clone(),
             metrics,
         });
@@ -250,6 +253,12 @@ impl AuditWriter {
     #[must_use]
     pub fn lacks_spool(&self) -> bool {
         self.shared.lacks_spool.load(Ordering::Relaxed)
+    }
+
+    /// How many calls and entries are missing from the ledger without a word in it, once the task has ended.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.shared.missing.load(Ordering::Relaxed)
     }
 
     /// Resolves when there is next to no space left on the disk, and again when its ballast was

@@ -105,7 +105,8 @@ async fn serve(context: &Context, args: Args) -> Result<Status, CliError> {
         summary = app.shutdown() => {
             tracing::info!(calls = summary.calls, "stopped after {}", text::count(
                 usize::try_from(summary.calls).unwrap_or(usize::MAX), "call"));
-            Ok(Status::Done)
+            // The log says what is missing. Whoever started us is to know, too.
+            Ok(if summary.missing == 0 { Status::Done } else { Status::Failed })
         }
         () = signals.received() => Err(CliError::Interrupted),
     }

@@ -69,6 +69,8 @@ pub(super) struct Task {
     spooling: bool,
     /// Up to where the spool is of a router before this one.
     inherited: u64,
+    /// Where is said what could not be put on record when a router ended.
+    unsaid: PathBuf,
     /// When the database was last tried while rows wait in the spool.
     tried: Option<Uptime>,
     /// The last row that is known to be committed.
@@ -108,6 +110,7 @@ impl Task {
             spool: None,
             spooling: false,
             inherited: 0,
+            unsaid: settings.data_dir.join(aside::UNSAID),
             tried: None,
             last: 0,
         }
@@ -116,6 +119,10 @@ impl Task {
     pub(super) async fn run(mut self, spool: Option<PathBuf>) {
         if let Err(error) = self.store.set_ledger_patience(LOCKED).await {
             tracing::warn!(%error, "could not change how long the ledger waits for locks: {error}");
+        }
+        // What the chain ends with now is in no file that may be begun beside it.
+        if let Ok(head) = self.store.checkpoint(clock::timestamp()).await {
+            self.last = head.seq;
         }
         if let Some(path) = spool {
             self.open_spool(&path).await;
@@ -164,17 +171,19 @@ impl Task {
         self.tried = None;
         self.notes.push(entry(AUDIT_STOPPED, &serde_json::json!({})));
         self.write_intents(Vec::new()).await;
+        self.leave_unsaid().await;
         self.checkpoints.end(&self.store).await;
     }
 
     /// Puts on record that the ledger is written from here on, what a router that was cut off left
-    /// unsaid, and the calls that were under way then. Nothing is written before that but what is in
-    /// the spool of that router, and nothing is said while that is not done: then it is `false`.
+    /// unsaid, and the calls that were under way then. Nothing is written before that but what that
+    /// router left in files, and nothing is said while that is not done: then it is `false`.
     async fn begin(&mut self) -> Result<bool, StoreError> {
         if !self.read_back(self.inherited).await? {
             return Ok(false);
         }
         self.inherited = 0;
+        self.read_unsaid().await?;
         let mut entries = Vec::new();
         let mut calls = Vec::new();
         if let Some(unfinished) = self.store.unfinished().await? {

@@ -213,12 +213,14 @@ impl SqliteStore {
 
     async fn spool_mark(&self, spool: &Spool) -> Result<Option<Mark>, StoreError> {
         let mut reader = self.audit.readers.acquire().await?;
-        // There are few rows after `after`, and none of another spool is newer.
+        // There are few rows after `after`. The newest may be of another spool.
         let detail: Option<String> = sqlx::query_scalar(
-            "select detail from entries where seq > ? and kind = ? order by seq desc limit 1",
+            "select detail from entries where seq > ? and kind = ? and instr(detail, ?) > 0
+             order by seq desc limit 1",
         )
         .bind(spool.head().after)
         .bind(AUDIT_SPOOLED)
+        .bind(&spool.head().spool)
         .fetch_optional(&mut *reader)
         .await?;
         let mark = detail.and_then(|detail| serde_json::from_str::<Mark>(&detail).ok());

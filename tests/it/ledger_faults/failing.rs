@@ -160,6 +160,35 @@ async fn locked_by_other_process_in_strict() {
     verify(folder.path()).await;
 }
 
+/// Stopped before the database could be written again: the count is not lost, and whoever stopped it is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_while_it_cannot_be_written() {
+    let rig = Rig::legacy(&["pay"]).await;
+    let yaml = rig.yaml("up", ONCE);
+    let router = Router::start(&yaml).await;
+    ready(&router, Instant::now()).await;
+    let data = router.data_dir();
+    let other = lock(&data).await;
+    let callers = Callers::start(&router.http, "up__pay", 4, "gone", Duration::from_millis(5));
+    becomes_unready(&router.http).await;
+    let heard = callers.stop().await;
+    let (code, folder) = router.stop().await;
+    assert_eq!(code, 1);
+    let said = format!("{} calls and 0 entries are missing from the ledger", heard.len());
+    eventually(SOON, "it says how many are missing", || async {
+        let log = std::fs::read_to_string(folder.path().join("stderr.log")).unwrap_or_default();
+        log.contains(&said).then_some(())
+    })
+    .await;
+    unlock(other).await;
+    let router = Router::start_in(folder, &yaml).await;
+    ready(&router, Instant::now()).await;
+    let (code, folder) = router.stop().await;
+    assert_eq!(code, 0);
+    all_accounted_for(&data, &heard).await;
+    verify(folder.path()).await;
+}
+
 /// A small file system of its own; it goes with this.
 pub(super) struct SmallDisk(PathBuf);
 

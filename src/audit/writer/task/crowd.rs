@@ -50,6 +50,11 @@ impl Gap {
         }
     }
 
+    /// Calls, and entries beside them.
+    pub(super) const fn lost(&self) -> (u64, u64) {
+        (self.calls, self.entries)
+    }
+
     pub(super) fn entry(&self) -> EntryRow {
         entry(
             GAP,

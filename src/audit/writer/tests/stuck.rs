@@ -157,3 +157,33 @@ fn event(number: u32) -> BreakerEvent {
         trace_id: None,
     }
 }
+
+/// What a router could not put on record when it ended is put there by the next one, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_missing_at_the_end_is_on_record_after_the_next_start() {
+    let ledger = Ledger::start_with(Durability::Batched, IMPATIENT).await;
+    ledger.writer.flush().await;
+    let (folder, writer) = (Arc::clone(&ledger.folder), ledger.writer.clone());
+    let other = lock(folder.path()).await;
+    for _ in 0..50 {
+        writer.admit().await.unwrap().record(entry("{}"));
+    }
+    ledger.end().await;
+    assert_eq!(writer.missing(), 50);
+    unlock(other).await;
+    let unsaid = folder.path().join("ledger-unsaid.jsonl");
+    let left = std::fs::read(&unsaid).unwrap();
+    for _ in 0..2 {
+        let ledger = Ledger::start_in(&folder, Durability::Batched, PATIENCE).await;
+        ledger.writer.flush().await;
+        // Nothing was cut off: that would be another gap.
+        assert_eq!(missing(&ledger.store).await, [(50, 0)]);
+        assert!(!unsaid.exists());
+        let writer = ledger.writer.clone();
+        ledger.end().await;
+        assert_eq!(writer.missing(), 0);
+        assert!(Store::verify_ledger(folder.path(), &[]).await.unwrap().is_good());
+        // As if it was killed before it could remove the file.
+        std::fs::write(&unsaid, &left).unwrap();
+    }
+}
