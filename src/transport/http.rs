@@ -18,7 +18,7 @@ use super::channel::Ticket;
 use super::detect::{self, Opened};
 use super::endpoint::{Endpoint, Reply, SESSION_ID, Talk};
 use super::error::{Sent, TransportError};
-use super::refusal::{check_refusal, speaks_another_era};
+use super::refusal::{check_refusal, speaks_otherwise};
 use super::relay::Relay;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::model::{BAGGAGE, Era, ProtocolVersion, TRACEPARENT, TRACESTATE};
@@ -165,8 +165,8 @@ impl HttpConnection {
         };
         match &outcome {
             Err(error) => self.note(error, modern, session),
-            Ok(Reply::Answer(answer)) if !modern => self.heed(answer),
-            Ok(_) => {}
+            Ok(Reply::Answer(answer)) => self.heed(answer, modern),
+            Ok(Reply::SessionGone(_)) => {}
         }
         outcome
     }
@@ -190,9 +190,9 @@ impl HttpConnection {
         }
     }
 
-    /// Notices what an answer of a legacy server says of the requests after it.
-    fn heed(&self, answer: &Answer) {
-        if speaks_another_era(answer) {
+    /// Notices what an answer says of the requests after it.
+    fn heed(&self, answer: &Answer, modern: bool) {
+        if speaks_otherwise(answer, modern) {
             self.ended.cancel();
         }
     }

@@ -162,8 +162,10 @@ fn names_a_session(body: &str) -> bool {
 }
 
 /// A protocol refusal of a modern server is told apart from an answer of the tool: it can be repeated.
+/// Not with a 5xx, which may come after the effect whatever the code says.
 pub(super) fn check_refusal(answer: Answer) -> Result<Answer, TransportError> {
-    if let Some(code) = protocol_refusal(&answer) {
+    let is_fault = answer.refusal.is_some_and(|refusal| refusal.status >= 500);
+    if let Some(code) = protocol_refusal(&answer).filter(|_| !is_fault) {
         let message = handshake::error_message(&answer);
         return Err(TransportError::RefusedByProtocol { code, message });
     }
@@ -180,11 +182,14 @@ fn protocol_refusal(answer: &Answer) -> Option<i64> {
         .filter(|code| matches!(*code, handshake::UNSUPPORTED_VERSION | handshake::HEADER_MISMATCH))
 }
 
-/// Whether a legacy conversation was answered as a modern server would: with such a code and status
-/// 400. It stays the answer, but what the server speaks has to be found out anew.
-pub(super) fn speaks_another_era(answer: &Answer) -> bool {
-    answer.refusal.is_some_and(|refusal| refusal.status == 400)
-        && protocol_refusal(answer).is_some()
+/// Whether what the server speaks has to be found out anew, though this stays the answer: a legacy
+/// conversation was answered as a modern server would, with such a code and status 400, or a modern one
+/// with such a code and a 5xx.
+pub(super) fn speaks_otherwise(answer: &Answer, modern: bool) -> bool {
+    answer.refusal.is_some_and(|HttpRefusal { status, .. }| match modern {
+        true => status >= 500,
+        false => status == 400,
+    }) && protocol_refusal(answer).is_some()
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

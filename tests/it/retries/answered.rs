@@ -71,3 +71,29 @@ async fn an_error_with_a_503_is_repeated_where_that_is_a_refusal() {
     assert_eq!((&json["success"], &json["attempts"]), (&true.into(), &2.into()), "{json}");
     app.stop().await;
 }
+
+/// The codes by which version and headers are refused say nothing beside a 5xx: the tool may have run.
+#[tokio::test]
+async fn an_error_of_the_protocol_with_a_5xx_is_no_refusal() {
+    let rig = Rig::modern(&["pay"]).await;
+    let app = router(&rig, OFTEN).await;
+    let discovered = rig.asked("server/discover");
+    let faults = [(500, -32022), (503, -32022), (500, -32020), (502, -32020)];
+    for (status, code) in faults {
+        rig.next("pay", &[Fault::StatusError(status, code)]);
+        let answer = app.http().call("up__pay", &key(format!("{status} {code}"))).await;
+        let json = answer.json();
+        assert_eq!((&json["success"], &json["attempts"]), (&false.into(), &1.into()), "{json}");
+        assert!(json["error"].to_string().contains("the server says no"), "{json}");
+        let entry = app.entry_of(&answer).await;
+        assert_eq!(entry["attempt_list"][0]["failure"], "ambiguous", "{entry}");
+    }
+    assert_eq!(failures(&app).await, faults.len() as u64);
+    each_ran_once(&rig, "pay", faults.len());
+    assert_eq!(retries(&app).await, 0.0);
+    // What the server speaks is agreed on anew all the same, for the calls after it.
+    let json = app.http().call("up__pay", &key("after")).await.json();
+    assert_eq!(json["success"], true, "{json}");
+    assert!(rig.asked("server/discover") >= discovered + faults.len() as u64);
+    app.stop().await;
+}
