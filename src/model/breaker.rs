@@ -144,6 +144,14 @@ pub struct BreakerRecord {
     pub reason: Option<TransitionReason>,
 }
 
+impl BreakerRecord {
+    /// When the state is over; `None` where it does not end by itself.
+    #[must_use]
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        Some(self.opened_at?.plus(self.open_for?))
+    }
+}
+
 /// One stored breaker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerRow {

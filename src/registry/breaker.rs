@@ -131,13 +131,17 @@ impl ServerBreaker {
             None => Breaker::new(numbers),
         };
         let was = stored.as_ref().map(|row| row.record.state);
+        // What was given another end, because the clock went back or the configuration gives less, keeps
+        // it over the next restart: else each would give the time once more.
+        let ends = breaker.record(now, wall).ends_at();
+        let moved = stored.as_ref().is_some_and(|row| row.record.ends_at() != ends);
         let core = Core {
             breaker,
             budget: Budget::new(settings.retry.budget, now),
             last_error_at: stored.as_ref().and_then(|row| row.record.last_failure_at),
             last_error: stored.and_then(|row| row.last_error),
             forced,
-            unsaved: false,
+            unsaved: moved,
             retired: false,
             transitions: Vec::new(),
         };

@@ -319,7 +319,7 @@ async fn who_forced(store: &Store, row: &BreakerRow) -> Result<Option<Order>, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Knobs, Uptime};
+    use crate::model::{Knobs, Timestamp, Uptime};
     use crate::policy::Verdict;
     use crate::registry::Turn;
 
@@ -354,5 +354,46 @@ mod tests {
         assert_eq!(left, [None, tool("failed"), tool("held")]);
         assert_eq!(of("failed").view().status.failures, 1);
         drop((own, held));
+    }
+
+    /// Else each start would give the time once more.
+    #[tokio::test]
+    async fn an_end_that_a_start_moved_is_to_be_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let settings = ServerSettings::resolve(&Knobs::default());
+        let period = settings.breaker.open_for;
+        let server = ServerName::parse("s").unwrap();
+        let (hour, now) = (Duration::from_secs(3600), clock::timestamp());
+        let row = |tool: &str, state: BreakerState, opened_at: Timestamp, open_for: Duration| {
+            let record = BreakerRecord {
+                state,
+                failures: 5,
+                trips: 1,
+                generation: 1,
+                opened_at: Some(opened_at),
+                open_for: Some(open_for),
+                last_failure_at: None,
+                reason: None,
+            };
+            let tool = ToolName::parse(tool).ok();
+            BreakerRow { server: server.clone(), tool, record, last_error: None }
+        };
+        let rows = [
+            row("", BreakerState::Open, now.plus(hour), period),
+            row("back", BreakerState::Open, now.plus(hour), period),
+            row("forced", BreakerState::ForcedOpen, now.plus(hour), period),
+            // The configuration gave more then.
+            row("less", BreakerState::Open, now, hour),
+        ];
+        let breakers = Breakers::load(&store, Metrics::new().unwrap()).await.unwrap();
+        for row in rows {
+            let key = (row.server.clone(), row.tool.clone());
+            breakers.stored.lock().insert(key.clone(), Stored { row, forced: None });
+            let breaker = breakers.of(&server, key.1.as_ref(), &settings);
+            let row = breaker.settle().expect("it is to be stored");
+            let latest = clock::timestamp().plus(period);
+            assert!(row.record.ends_at().unwrap() <= latest, "{row:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::restarts::{Restarted, stored};
+use super::restarts::{Restarted, open_database, stored};
 use super::*;
 
 /// Stands between the router and the clock of the wall, and adds what a file says.
@@ -151,4 +151,78 @@ async fn restart_clock_back() {
         }
         assert_eq!(router.stop().await.0, 0);
     }
+}
+
+/// When the breakers of a router that are not closed are so again, of servers and of tools.
+async fn ends(router: &Router) -> Vec<(String, i64)> {
+    let all = router.http.get("/mcp/circuit-breakers").await.expect(200).json();
+    let all = all["circuit_breakers"].as_array().unwrap().iter();
+    all.filter_map(|one| {
+        let until: jiff::Timestamp = one["open_until"].as_str()?.parse().unwrap();
+        Some((format!("{} {}", one["server"], one["tool"]), until.as_millisecond()))
+    })
+    .collect()
+}
+
+/// What is open and was stored as opened before now by the wall's clock, and so many seconds later.
+async fn stored_before(router: &Router, seconds: i64) -> i64 {
+    let mut database = open_database(&router.data_dir()).await;
+    let before = jiff::Timestamp::now().as_millisecond() + seconds * 1000;
+    let count = "select count(*) from breakers where state <> 'closed' and opened_at_ms < ?";
+    sqlx::query_scalar(count).bind(before).fetch_one(&mut database).await.unwrap()
+}
+
+/// A clock that went back gives what is open its whole time once, and not with every start after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_after_the_clock_went_back_give_the_time_once() {
+    const HOUR: i64 = 3600;
+    const CLOSE: i64 = 200;
+    let clock = Clock::new();
+    let rig = Rig::legacy(&["tool"]).await;
+    let settings = format!("{ONCE}, circuit_breaker_threshold: 1, circuit_breaker_timeout: 10m");
+    let yaml = rig.yaml("up", &settings)
+        + &rig.entry("tools", &format!("{settings}, breaker_scope: tool"))
+        + &rig.entry("held", &settings);
+    let mut router = Router::start_after(&clock.script, &yaml).await;
+    for server in ["up", "tools", "held"] {
+        eventually(SOON, "the tool is there", || async {
+            let answer = router.http.call(&format!("{server}__tool"), &key("first")).await;
+            (answer.json()["success"] == true).then_some(())
+        })
+        .await;
+    }
+    rig.set("tool", Fault::status(500));
+    for server in ["up", "tools"] {
+        router.http.call(&format!("{server}__tool"), &key("trip")).await;
+    }
+    let order = r#"{"reason": "maintenance", "duration": "10m"}"#;
+    socket(&router).post("/mcp/circuit-breakers/held/open", order).await.expect(200);
+    let mut first = Vec::new();
+    for start in 0..4 {
+        // Opened within the last minute as the clock is now, which a start has to store anew.
+        let now = if start == 0 { 60 } else { 60 - HOUR };
+        eventually(SOON, "it is stored", || async {
+            (stored_before(&router, now).await == 3).then_some(())
+        })
+        .await;
+        let ends = eventually(SOON, "all are shown", || async {
+            let ends = ends(&router).await;
+            (ends.len() == 3).then_some(ends)
+        })
+        .await;
+        match start {
+            0 => clock.set(-HOUR),
+            1 => first = ends,
+            _ => {
+                for ((whose, end), (_, first)) in ends.iter().zip(&first) {
+                    assert!((end - first).abs() <= CLOSE, "{whose}: {first} became {end}");
+                }
+            }
+        }
+        let (address, folder) = (router.address, router.kill().await);
+        // Time that each start would give once more.
+        tokio::time::sleep(millis(500)).await;
+        router = Router::start_again_after(&clock.script, folder, address).await;
+    }
+    assert_eq!(router.stop().await.0, 0);
 }

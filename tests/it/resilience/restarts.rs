@@ -188,7 +188,7 @@ async fn restart_with_what_another_hour_stored() {
     }
 }
 
-async fn open_database(data: &std::path::Path) -> SqliteConnection {
+pub(super) async fn open_database(data: &std::path::Path) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(data.join("state.db"));
     options.busy_timeout(SOON).connect().await.unwrap()
 }
