@@ -36,8 +36,9 @@ impl Router {
                 Some(Outdated::Definition) => {
                     self.renew(&entry, deadline, record, &error).await.ok_or(Suppressed::Final)
                 }
-                // The connection was given up, and the next one begins with the question for a version.
-                Some(Outdated::Version) => {
+                // The connection was given up, and the next one begins with the question for a version
+                // and has a session of its own.
+                Some(Outdated::Version | Outdated::Session) => {
                     let same = self.still(&entry, record).ok_or(Suppressed::Changed);
                     same.map(|same| (same, Retry { budget: None, after: error.failure() }))
                 }

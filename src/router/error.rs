@@ -202,6 +202,8 @@ pub(super) enum Outdated {
     Definition,
     /// The version that was agreed on.
     Version,
+    /// The session, where another one takes another connection.
+    Session,
 }
 
 impl RouteError {
@@ -273,9 +275,12 @@ impl RouteError {
     /// What of ours the server found to be old, where that is why it refused the call.
     pub(super) fn outdated(&self) -> Option<Outdated> {
         let Self::Upstream(failed) = self else { return None };
-        let UpstreamError::Request(TransportError::RefusedByProtocol { code, .. }) = &failed.source
-        else {
-            return None;
+        let code = match &failed.source {
+            UpstreamError::Request(TransportError::RefusedByProtocol { code, .. }) => code,
+            UpstreamError::Request(TransportError::Forgotten { .. }) => {
+                return Some(Outdated::Session);
+            }
+            _ => return None,
         };
         [
             (RpcErrorCode::HeaderMismatch, Outdated::Definition),

@@ -126,6 +126,14 @@ pub enum TransportError {
         /// The server's words.
         message: String,
     },
+    /// The server does not know the session of our event stream (HTTP+SSE) and did not run the request.
+    #[error("the server forgot the session of its event stream and answered {status}{}", quoted(.body))]
+    Forgotten {
+        /// The status.
+        status: u16,
+        /// The first bytes of the body.
+        body: String,
+    },
     /// The legacy session was lost and could not be made anew.
     #[error("the server forgot our session and a new one could not be made: {source}")]
     SessionLost {
@@ -364,6 +372,7 @@ impl TransportError {
                 meaning(F::Refused, C::Connection, B::Request, false)
             }
             Self::RefusedByProtocol { .. } => meaning(F::Refused, C::Protocol, B::Nobody, false),
+            Self::Forgotten { .. } => meaning(F::Refused, C::Connection, B::Nobody, false),
             Self::SessionLost { source } => {
                 Meaning { failure: F::Refused, code: C::Connection, ..source.meaning() }
             }
@@ -423,6 +432,7 @@ impl TransportError {
             Self::Unauthorized { status }
             | Self::Redirect { status, .. }
             | Self::Rejected { status, .. }
+            | Self::Forgotten { status, .. }
             | Self::ServerFault { status, .. } => Some(*status),
             Self::Throttled { .. } => Some(429),
             Self::SessionLost { source } => source.http_status(),

@@ -120,7 +120,7 @@ fn message_of(body: &[u8]) -> Option<String> {
 /// no session of theirs. It is what they say and not a part of something longer: a message that only
 /// mentions a session may be a tool's.
 fn is_of_no_session(message: &str) -> bool {
-    const SAID: [&str; 10] = [
+    const SAID: [&str; 12] = [
         "no valid session id",
         "invalid session id",
         "invalid or missing session id",
@@ -131,6 +131,8 @@ fn is_of_no_session(message: &str) -> bool {
         "session id required",
         "session id missing",
         "session not found",
+        "could not find session",
+        "no transport found for sessionid",
     ];
     let message = message.trim().to_ascii_lowercase();
     let said = ["bad request: ", "not found: "]
@@ -142,9 +144,24 @@ fn is_of_no_session(message: &str) -> bool {
 
 /// Whether a post to the session of an event stream was turned away because the session is gone.
 /// Nothing is sent again on account of it, so that any word of it will do.
-pub(super) fn is_session_gone(status: StatusCode, body: &str) -> bool {
-    status == StatusCode::NOT_FOUND
-        || (status == StatusCode::BAD_REQUEST && names_a_session(&body.to_ascii_lowercase()))
+pub(super) fn is_session_gone(status: u16, body: &str) -> bool {
+    matches!(status, 404 | 410)
+        || status == 400 && names_a_session(&body.to_ascii_lowercase())
+        || is_session_unknown(status, body)
+}
+
+/// The same of a post that surely did not run and is sent again over another stream: that takes the
+/// words of known servers, as text or in JSON.
+pub(super) fn is_session_unknown(status: u16, body: &str) -> bool {
+    let message = message_of(body.as_bytes());
+    matches!(status, 400 | 404) && is_of_no_session(message.as_deref().unwrap_or(body))
+}
+
+/// The same of an error with our id, which some servers give.
+pub(super) fn answers_for_no_session(answer: &Answer) -> bool {
+    answer.kind == AnswerKind::Error
+        && answer.refusal.is_some_and(|refusal| refusal.status == 404)
+        && message_of(&answer.value).is_some_and(|said| is_of_no_session(&said))
 }
 
 fn names_a_session(body: &str) -> bool {

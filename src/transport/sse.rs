@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use http::Method;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, StatusCode};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use url::Url;
@@ -25,7 +25,7 @@ use super::error::{Sent, TransportError, sample};
 use super::handshake;
 use super::http::trace_request;
 use super::pace::Pace;
-use super::refusal::is_session_gone;
+use super::refusal::{answers_for_no_session, is_session_gone, is_session_unknown};
 use super::relay::Relay;
 use super::socket::Exchange;
 use super::{ConnectOptions, PeerInfo};
@@ -340,15 +340,22 @@ impl Shared {
             Ok(None) => call.reply().await,
             Ok(Some(answer)) => {
                 call.let_go();
+                if answers_for_no_session(&answer) {
+                    self.lost.cancel();
+                    let body = sample(&answer.value);
+                    return Err(TransportError::Forgotten { status: 404, body });
+                }
                 Ok(answer)
             }
+            Err(TransportError::Rejected { status, body }) if is_session_gone(status, &body) => {
+                self.lost.cancel();
+                call.let_go();
+                Err(match is_session_unknown(status, &body) {
+                    true => TransportError::Forgotten { status, body },
+                    false => TransportError::Rejected { status, body },
+                })
+            }
             Err(error) => {
-                if let TransportError::Rejected { status, body } = &error
-                    && let Ok(status) = StatusCode::from_u16(*status)
-                    && (status == StatusCode::GONE || is_session_gone(status, body))
-                {
-                    self.lost.cancel();
-                }
                 if error.failure() != Failure::Ambiguous {
                     call.let_go();
                 }

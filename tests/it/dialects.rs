@@ -29,6 +29,8 @@ const CALLS: usize = 4;
 struct Server {
     asked: Arc<Mutex<Vec<String>>>,
     streams: Arc<Mutex<HashMap<usize, mpsc::UnboundedSender<String>>>>,
+    /// Streams that are open and whose sessions are unknown.
+    forgotten: Arc<Mutex<HashMap<usize, mpsc::UnboundedSender<String>>>>,
     opened: Arc<Mutex<usize>>,
     tools: Arc<Mutex<Vec<&'static str>>>,
     /// Headers and body of each call.
@@ -320,6 +322,31 @@ async fn a_session_that_ends_fails_what_was_under_way_and_the_next_call_opens_an
     .await;
     assert_eq!(*server.opened.lock(), 2);
     app.stop().await;
+}
+
+/// Whatever the retry policy and the tool: a server that does not know the session ran nothing.
+#[tokio::test]
+async fn a_call_to_a_session_that_was_forgotten_is_sent_once_more() {
+    for mode in ["safe", "off"] {
+        let server = Server::new();
+        let url = server.serve(older()).await;
+        let settings = format!(
+            "url: \"{url}/sse\", retry_mode: {mode}, circuit_breaker_threshold: 1, \
+             retry_budget: {{ratio: 0, min_per_second: 0}}"
+        );
+        let app = TestApp::start(&config(&settings)).await.ready().await;
+        let opened = *server.opened.lock();
+        for attempts in 1..=2 {
+            let answer = app.http().call("up__echo", ARGUMENTS).await.expect(200);
+            result_of(&answer);
+            assert_eq!(answer.json()["attempts"], attempts, "{}", answer.text());
+            assert_eq!(*server.opened.lock(), opened + attempts - 1);
+            // The stream stays open, and what is posted finds no session.
+            server.forgotten.lock().extend(server.streams.lock().drain());
+        }
+        assert_eq!(server.calls.lock().len(), 3);
+        app.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use super::jsonrpc::predecessor;
+use super::sse::calls;
 use super::support::{
     Act, Received, Upstream, call, json, legacy, modern, options, result, status,
 };
@@ -99,6 +100,40 @@ async fn a_lost_session_is_understood_in_the_words_of_known_servers() {
         assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Result, "{number}");
         assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (2, 2));
     }
+}
+
+/// Over HTTP+SSE only what surely did not run is taken for a session that was forgotten, and is sent again
+/// over another stream.
+#[tokio::test]
+async fn a_forgotten_stream_is_understood_in_the_words_of_known_servers() {
+    type Case = (fn(&Received) -> Act, bool);
+    let cases: [Case; 9] = [
+        (|_| status("404 Not Found", "", "Could not find session"), true),
+        (|_| status("404 Not Found", "", "Session not found\n"), true),
+        (|_| status("400 Bad Request", "", "Invalid session ID"), true),
+        (|_| status("400 Bad Request", "", "No transport found for sessionId"), true),
+        (|_| status("404 Not Found", JSON, r#"{"error":"Session not found"}"#), true),
+        (|one| status("404 Not Found", JSON, &error(one.id(), -32001, "Session not found")), true),
+        (|_| status("404 Not Found", "", "no such page"), false),
+        (|_| status("410 Gone", "", "Session not found"), false),
+        (|_| status("400 Bad Request", "", "paid, but session not found"), false),
+    ];
+    for (number, (act, forgotten)) in cases.into_iter().enumerate() {
+        let server = calls(move |request, _| act(request));
+        let connection = server.open(&options()).await.unwrap();
+        let error = call(&connection).await.unwrap_err();
+        let found = matches!(error, TransportError::Forgotten { .. });
+        assert_eq!(found, forgotten, "{number}: {error:?}");
+        assert_eq!(error.failure(), Failure::Refused, "{number}: {error:?}");
+        assert!(!connection.is_alive(), "{number}");
+    }
+    // An error with our id is an answer, unless it says just that.
+    let server = calls(|request, _| {
+        status("404 Not Found", JSON, &error(request.id(), -32001, "no such order"))
+    });
+    let connection = server.open(&options()).await.unwrap();
+    assert_eq!(call(&connection).await.unwrap().kind, AnswerKind::Error);
+    assert!(connection.is_alive());
 }
 
 /// The codes by which modern servers refuse version and headers are a tool's own in other eras.

@@ -205,7 +205,7 @@ fn begin() -> String {
 }
 
 /// A server that answers calls with `act`.
-fn calls(act: impl Fn(&Received, &Stream) -> Act + Send + Sync + 'static) -> Server {
+pub(super) fn calls(act: impl Fn(&Received, &Stream) -> Act + Send + Sync + 'static) -> Server {
     Server::start(begin(), move |request, stream| usual(request, stream, || act(request, stream)))
 }
 
