@@ -2,6 +2,7 @@
 //!
 //! Changes when a transition has another consequence. When states change is `policy`'s.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -21,13 +22,15 @@ use crate::policy::{
 /// Characters kept of a failure's text.
 const ERROR_TEXT: usize = 500;
 
-/// The breaker of a server, or of one tool of it, with the budget of its retries. One lock, held for
-/// some arithmetic and never over an await.
+/// The breaker of a server, or of one tool of it, with the budget of its retries. A lock for each, held
+/// for some arithmetic and never over an await.
 #[derive(Debug)]
 pub struct ServerBreaker {
     server: ServerName,
     tool: Option<ToolName>,
     core: Mutex<Core>,
+    /// One for the server and what stood in its place before: calls under way there are repeated here.
+    budget: Arc<Mutex<Budget>>,
     metrics: BreakerMetrics,
     journal: mpsc::Sender<BreakerEvent>,
 }
@@ -35,7 +38,6 @@ pub struct ServerBreaker {
 #[derive(Debug)]
 struct Core {
     breaker: Breaker,
-    budget: Budget,
     last_error: Option<String>,
     last_error_at: Option<Timestamp>,
     /// Who forced the present state, and why.
@@ -137,7 +139,6 @@ impl ServerBreaker {
         let moved = stored.as_ref().is_some_and(|row| row.record.ends_at() != ends);
         let core = Core {
             breaker,
-            budget: Budget::new(settings.retry.budget, now),
             last_error_at: stored.as_ref().and_then(|row| row.record.last_failure_at),
             last_error: stored.and_then(|row| row.last_error),
             forced,
@@ -145,7 +146,8 @@ impl ServerBreaker {
             retired: false,
             transitions: Vec::new(),
         };
-        let breaker = Self { server, tool, core: Mutex::new(core), metrics, journal };
+        let budget = Arc::new(Mutex::new(Budget::new(settings.retry.budget, now)));
+        let breaker = Self { server, tool, core: Mutex::new(core), budget, metrics, journal };
         {
             let mut core = breaker.core.lock();
             if was == Some(BreakerState::HalfOpen) {
@@ -173,10 +175,10 @@ impl ServerBreaker {
         let Core { breaker, transitions, .. } = &mut *core;
         let ticket = breaker.acquire(now, lease, random(), transitions);
         self.follow(&mut core, now, None, None);
-        if turn == Turn::First && ticket.is_ok() {
-            core.budget.deposit();
-        }
         drop(core);
+        if turn == Turn::First && ticket.is_ok() {
+            self.budget.lock().deposit();
+        }
         match ticket {
             Ok(ticket) => Ok(Permit { breaker: self, ticket, began: now, open: true, trace: None }),
             Err(rejection) => {
@@ -208,12 +210,12 @@ impl ServerBreaker {
     /// Whether the budget has a retry left; takes it out.
     #[must_use]
     pub fn take_retry(&self) -> bool {
-        self.core.lock().budget.withdraw(clock::uptime())
+        self.budget.lock().withdraw(clock::uptime())
     }
 
     /// A retry that was taken out was not made.
     pub fn put_retry_back(&self) {
-        self.core.lock().budget.put_back();
+        self.budget.lock().put_back();
     }
 
     /// Does what an operator wants.
@@ -246,7 +248,6 @@ impl ServerBreaker {
         core.retired = true;
         let successor = Core {
             breaker: core.breaker.clone(),
-            budget: core.budget.clone(),
             // The failures of what stood here before are not this one's.
             last_error: None,
             last_error_at: None,
@@ -259,6 +260,7 @@ impl ServerBreaker {
             server: self.server.clone(),
             tool: self.tool.clone(),
             core: Mutex::new(successor),
+            budget: Arc::clone(&self.budget),
             metrics: self.metrics.clone(),
             journal: self.journal.clone(),
         }
@@ -269,7 +271,7 @@ impl ServerBreaker {
         let now = clock::uptime();
         let mut core = self.settled(now);
         core.breaker.configure(settings.breaker.clone(), now);
-        core.budget.configure(settings.retry.budget);
+        self.budget.lock().configure(settings.retry.budget);
         core.unsaved = true;
         self.show(core.breaker.status(now), clock::timestamp());
     }

@@ -319,7 +319,7 @@ async fn who_forced(store: &Store, row: &BreakerRow) -> Result<Option<Order>, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Knobs, Timestamp, Uptime};
+    use crate::model::{Knobs, RetryBudget, Timestamp, Uptime};
     use crate::policy::Verdict;
     use crate::registry::Turn;
 
@@ -354,6 +354,30 @@ mod tests {
         assert_eq!(left, [None, tool("failed"), tool("held")]);
         assert_eq!(of("failed").view().status.failures, 1);
         drop((own, held));
+    }
+
+    #[tokio::test]
+    async fn a_server_and_what_it_was_before_have_one_budget() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let breakers = Breakers::load(&store, Metrics::new().unwrap()).await.unwrap();
+        let mut settings = ServerSettings::resolve(&Knobs::default());
+        settings.retry.budget = RetryBudget { ratio: 1.0, min_per_second: 0.0, cap: 100.0 };
+        let server = ServerName::parse("s").unwrap();
+        let calls = |breaker: &ServerBreaker| {
+            let now = Uptime::from_millis(1);
+            drop(breaker.acquire(now, Duration::from_secs(1), Turn::First).unwrap());
+        };
+        let before = breakers.of(&server, None, &settings);
+        (0..3).for_each(|_| calls(&before));
+        breakers.changed(&server);
+        let now = breakers.of(&server, None, &settings);
+        assert!(!Arc::ptr_eq(&before, &now));
+        calls(&now);
+        assert!(before.take_retry() && now.take_retry() && before.take_retry() && now.take_retry());
+        assert!(!before.take_retry() && !now.take_retry());
+        before.put_retry_back();
+        assert!(now.take_retry() && !before.take_retry());
     }
 
     /// Else each start would give the time once more.

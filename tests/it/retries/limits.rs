@@ -109,3 +109,34 @@ async fn no_attempt_is_begun_with_next_to_no_time_left() {
         app.stop().await;
     }
 }
+
+/// Calls that are under way when their server gets another address and those after it have one budget.
+#[tokio::test]
+async fn another_address_brings_no_second_budget() {
+    let (old, new) = (Rig::legacy(&["read"]).await, Rig::legacy(&["read"]).await);
+    let app = TestApp::start("").await.ready().await;
+    let spec = |rig: &Rig| {
+        rig.annotate("read", idempotent());
+        json!({
+            "name": "up", "url": rig.url(), "circuit_breaker_threshold": 1000,
+            "retry_delay": "100ms", "retry_budget": {"ratio": 0, "min_per_second": 0.001},
+        })
+        .to_string()
+    };
+    app.socket().post("/mcp/servers", spec(&old)).await.expect(201);
+    assert_eq!(app.http().call("up__read", "{}").await.json()["success"], true);
+    old.set("read", Fault::hold(Fault::status(500)));
+    new.set("read", Fault::status(500));
+    let (http, since) = (app.http().clone(), Instant::now());
+    let held = tokio::spawn(async move { http.call("up__read", &key("held")).await.json() });
+    old.call("read", since).await;
+    app.socket().put("/mcp/servers/up", spec(&new)).await.expect(200);
+    let json = app.http().call("up__read", &key("after")).await.json();
+    assert_eq!(json["success"], false, "{json}");
+    old.release();
+    let held = held.await.unwrap();
+    let attempts = |json: &Value| json["attempts"].as_u64().unwrap();
+    assert_eq!(attempts(&json) + attempts(&held), 2 + 1, "{json} {held}");
+    assert_eq!((retries(&app).await, suppressed(&app, "budget").await), (1.0, 2.0));
+    app.stop().await;
+}
