@@ -366,6 +366,10 @@ impl TransportError {
             Self::NotMcp { source, .. } => {
                 Meaning { failure: F::NotSent, code: C::Protocol, ..source.meaning() }
             }
+            // A gateway says so that gave up waiting, and what it waited for may have run.
+            Self::Rejected { status: 408 | 460 | 499, .. } => {
+                meaning(F::Ambiguous, C::Connection, B::Request, true)
+            }
             // It was turned away.
             Self::Throttled { .. } => meaning(F::Refused, C::Connection, B::Request, true),
             Self::Unauthorized { .. } | Self::Redirect { .. } | Self::Rejected { .. } => {

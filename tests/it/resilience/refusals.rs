@@ -89,3 +89,31 @@ async fn a_refusal_excuses_no_failure_of_another_call() {
     assert_eq!(breaker_state(&app.socket(), "up").await, "open");
     app.stop().await;
 }
+
+/// A gateway that gave up waiting says so with a status below 500, and the tool may have run.
+#[tokio::test]
+async fn what_a_gateway_says_that_waited_in_vain_is_no_refusal() {
+    for rig in [Rig::legacy(&["pay", "read"]).await, Rig::modern(&["pay", "read"]).await] {
+        rig.annotate("read", json!({ "idempotentHint": true }));
+        let settings = "retry_delay: 100ms, circuit_breaker_threshold: 1";
+        let app = TestApp::start(&rig.yaml("up", settings)).await.ready().await;
+        for code in [408, 460, 499] {
+            rig.next("pay", &[Fault::status(code)]);
+            let json = app.http().call("up__pay", &key(code)).await.json();
+            let known = (&json["outcome"], &json["retriable"], &json["attempts"]);
+            assert_eq!(known, (&"unknown".into(), &false.into(), &1.into()), "{code}: {json}");
+            rig.next("read", &[Fault::status(code)]);
+            let json = app.http().call("up__read", &key(code)).await.json();
+            let known = (&json["success"], &json["attempts"]);
+            assert_eq!(known, (&true.into(), &2.into()), "{code}: {json}");
+            // An error with our id is the server's own.
+            rig.next("pay", &[Fault::StatusError(code, -32000)]);
+            let json = app.http().call("up__pay", &key(format!("{code} answered"))).await.json();
+            assert!(json["error"].to_string().contains("the server says no"), "{code}: {json}");
+        }
+        assert_eq!(rig.executed_twice("pay"), Vec::<String>::new());
+        assert_eq!(rig.counts("pay").requests, 6);
+        assert_eq!(breaker_state(&app.socket(), "up").await, "closed");
+        app.stop().await;
+    }
+}
