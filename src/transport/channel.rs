@@ -26,6 +26,9 @@ use crate::protocol::{Answer, OutgoingRequest, RawObject, render_notification};
 /// Requests that wait for their answers; one more is refused unsent. Far above any sensible
 /// `max_concurrency`, which holds callers back before this does.
 const WAITING: usize = 16 * 1024;
+/// Requests that were given up and whose answers may still come; those of the oldest are taken for
+/// what nobody asked for.
+const GIVEN_UP: usize = 4096;
 /// Requests of a server that its client is being asked at a time.
 const QUESTIONS: u32 = 64;
 
@@ -49,7 +52,18 @@ pub(super) struct Channel {
 #[derive(Default)]
 struct Table {
     requests: HashMap<u64, Waiting>,
+    /// Sent, and no longer waited for.
+    given_up: BTreeSet<u64>,
     over: bool,
+}
+
+impl Table {
+    fn give_up(&mut self, id: u64) {
+        self.given_up.insert(id);
+        if self.given_up.len() > GIVEN_UP {
+            self.given_up.pop_first();
+        }
+    }
 }
 
 struct Waiting {
@@ -156,10 +170,12 @@ impl Channel {
         !self.stop.is_cancelled() && !self.ended.is_cancelled()
     }
 
-    /// Hands an answer to whoever waits for it, and says whether somebody did; a late one, or one to
-    /// nothing, goes nowhere.
+    /// Hands an answer to whoever waits for it, and says whether it was asked for; a late one, or one
+    /// to nothing, goes nowhere.
     pub(super) fn take_answer(&self, id: u64, message: &Bytes) -> bool {
-        let Some(waiting) = self.waiting.lock().requests.remove(&id) else { return false };
+        let mut table = self.waiting.lock();
+        let Some(waiting) = table.requests.remove(&id) else { return table.given_up.remove(&id) };
+        drop(table);
         let answer = Answer::parse(message, id)
             .map_err(|source| TransportError::NotAnAnswer { source, sample: sample(message) });
         // The receiver may have just gone.
@@ -198,18 +214,37 @@ impl Channel {
         with_relay.max_by_key(|(id, _)| *id).map(|(id, relay)| (id, Arc::clone(relay)))
     }
 
-    /// Fails the request `id`; all, when nobody knows which.
-    pub(super) fn fail(&self, id: Option<u64>, error: impl Fn() -> TransportError) {
+    /// Whether an answer to `id` was asked for and did not come yet; to any, when nobody knows to
+    /// which.
+    pub(super) fn expects(&self, id: Option<u64>) -> bool {
+        let table = self.waiting.lock();
+        match id {
+            Some(id) => table.requests.contains_key(&id) || table.given_up.contains(&id),
+            None => !table.requests.is_empty() || !table.given_up.is_empty(),
+        }
+    }
+
+    /// The answer to `id` came to its end, and nobody can have it; whether it was asked for.
+    pub(super) fn drop_answer(&self, id: u64) -> bool {
+        self.waiting.lock().given_up.remove(&id)
+    }
+
+    /// Fails the request `id`, whose answer may still come; all, when nobody knows which. Whether any
+    /// was waited for.
+    pub(super) fn fail(&self, id: Option<u64>, error: impl Fn() -> TransportError) -> bool {
         let mut table = self.waiting.lock();
-        let failed: Vec<Waiting> = match id {
+        let failed: Vec<(u64, Waiting)> = match id {
             // Nobody may wait for it any more.
-            Some(id) => table.requests.remove(&id).into_iter().collect(),
-            None => table.requests.drain().map(|(_, waiting)| waiting).collect(),
+            Some(id) => table.requests.remove_entry(&id).into_iter().collect(),
+            None => table.requests.drain().collect(),
         };
+        failed.iter().for_each(|(id, _)| table.give_up(*id));
         drop(table);
-        for waiting in failed {
+        let any = !failed.is_empty();
+        for (_, waiting) in failed {
             drop(waiting.reply.send(Err(error())));
         }
+        any
     }
 
     /// Fails all requests, now and from now on; `error` is told whether one had been sent.
@@ -280,8 +315,18 @@ impl<C: Carrier> Call<'_, C> {
     /// No answer is wanted any more, and the server is not told: it need not know, or must not, as
     /// with `initialize`.
     pub(super) fn let_go(&mut self) {
-        self.carrier.channel().waiting.lock().requests.remove(&self.id);
+        self.forget();
         self.answered = true;
+    }
+
+    /// Waits no longer; says whether the request had been sent.
+    fn forget(&self) -> Sent {
+        let sent = self.ticket.withdraw();
+        let mut table = self.carrier.channel().waiting.lock();
+        if table.requests.remove(&self.id).is_some() && sent == Sent::Yes {
+            table.give_up(self.id);
+        }
+        sent
     }
 }
 
@@ -290,8 +335,7 @@ impl<C: Carrier> Drop for Call<'_, C> {
         if self.answered {
             return;
         }
-        self.carrier.channel().waiting.lock().requests.remove(&self.id);
-        if self.ticket.withdraw() == Sent::Yes {
+        if self.forget() == Sent::Yes {
             let params = format!(r#"{{"requestId":{},"reason":"no longer waited for"}}"#, self.id);
             let message = render_notification("notifications/cancelled", Some(&params));
             self.carrier.tell(message);
@@ -410,5 +454,35 @@ mod tests {
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains(r#""requestId":1,"#), "{told:?}");
         assert!(carrier.channel.waiting.lock().requests.is_empty());
+    }
+
+    #[test]
+    fn a_late_answer_was_asked_for_and_that_once() {
+        let carrier = nowhere();
+        let answer = Bytes::from_static(b"{}");
+        let calls: Vec<_> = (1..5).map(|id| carrier.register(id, None).ok().unwrap()).collect();
+        let channel = &carrier.channel;
+        assert!(calls[0..3].iter().all(|call| call.ticket.take()));
+        assert!(channel.fail(Some(1), || TransportError::Closed));
+        assert!(channel.expects(Some(1)));
+        drop(calls);
+        // Of what was not sent no answer can come, nor of what was never asked.
+        for (id, asked_for) in [(1, true), (2, true), (4, false), (9, false)] {
+            assert_eq!(channel.take_answer(id, &answer), asked_for, "{id}");
+            assert!(!channel.take_answer(id, &answer), "{id} twice");
+        }
+        assert!(channel.expects(None) && channel.drop_answer(3));
+        assert!(!channel.expects(None));
+    }
+
+    #[test]
+    fn what_was_given_up_is_remembered_within_bounds() {
+        let carrier = nowhere();
+        for id in 0..=GIVEN_UP as u64 {
+            assert!(carrier.register(id, None).ok().unwrap().ticket.take());
+        }
+        let channel = &carrier.channel;
+        assert!(!channel.expects(Some(0)) && channel.expects(Some(1)));
+        assert_eq!(channel.waiting.lock().given_up.len(), GIVEN_UP);
     }
 }

@@ -74,10 +74,15 @@ impl LineSplitter {
         Some(Line::Whole(line))
     }
 
+    /// The line being read, when it is too long already.
+    pub(super) const fn too_long(&self) -> Option<&Oversized> {
+        self.oversized.as_ref()
+    }
+
     /// The beginning of a line that is not complete; empty when none has begun.
     pub(super) fn begun(&self) -> &[u8] {
         match &self.oversized {
-            Some(oversized) => &oversized.head,
+            Some(oversized) => oversized.head(),
             None => &self.buffer,
         }
     }
@@ -95,12 +100,15 @@ impl LineSplitter {
 pub(super) struct Oversized {
     head: Vec<u8>,
     tail: Vec<u8>,
+    /// Its bytes so far.
+    pub(super) length: usize,
 }
 
 impl Oversized {
     const KEPT: usize = 64;
 
     fn take(&mut self, bytes: &[u8]) {
+        self.length = self.length.saturating_add(bytes.len());
         let missing = Self::KEPT.saturating_sub(self.head.len()).min(bytes.len());
         self.head.extend_from_slice(bytes.get(..missing).unwrap_or_default());
         self.tail.extend_from_slice(
@@ -108,6 +116,11 @@ impl Oversized {
         );
         let surplus = self.tail.len().saturating_sub(Self::KEPT);
         self.tail.drain(..surplus);
+    }
+
+    /// How it begins.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.head
     }
 
     /// Whether it is a message of the child's own, and no answer.
@@ -179,7 +192,7 @@ mod tests {
             }
             let kept = Oversized::KEPT.min(line.len());
             let (head, tail) = (line[..kept].to_vec(), line[line.len() - kept..].to_vec());
-            Line::TooLong(Oversized { head, tail })
+            Line::TooLong(Oversized { head, tail, length: line.len() })
         };
         lines.into_iter().map(line).collect()
     }

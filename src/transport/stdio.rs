@@ -46,6 +46,11 @@ const START: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_millis(300);
 /// Longer than any child lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a line may become that is too long anyway, in largest answers, before the child that
+/// does not come to an end is ended.
+const ENDLESS: usize = 16;
+/// The same at least, in bytes: a small limit is for answers, and says nothing of the child.
+const LEAST_ENDLESS: usize = 64 * 1024 * 1024;
 /// Lines that are no messages, kept for error texts.
 const PRINTED: usize = 5;
 
@@ -383,6 +388,7 @@ impl Shared {
         let mut pace = Pace::new(Pace::shared_stream(largest), clock::uptime());
         // Lines since the last read that were no answers.
         let mut talk = 0;
+        let mut excess = None::<Excess>;
         while let Ok(read @ 1..) = self.next_bytes(&mut stdout, &mut lines).await {
             pace.keep(read, std::mem::take(&mut talk)).await;
             while let Some(line) = lines.next() {
@@ -390,12 +396,31 @@ impl Shared {
                     Line::Whole(line) if self.take_line(&line) => pace.give_back(line.len()),
                     Line::Whole(_) => talk += 1,
                     Line::TooLong(line) => {
-                        talk += 1;
-                        self.refuse_oversized(&line);
+                        let given = excess.take().map_or(0, |excess| excess.given);
+                        if self.refuse_oversized(&line) {
+                            pace.give_back(line.length.saturating_sub(given));
+                        } else {
+                            talk += 1;
+                            pace.keep(given, 0).await;
+                        }
                     }
                 }
                 // One read can bring thousands of them; others have the thread in between.
                 tokio::task::coop::consume_budget().await;
+            }
+            if let Some(line) = lines.too_long() {
+                if line.length > self.longest() {
+                    self.give_up(line);
+                    return;
+                }
+                let excess = excess.get_or_insert_with(|| Excess {
+                    is_answer: is_answer_begun(line.head()) && self.begin_oversized(line),
+                    given: 0,
+                });
+                if excess.is_answer {
+                    pace.give_back(line.length.saturating_sub(excess.given));
+                    excess.given = line.length;
+                }
             }
         }
     }
@@ -497,14 +522,50 @@ impl Shared {
         }
     }
 
-    /// Fails the call whose answer is too large; all, when it does not say which.
-    fn refuse_oversized(&self, line: &Oversized) {
+    /// Takes the beginning of an answer that is too large: fails its call as soon as it is known, and
+    /// says whether, by what is known yet, the answer was asked for.
+    fn begin_oversized(&self, line: &Oversized) -> bool {
+        let id = line.first_id();
+        if id.is_some() {
+            self.channel.fail(id, || self.too_large());
+        }
+        self.channel.expects(id)
+    }
+
+    /// Fails the call whose answer is too large; all, when it does not say which. Whether it was asked
+    /// for.
+    fn refuse_oversized(&self, line: &Oversized) -> bool {
         if line.is_no_answer() {
             tracing::warn!(server.name = %self.channel.server, "a message of the child was too large and was dropped");
-            return;
+            return false;
         }
+        let id = line.id();
+        let failed = self.channel.fail(id, || self.too_large());
+        id.map_or(failed, |id| self.channel.drop_answer(id))
+    }
+
+    fn too_large(&self) -> TransportError {
         let limit = u64::try_from(self.limit).unwrap_or(u64::MAX);
-        self.channel.fail(line.id(), || TransportError::ResponseTooLarge { limit });
+        TransportError::ResponseTooLarge { limit }
+    }
+
+    /// How long a line may become, thrown away as it comes.
+    fn longest(&self) -> usize {
+        self.limit.saturating_mul(ENDLESS).max(LEAST_ENDLESS)
+    }
+
+    /// Ends a child in the middle of a line without an end: nothing that others wait for comes after
+    /// it. Whoever may be the one it is for is told that it is too large.
+    fn give_up(&self, line: &Oversized) {
+        let status = format!("wrote more than {} bytes in one line and was ended", self.longest());
+        tracing::warn!(server.name = %self.channel.server, process.id = self.process.shown(), "the child {status}");
+        let is_anybodys = is_answer_begun(line.head()) && line.first_id().is_none();
+        self.state.lock().end.get_or_insert_with(|| status.clone());
+        self.channel.end(|sent| match sent {
+            Sent::Yes if is_anybodys => self.too_large(),
+            sent => self.exited(status.clone(), sent),
+        });
+        self.channel.stop.cancel();
     }
 
     /// Tells everybody that the child has ended.
@@ -512,6 +573,14 @@ impl Shared {
         self.state.lock().end.get_or_insert_with(|| status.to_owned());
         self.channel.end(|sent| self.exited(status.to_owned(), sent));
     }
+}
+
+/// A line that is too long and is read to its end all the same.
+struct Excess {
+    /// An answer that was asked for, as far as its beginning says: it is not paced.
+    is_answer: bool,
+    /// So many bytes of it were given back.
+    given: usize,
 }
 
 /// Whether the beginning of a line is one of an answer: what children print beside their messages, and

@@ -5,6 +5,7 @@ mod support;
 mod detect;
 mod http;
 mod jsonrpc;
+mod late;
 mod refusals;
 mod sse;
 mod stdio;

@@ -51,7 +51,7 @@ impl Stream {
 /// A server whose streams begin with given bytes, and whose posts are answered by a closure.
 pub(super) struct Server {
     pub(super) url: String,
-    stream: Stream,
+    pub(super) stream: Stream,
     pub(super) received: Arc<Mutex<Vec<Received>>>,
     /// Streams that the client closed.
     closed: Arc<AtomicUsize>,
@@ -127,7 +127,7 @@ impl Server {
         Connection::open(&target, &HttpClient::new(), options, &TaskTracker::new()).await
     }
 
-    fn posts(&self, method: &str) -> Vec<Received> {
+    pub(super) fn posts(&self, method: &str) -> Vec<Received> {
         self.received.lock().iter().filter(|request| request.is(method)).cloned().collect()
     }
 }

@@ -440,6 +440,101 @@ async fn an_oversized_line_fails_its_own_call_only() {
     }
 }
 
+/// An answer that is too large fails its call when it says whose it is, and its rest, which nobody
+/// keeps, holds up no other.
+#[tokio::test]
+async fn the_rest_of_an_oversized_answer_holds_up_nobody() {
+    // Read at the pace of what nobody asked for, these three would take twenty seconds.
+    let first = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"x":"' "$id"; head -c 200000 /dev/zero
+        until [ -e go ]; do sleep 0.05; done; head -c 40000000 /dev/zero; echo '"}}'"#;
+    let last = r#"printf '{"result":{"x":"'; head -c 40000000 /dev/zero; printf '"},"jsonrpc":"2.0","id":%s}\n' "$id""#;
+    let script = [first, last, last, LEGACY.call];
+    let call_text = format!(
+        r#"if mkdir a; then {}; elif mkdir b; then {}; elif mkdir c; then {}; else {}; fi 2>/dev/null"#,
+        script[0], script[1], script[2], script[3]
+    );
+    let child = Child::new();
+    let connection = child.open(&Script { call: call_text.leak(), ..LEGACY }).await;
+    // The line does not end before this is known.
+    let error = call(&connection).await.unwrap_err();
+    assert!(matches!(error, TransportError::ResponseTooLarge { .. }), "{error:?}");
+    let began = clock::uptime();
+    std::fs::write(child.folder.path().join("go"), "").unwrap();
+    for _ in 0..2 {
+        let error = call(&connection).await.unwrap_err();
+        assert!(matches!(error, TransportError::ResponseTooLarge { .. }), "{error:?}");
+    }
+    call(&connection).await.unwrap();
+    let took = clock::uptime().since(began);
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    connection.close().await;
+}
+
+/// Nothing comes after a line without an end: the child is ended, and who waits there is told.
+#[tokio::test]
+async fn a_child_whose_answer_never_ends_is_ended() {
+    for (start, own) in
+        [(r#""jsonrpc":"2.0","id":'"$id"',"result":{"x":"#, true), (r#""result":{"x":"#, false)]
+    {
+        let text = format!(
+            r#"printf '%s' '{{{start}'; until [ -e go ]; do sleep 0.05; done; cat /dev/zero"#
+        );
+        let child = Child::new();
+        let connection = child.open(&Script { call: text.leak(), ..LEGACY }).await;
+        let beside = async {
+            eventually("the first call is there", || child.log().contains("tools/call")).await;
+            let calling = call(&connection);
+            let going = async {
+                // The second is written by then, and the child does not read it.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                std::fs::write(child.folder.path().join("go"), "").unwrap();
+            };
+            tokio::join!(calling, going).0
+        };
+        let (first, second) = tokio::join!(call(&connection), beside);
+        let (first, second) = (first.unwrap_err(), second.unwrap_err());
+        assert!(matches!(first, TransportError::ResponseTooLarge { .. }), "{first:?}");
+        // Where it does not say whose it is, it may be any of theirs.
+        assert_eq!(matches!(second, TransportError::ChildExited { .. }), own, "{second:?}");
+        assert_eq!(second.failure(), Failure::Ambiguous);
+        if own {
+            assert!(second.to_string().contains("bytes in one line and was ended"), "{second}");
+        }
+        eventually("it is gone", || !connection.is_alive() && !runs(pid(&connection))).await;
+        let end = connection.exit_status().unwrap();
+        assert!(end.contains("bytes in one line"), "{end}");
+    }
+}
+
+/// Answers that come after their callers left are not what nobody asked for.
+#[tokio::test]
+async fn late_answers_hold_up_nobody() {
+    const LEFT: u64 = 6;
+    // At the pace of what nobody asked for, they would take a quarter of a minute.
+    let large = format!(
+        r#"if [ "$id" -le {} ]; then until [ -e go ]; do sleep 0.05; done
+            printf '{{"jsonrpc":"2.0","id":%s,"result":{{"x":"' "$id"; head -c 15000000 /dev/zero | tr '\0' x; echo '"}}}}'
+            else {}; fi"#,
+        2 + LEFT,
+        LEGACY.call
+    );
+    let child = Child::new();
+    let options = ConnectOptions { max_response_size: 16 * 1024 * 1024, ..options() };
+    let script = Script { call: large.leak(), ..LEGACY };
+    let connection = child.open_with(&script, &options).await.unwrap();
+    let leaving = (0..LEFT).map(|_| call_within(&connection, Duration::from_secs(1)));
+    for left in futures_util::future::join_all(leaving).await {
+        let error = left.unwrap_err();
+        assert!(matches!(error, TransportError::Timeout { .. }), "{error:?}");
+    }
+    let began = clock::uptime();
+    std::fs::write(child.folder.path().join("go"), "").unwrap();
+    call(&connection).await.unwrap();
+    let took = clock::uptime().since(began);
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    connection.close().await;
+}
+
 #[tokio::test]
 async fn a_flood_on_standard_error_stops_nothing() {
     let child = Child::new();
