@@ -28,6 +28,8 @@ pub(super) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-pro
 
 /// Bound of messages of ours that nobody waits for.
 const SIDE_MESSAGE: Duration = Duration::from_secs(5);
+/// How long the bytes that an error shows are waited for.
+const SAMPLE_TIME: Duration = Duration::from_secs(1);
 /// How many of those that are sent in the background are under way at a time: each has a connection of
 /// its own, also at a server that hangs and to which calls are given up one after the other.
 const TOLD_AT_ONCE: usize = 32;
@@ -362,19 +364,24 @@ impl Content {
     }
 }
 
-/// The first bytes of a body that is only of interest in an error.
+/// The first bytes of a body that is only of interest in an error, as far as they come in time.
 pub(super) async fn read_start(exchange: &mut Exchange) -> String {
     let mut start = Vec::new();
     // One more shows that there are more.
     let enough = SAMPLE + 1;
-    while start.len() < enough {
-        match exchange.frame().await {
-            Some(Ok(bytes)) => {
-                start.extend_from_slice(bytes.get(..bytes.len().min(enough)).unwrap_or_default());
+    let reading = async {
+        while start.len() < enough {
+            match exchange.frame().await {
+                Some(Ok(bytes)) => {
+                    let bytes = bytes.get(..bytes.len().min(enough)).unwrap_or_default();
+                    start.extend_from_slice(bytes);
+                }
+                Some(Err(_)) | None => break,
             }
-            Some(Err(_)) | None => break,
         }
-    }
+    };
+    // What comes later changes nothing.
+    let _ = tokio::time::timeout(SAMPLE_TIME, reading).await;
     sample(&start)
 }
 

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap};
 use serde::Deserialize;
@@ -16,6 +17,11 @@ use super::socket::Exchange;
 use crate::clock;
 use crate::model::Timestamp;
 use crate::protocol::{Answer, AnswerKind, HttpRefusal, MessageKind, message_kind};
+
+/// How long a refusal may be silent, and how long all of it may take: its status says what there is to
+/// say.
+const SILENCE: Duration = Duration::from_secs(1);
+const BODY: Duration = Duration::from_secs(5);
 
 impl Endpoint {
     /// Reads what a request of ours was refused with, which can be the answer to `id`.
@@ -45,20 +51,24 @@ impl Endpoint {
             _ => {}
         }
         let retry_after = retry_after(exchange.headers());
+        let by_status = |body| match status.is_server_error() {
+            true => TransportError::ServerFault { status: code, body, retry_after },
+            false => TransportError::Rejected { status: code, body },
+        };
         if check_encoding(&exchange).is_err() {
             // The status says what there is to say. Whether the answer to `id` stands below cannot be
             // seen, so that no session is taken for lost here and the request is not sent again.
             exchange.finish().await;
-            let body = "(compressed)".to_owned();
-            return Err(match status.is_server_error() {
-                true => TransportError::ServerFault { status: code, body, retry_after },
-                false => TransportError::Rejected { status: code, body },
-            });
+            return Err(by_status("(compressed)".to_owned()));
         }
         let mut answer = None;
         let (body, names_no_session) = match Content::of(exchange.headers()) {
             Content::Json => {
-                let body = exchange.collect(self.limit, self.stall).await?;
+                let (body, is_whole) = self.read_in_time(&mut exchange).await?;
+                if !is_whole {
+                    // As above.
+                    return Err(by_status(sample(&body)));
+                }
                 exchange.finish().await;
                 if message_kind(&body) == Ok(MessageKind::Answer(id)) {
                     answer = Answer::parse(&body, id).ok();
@@ -88,11 +98,32 @@ impl Endpoint {
                 let refusal = Some(HttpRefusal { status: code, retry_after });
                 Ok(Reply::Answer(Answer { refusal, ..answer }))
             }
-            _ if status.is_server_error() => {
-                Err(TransportError::ServerFault { status: code, body, retry_after })
-            }
-            _ => Err(TransportError::Rejected { status: code, body }),
+            _ => Err(by_status(body)),
         }
+    }
+
+    /// The body of a refusal as far as it comes in time and within the limit, and whether that is all of
+    /// it.
+    async fn read_in_time(&self, exchange: &mut Exchange) -> Result<(Bytes, bool), TransportError> {
+        let silence = self.stall.map_or(SILENCE, |stall| stall.min(SILENCE));
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let mut body = Vec::new();
+        let reading = async {
+            while let Some(bytes) = exchange.frame_in(Some(silence)).await.transpose()? {
+                if body.len().saturating_add(bytes.len()) > limit {
+                    return Ok(false);
+                }
+                body.extend_from_slice(&bytes);
+                // A frame can be one byte.
+                tokio::task::coop::consume_budget().await;
+            }
+            Ok(true)
+        };
+        let is_whole = match tokio::time::timeout(BODY, reading).await {
+            Ok(Err(TransportError::Stalled { .. })) | Err(_) => false,
+            Ok(read) => read?,
+        };
+        Ok((body.into(), is_whole))
     }
 }
 

@@ -216,3 +216,51 @@ async fn a_compressed_404_repeats_nothing() {
     call(&connection).await.unwrap();
     assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (2, 2));
 }
+
+/// The body of a refusal only says more of it: one that does not come to its end is not waited for until
+/// the deadline, and what cannot be seen for the missing rest repeats nothing.
+#[tokio::test]
+async fn a_refusal_whose_body_never_ends_is_told_by_its_status() {
+    async fn refused(
+        line: &'static str,
+        headers: &'static str,
+        act: fn(Vec<u8>) -> Act,
+    ) -> TransportError {
+        let upstream = Upstream::start(move |request| {
+            legacy(request, "s1", || act(format!("HTTP/1.1 {line}\r\n{headers}").into_bytes()))
+        })
+        .await;
+        let error = call(&upstream.connect().await).await.unwrap_err();
+        assert_eq!((upstream.count("tools/call"), upstream.count("initialize")), (1, 1), "{line}");
+        error
+    }
+    let silent = |mut head: Vec<u8>| {
+        head.extend_from_slice(b"content-length: 1000\r\n\r\n{\"error\":\"out of");
+        Act::WriteAndHang(head)
+    };
+    let endless = |mut head: Vec<u8>| {
+        head.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
+        Act::WriteForEver(head, b"4\r\nout \r\n".to_vec())
+    };
+    let (html, json) = ("content-type: text/html\r\n", JSON);
+    let refused = [
+        (500, refused("500 Internal Server Error", json, silent)),
+        (503, refused("503 Service Unavailable", html, silent)),
+        (502, refused("502 Bad Gateway", json, endless)),
+        (404, refused("404 Not Found", json, silent)),
+        (400, refused("400 Bad Request", html, silent)),
+        (429, refused("429 Too Many Requests", json, silent)),
+        (403, refused("403 Forbidden", json, endless)),
+    ];
+    let refused = refused.map(|(status, error)| async move { (status, error.await) });
+    for (status, error) in futures_util::future::join_all(refused).await {
+        assert_eq!(error.http_status(), Some(status), "{error:?}");
+        let failure = if status >= 500 { Failure::Ambiguous } else { Failure::Refused };
+        assert_eq!(error.failure(), failure, "{error:?}");
+        if let TransportError::ServerFault { body, .. } | TransportError::Rejected { body, .. } =
+            error
+        {
+            assert!(body.contains("out "), "{status}: {body}");
+        }
+    }
+}
