@@ -236,6 +236,9 @@ pub enum TransportError {
         /// How many bytes may come.
         bytes: u64,
     },
+    /// Interim responses (1xx) without end.
+    #[error("the server sent interim responses (1xx) without end and no answer")]
+    NoHead,
     /// An answer had begun and did not go on.
     #[error(
         "the answer began and then nothing came for {} (stall_timeout)",
@@ -395,7 +398,7 @@ impl TransportError {
                 meaning(F::Ambiguous, C::Protocol, B::Server, true)
             }
             Self::Encoding { .. } => meaning(F::Ambiguous, C::Protocol, B::Server, false),
-            Self::ResponseTooLarge { .. } | Self::StreamTooLong { .. } => {
+            Self::ResponseTooLarge { .. } | Self::StreamTooLong { .. } | Self::NoHead => {
                 meaning(F::Ambiguous, C::ResponseTooLarge, B::Server, false)
             }
             Self::Timeout { .. } | Self::Stalled { .. } => {
@@ -459,7 +462,10 @@ impl TransportError {
     pub(super) const fn is_given_up(&self) -> bool {
         matches!(
             self,
-            Self::Stalled { .. } | Self::StreamTooLong { .. } | Self::ResponseTooLarge { .. }
+            Self::Stalled { .. }
+                | Self::StreamTooLong { .. }
+                | Self::NoHead
+                | Self::ResponseTooLarge { .. }
         )
     }
 

@@ -8,7 +8,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -18,12 +18,23 @@ const TURN: usize = 64 * 1024;
 
 /// Says that a connection paused: whoever drives it has to come back, and nobody will wake it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Paused(Arc<AtomicBool>);
+pub(super) struct Paused(Arc<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    paused: AtomicBool,
+    reads: AtomicU32,
+}
 
 impl Paused {
     /// Whether it paused since the last time.
     pub(super) fn take(&self) -> bool {
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+        self.0.paused.load(Ordering::Relaxed) && self.0.paused.swap(false, Ordering::Relaxed)
+    }
+
+    /// How often something was read, from some number on and round.
+    pub(super) fn reads(&self) -> u32 {
+        self.0.reads.load(Ordering::Relaxed)
     }
 }
 
@@ -50,7 +61,7 @@ impl<T: Read + Unpin> Read for Fair<T> {
     ) -> Poll<io::Result<()>> {
         if self.read >= TURN {
             self.read = 0;
-            self.paused.0.store(true, Ordering::Relaxed);
+            self.paused.0.paused.store(true, Ordering::Relaxed);
             return Poll::Pending;
         }
         let room = buffer.remaining();
@@ -61,6 +72,8 @@ impl<T: Read + Unpin> Read for Fair<T> {
         };
         read?;
         self.read = self.read.saturating_add(room);
+        // Nobody else writes it.
+        self.paused.0.reads.store(self.paused.reads().wrapping_add(1), Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

@@ -59,6 +59,10 @@ const ROUNDS: u32 = 4;
 /// The largest head of an answer, and what is read at a time.
 const BUFFER: usize = 64 * 1024;
 
+/// How often something may be read before the head of an answer is there. A head comes in a few pieces;
+/// interim responses (1xx), of which HTTP allows any number, can go on for ever, and each is parsed.
+const READS_OF_HEAD: u32 = 1024;
+
 type Stream = Fair<MaybeHttpsStream<TokioIo<TcpStream>>>;
 type Driver = http1::Connection<Stream, Full<Bytes>>;
 
@@ -245,7 +249,14 @@ impl Socket {
         request: Request<Full<Bytes>>,
     ) -> Result<http::Response<Incoming>, SendError> {
         let mut response = pin!(self.sender.try_send_request(request));
-        let answered = self.drive_until(|cx| response.as_mut().poll(cx)).await;
+        let (paused, before) = (self.paused.clone(), self.paused.reads());
+        let answered = self.drive_until(|cx| match response.as_mut().poll(cx) {
+            Poll::Pending if paused.reads().wrapping_sub(before) > READS_OF_HEAD => {
+                Poll::Ready(None)
+            }
+            polled => polled.map(Some),
+        });
+        let answered = answered.await.ok_or(SendError::NoHead)?;
         answered.map_err(|mut error| match error.take_message() {
             Some(request) => SendError::NotBegun(Box::new(request), error.into_error()),
             None => SendError::Begun(error.into_error()),
@@ -259,6 +270,8 @@ enum SendError {
     NotBegun(Box<Request<Full<Bytes>>>, hyper::Error),
     /// Something was, perhaps.
     Begun(hyper::Error),
+    /// It was, and what came back has no end.
+    NoHead,
 }
 
 /// Connections to one address.
@@ -358,6 +371,7 @@ impl SocketPool {
                     });
                 }
                 Err(SendError::Begun(source)) => return Err(self.broken(source)),
+                Err(SendError::NoHead) => return Err(TransportError::NoHead),
             }
         }
     }

@@ -364,6 +364,26 @@ async fn an_error_of_the_tool_is_relayed_whatever_its_status() {
     assert_eq!(answer.refusal.map(|refusal| refusal.status), Some(500));
 }
 
+/// HTTP allows any number of interim responses, and each is parsed.
+#[tokio::test]
+async fn interim_responses_without_end_are_no_answer() {
+    const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let endless = |_: &Received| Act::WriteForEver(Vec::new(), INTERIM.to_vec());
+    let error = fault_within(Duration::from_secs(60), endless).await;
+    assert!(matches!(error, TransportError::NoHead), "{error:?}");
+    assert_eq!(error.failure(), Failure::Ambiguous);
+    let upstream = Upstream::start(|request| {
+        modern(request, || {
+            let mut bytes = "HTTP/1.1 102 Processing\r\n\r\n".repeat(1000).into_bytes();
+            let body = format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{}}}}"#, request.id());
+            bytes.extend_from_slice(&response("200 OK", JSON, &body));
+            Act::Write(bytes.chunks(100).map(<[u8]>::to_vec).collect())
+        })
+    })
+    .await;
+    call(&upstream.connect().await).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_oversized_answer_is_refused_however_it_comes() {
     let started = crate::clock::uptime();
