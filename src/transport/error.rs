@@ -217,6 +217,14 @@ pub enum TransportError {
         /// How many may wait.
         limit: usize,
     },
+    /// Too much waits for a child that is slow to read.
+    #[error(
+        "requests of {bytes} bytes wait for the child process to read its input; one more was not sent"
+    )]
+    Unread {
+        /// How much waits.
+        bytes: usize,
+    },
     /// The event stream broke a limit.
     #[error("the event stream cannot be read: {0}")]
     EventStream(#[source] SseError),
@@ -351,7 +359,9 @@ impl TransportError {
             Self::Closed | Self::Address { .. } => {
                 meaning(F::NotSent, C::Connection, B::Nobody, false)
             }
-            Self::Full { .. } => meaning(F::NotSent, C::Overloaded, B::Nobody, true),
+            Self::Full { .. } | Self::Unread { .. } => {
+                meaning(F::NotSent, C::Overloaded, B::Nobody, true)
+            }
             // Nothing was sent.
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }

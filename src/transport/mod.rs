@@ -24,6 +24,7 @@ mod relay;
 mod socket;
 mod sse;
 mod stdio;
+mod unread;
 
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,7 @@ use super::handshake::{self, Finding};
 use super::lines::{Line, LineSplitter, Oversized};
 use super::pace::Pace;
 use super::relay::Relay;
+use super::unread::Unread;
 use super::{ConnectOptions, PeerInfo, hear};
 use crate::clock;
 use crate::model::{Dialect, Era, ProtocolVersion};
@@ -66,6 +67,7 @@ struct Shared {
     process: Arc<ProcessId>,
     state: Mutex<State>,
     queue: mpsc::Sender<Outgoing>,
+    unread: Unread,
     aside: Aside,
     stderr: StderrTail,
     limit: usize,
@@ -269,6 +271,7 @@ impl Shared {
             process: Arc::clone(child.id()),
             state: Mutex::default(),
             queue,
+            unread: Unread::default(),
             aside,
             stderr: StderrTail::default(),
             limit: usize::try_from(options.max_response_size).unwrap_or(usize::MAX),
@@ -319,6 +322,7 @@ impl Shared {
     }
 
     async fn enqueue(&self, bytes: Vec<u8>, ticket: &Arc<Ticket>) -> Result<(), TransportError> {
+        let _room = self.unread.room(bytes.len())?;
         let line = Outgoing { bytes, ticket: Arc::clone(ticket) };
         match self.queue.send(line).await {
             Ok(()) => Ok(()),
