@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +39,7 @@ use crate::telemetry::{self, TraceSettings, Tracer};
 use redaction::Redaction;
 
 pub use probe::{ProbeOk, ServerProbe, probe};
+pub(crate) use reload::hangup;
 
 /// Where the admin socket is, inside the data folder.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -167,6 +169,15 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_heeding(config, hangup()).await
+    }
+
+    /// The same where [`hangup`] was called before: a `SIGHUP` that came since then is a reload once
+    /// the router runs.
+    pub(crate) async fn start_heeding(
+        config: Config,
+        hangup: Option<Signal>,
+    ) -> Result<Self, StartError> {
         let environment = config.environment.clone();
         let address = config.listen;
         let listener = match bind(address) {
@@ -315,7 +326,7 @@ impl App {
                 edge: Arc::clone(&edge),
                 redaction,
                 recording: recording::of(&config),
-                hangup: reload::hangup(),
+                hangup,
                 metrics,
             };
             tasks.spawn(reloader.run(reload_requests, stop.clone()));

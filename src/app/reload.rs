@@ -48,8 +48,8 @@ pub(super) struct Reloader {
 }
 
 /// Listens for `SIGHUP`. Until this is called the signal ends the process, so it comes before
-/// anybody is told that the router runs.
-pub(super) fn hangup() -> Option<Signal> {
+/// anything that takes time: a service manager may send it at any moment of the start.
+pub(crate) fn hangup() -> Option<Signal> {
     match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
         Err(error) => {

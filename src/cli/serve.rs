@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{CliError, Context, DEFAULT_CONFIG, Status, guard_children, text};
-use crate::app::{App, StartError};
+use crate::app::{self, App, StartError};
 use crate::config::{AuthMode, Config};
 use crate::guard;
 
@@ -57,6 +57,7 @@ async fn reap_orphans() -> CliError {
 
 async fn serve(context: &Context, args: Args) -> Result<Status, CliError> {
     // Before anything starts, so that no signal during the start is lost.
+    let hangup = app::hangup();
     let mut signals = Signals::new()?;
     let mut config = context.load_config()?;
     if let Some(listen) = args.listen {
@@ -76,7 +77,7 @@ async fn serve(context: &Context, args: Args) -> Result<Status, CliError> {
     let data_dir = config.data_dir.display().to_string();
 
     let app = tokio::select! {
-        app = App::start(config) => app?,
+        app = App::start_heeding(config, hangup) => app?,
         () = signals.received() => return Err(CliError::Interrupted),
     };
     // Of the registry: those that were added while it ran last time count, too.

@@ -1,8 +1,15 @@
 //! A file that is read again while calls are under way: what runs at servers goes on.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::support::{PROGRAM, SOON, TestApp, alive, eventually};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection as _, SqliteConnection};
+use switchyard::cli::demo_upstream::Options;
+
+use crate::support::{
+    PROGRAM, Router, SOON, TestApp, alive, eventually, free_port, upstream, yaml,
+};
 
 /// A number that nobody else has on the command line, to find a child by.
 fn mark(test: u64) -> String {
@@ -107,4 +114,42 @@ async fn a_server_that_was_replaced_ends_with_the_router() {
     assert!(stopped.is_ok());
     eventually(SOON, "both are gone", || async { alive(&mark).is_empty().then_some(()) }).await;
     call.abort();
+}
+
+/// Service managers send it whenever they like; until the router is up it is kept for then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hang_up_signal_during_the_start_is_a_reload_once_the_router_is_up() {
+    let up = upstream(Options::default()).await;
+    let router = Router::start("").await;
+    let data = router.data_dir();
+    let (_, folder) = router.stop().await;
+    let path = folder.path().to_owned();
+    // The start waits for whoever has the database.
+    let options = SqliteConnectOptions::new().filename(data.join("state.db"));
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let starting = tokio::spawn(Router::start_again(folder, address));
+    eventually(SOON, "the port is bound", || async {
+        tokio::net::TcpStream::connect(address).await.ok().map(drop)
+    })
+    .await;
+    // It has read its configuration by now.
+    Router::write(&path, &yaml(&[("late", &up)]));
+    let started = alive(&format!("--listen {address}"));
+    assert_eq!(started.len(), 1, "{started:?}");
+    let hangup = ["-HUP".to_owned(), started[0].to_string()];
+    assert!(tokio::process::Command::new("kill").args(hangup).status().await.unwrap().success());
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
+    let router = starting.await.unwrap();
+    eventually(SOON, "the file was read again", || async {
+        router.log().contains("configuration reloaded (SIGHUP): 1 servers").then_some(())
+    })
+    .await;
+    eventually(SOON, "the new server is callable", || async {
+        (router.http.call("late__echo", r#"{"text":"hi"}"#).await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(router.stop().await.0, 0);
 }
