@@ -188,11 +188,12 @@ impl Turns {
         self.up = false;
         let doublings = self.failures.saturating_sub(1).min(16);
         let wait = FIRST_REPEAT.saturating_mul(1 << doublings).min(interval);
-        self.list = now.plus(wait);
+        // Servers that went away together must not be asked together for as long as they are away.
+        self.list = now.plus(self.spread(wait));
         self.check = self.list;
     }
 
-    /// The next interval.
+    /// The next interval, or wait.
     fn spread(&mut self, interval: Duration) -> Duration {
         self.turn = self.turn.wrapping_add(1);
         interval.mul_f64(share(self.seed, self.turn))
@@ -339,13 +340,16 @@ mod tests {
         let mut before = now;
         for _ in 0..7 {
             let now = turns.next().unwrap();
-            waits.push(now.since(before).as_secs());
+            waits.push(now.since(before));
             assert_eq!(turns.begin(now), Some(Action::List(Wanted::ALL)));
             turns.listed(Listing { ok: false, ..good(Wanted::ALL, INTERVAL) }, now);
             before = now;
         }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-        let now = before.plus(FIRST_REPEAT);
+        for (wait, seconds) in waits.iter().zip([1, 2, 4, 8, 16, 30, 30]) {
+            let near = Duration::from_secs(seconds);
+            assert!(near.mul_f64(0.8) <= *wait && *wait <= near.mul_f64(1.2), "{waits:?}");
+        }
+        let now = before.plus(FIRST_REPEAT / 2);
         turns.look(false, now);
         assert_eq!(turns.begin(now), None);
         turns.look(true, now);
@@ -422,6 +426,29 @@ mod tests {
                 assert!(together < 400 / 2, "{one} and {other} beat together {together} times");
             }
         }
+    }
+
+    #[test]
+    fn servers_that_are_away_together_are_not_asked_together() {
+        // As twenty behind one address that refuses, or answers 401, for five minutes.
+        const SERVERS: u64 = 20;
+        const SHORT: Duration = Duration::from_secs(4);
+        let mut asked = vec![0_u64; 4 * 300];
+        for number in 0..SERVERS {
+            let mut turns = Turns::new(&format!("s{number}"), at(0));
+            loop {
+                let now = turns.next().unwrap();
+                let quarter = usize::try_from(now.since(at(0)).as_millis() / 250).unwrap();
+                let Some(quarter) = asked.get_mut(quarter) else { break };
+                *quarter += 1;
+                assert_eq!(turns.begin(now), Some(Action::List(Wanted::ALL)));
+                let failed = Listing { ok: false, interval: SHORT, ..good(Wanted::ALL, SHORT) };
+                turns.listed(failed, now);
+            }
+        }
+        assert_eq!(asked[0], SERVERS, "at the start there is nothing to wait for");
+        assert!(asked[1..40].iter().all(|asked| *asked <= SERVERS * 3 / 4), "{asked:?}");
+        assert!(asked[40..].iter().all(|asked| *asked <= SERVERS / 2), "{asked:?}");
     }
 
     proptest! {
