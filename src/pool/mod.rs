@@ -321,14 +321,25 @@ impl ConnectionPool {
     }
 
     /// Drops the connection, whatever its state, and forgets earlier failures: the next lease
-    /// connects at once.
+    /// connects at once. A child that failed too often lately has one more try for that, once a minute.
     pub fn reset(&self) {
         let mut slot = self.0.slot.lock();
         self.0.retire(&mut slot, Cause::Wanted, |_| true);
         slot.failed = None;
         slot.failures = 0;
         slot.deaths = 0;
-        self.0.options.children.forget();
+        self.0.options.children.pardon(clock::uptime());
+    }
+
+    /// Notes a child that ended by itself, as whoever needs it next would: before [`Self::close`],
+    /// after which nobody sees that it had.
+    pub fn note_end(&self) {
+        let _slot = self.0.slot.lock();
+        if let Some(live) = self.0.current.load_full()
+            && let Some(error) = live.connection.death()
+        {
+            self.0.note_death(&live, &Arc::new(error));
+        }
     }
 
     /// Ends the connection in order and opens no other. Returns when a child is gone.
@@ -531,6 +542,20 @@ impl Inner {
         }
     }
 
+    /// Notes for all connections to the server that its child ended by itself.
+    fn note_death(&self, live: &Live, error: &Arc<TransportError>) {
+        let (children, now) = (&self.options.children, clock::uptime());
+        if self.target.kind() != TransportKind::Stdio {
+            return;
+        }
+        if now.since(live.since) < HEALTHY {
+            children.failed_with(error);
+            children.failed(now);
+        } else {
+            children.ended();
+        }
+    }
+
     /// Takes the connection out, if it is the one meant, and ends it in the background.
     fn retire(&self, slot: &mut Slot, cause: Cause, is_meant: impl FnOnce(&Arc<Live>) -> bool) {
         let Some(live) = self.current.load_full().filter(is_meant) else { return };
@@ -547,10 +572,7 @@ impl Inner {
                 more => backoff(more - 1, self.longest_wait(), random()),
             };
             let error = Arc::new(error);
-            if lived < HEALTHY && self.target.kind() == TransportKind::Stdio {
-                self.options.children.failed_with(&error);
-                self.options.children.failed(clock::uptime());
-            }
+            self.note_death(&live, &error);
             slot.fail(error, wait);
         } else if cause == Cause::Wanted || !live.connection.is_stateless() {
             // What is under way there ends with it, by us.

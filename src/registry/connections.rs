@@ -87,6 +87,7 @@ impl Connections {
     pub(super) async fn close(&self) {
         let shared = async {
             if let Ok(pool) = &self.pool {
+                pool.note_end();
                 pool.close().await;
             }
         };

@@ -17,7 +17,7 @@ use super::latency::LatencyWindow;
 use super::limiter::Limiter;
 use super::notices::{Notices, Subscriptions, TooManySubscriptions};
 use super::scrub::scrubbed;
-use super::target::{connect_options, target};
+use super::target::{connect_options, same_way, target};
 use crate::config::{Environment, secrets_of, shown_address};
 use crate::guard::{ProcessTable, Usage};
 use crate::metrics::{ChildMetrics, ServerMetrics};
@@ -141,10 +141,14 @@ impl ServerHandle {
                 Self::status,
             );
             let dialect = status.discovery.dialect.as_deref().and_then(Dialect::parse);
-            let children = predecessor.map_or_else(
-                || Children::new(means.guard),
-                |predecessor| predecessor.children.of_successor(),
-            );
+            let children = match predecessor {
+                None => Children::new(means.guard),
+                // Disabled and enabled again, it is no other program.
+                Some(old) if same_way((&old.spec, &old.settings), (&row.spec, &settings)) => {
+                    old.children.clone()
+                }
+                Some(old) => old.children.of_successor(),
+            };
             let options =
                 connect_options(&row.name, &row.spec, &settings, dialect, children.clone());
             let hearing = Hearing {

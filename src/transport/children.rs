@@ -38,6 +38,8 @@ pub struct Children {
 #[derive(Default)]
 struct Starts {
     failed: Mutex<Failed>,
+    /// Children that ended by themselves and that no start has followed yet.
+    unreplaced: AtomicU64,
     /// Something changed for those that wait for their turn.
     freed: Notify,
 }
@@ -54,6 +56,8 @@ struct Failed {
     /// When starts failed, the last of them at the end.
     at: VecDeque<Uptime>,
     last: Option<Arc<TransportError>>,
+    /// When room was made for somebody who wanted a try.
+    pardoned: Option<Uptime>,
     /// Openings under way: where each client has a child of its own, many can be wanted at once,
     /// before the first has shown that they all fail.
     openings: usize,
@@ -147,7 +151,12 @@ impl Children {
     /// Notes a start. The child counts until the value is dropped.
     pub(super) fn started(&self, pid: u32, is_guard: bool) -> Started {
         self.running.started.lock().insert(pid, is_guard);
-        if self.again {
+        // Where each client, or each call, has a child of its own, it is another one's connection that
+        // starts the next.
+        let less = |count: u64| count.checked_sub(1);
+        let replaces =
+            self.starts.unreplaced.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+        if self.again || replaces {
             self.running.restarts.fetch_add(1, Ordering::Relaxed);
         }
         Started { running: Arc::clone(&self.running), pid }
@@ -155,6 +164,7 @@ impl Children {
 
     /// Notes that a child ended before it was of use, or soon after.
     pub(crate) fn failed(&self, now: Uptime) {
+        self.ended();
         let mut failed = self.starts.failed.lock();
         failed.at.push_back(now);
         while failed.at.len() > STARTS {
@@ -162,16 +172,27 @@ impl Children {
         }
     }
 
+    /// Notes that a child ended by itself that had been of use.
+    pub(crate) fn ended(&self) {
+        self.starts.unreplaced.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Notes why a connection could not be opened or was lost.
     pub(crate) fn failed_with(&self, error: &Arc<TransportError>) {
         self.starts.failed.lock().last = Some(Arc::clone(error));
     }
 
-    /// Forgets what failed: somebody wants a try now.
-    pub(crate) fn forget(&self) {
+    /// Makes room for one opening: somebody wants a try now. Once a minute at most, for whoever asks
+    /// again and again would start children in a circle, too.
+    pub(crate) fn pardon(&self, now: Uptime) {
         let mut failed = self.starts.failed.lock();
-        failed.at.clear();
-        failed.last = None;
+        let lately = failed.pardoned.is_some_and(|last| now.since(last) < WINDOW);
+        if lately || failed.wait(now).is_zero() {
+            return;
+        }
+        let surplus = (failed.at.len() + OPENING).saturating_sub(STARTS);
+        failed.at.drain(..surplus);
+        failed.pardoned = Some(now);
         drop(failed);
         self.starts.freed.notify_waiters();
     }
@@ -249,8 +270,51 @@ mod tests {
             assert!(lately <= 10, "{lately} in the minute before {second} s");
         }
         assert!(starts.len() > 60, "it goes on being tried: {}", starts.len());
-        children.forget();
-        assert!(children.wait(Uptime::from_millis(600_000)).is_none());
+    }
+
+    #[test]
+    fn whoever_wants_a_try_has_one_a_minute_beside_the_ten() {
+        let children = Children::default();
+        children.failed_with(&Arc::new(TransportError::Closed));
+        let mut starts: Vec<u64> = Vec::new();
+        for second in 0..600 {
+            let now = Uptime::from_millis(second * 1000);
+            children.pardon(now);
+            if children.wait(now).is_none() {
+                for _ in 0..OPENING {
+                    children.failed(now);
+                    starts.push(second);
+                }
+            }
+            let lately = starts.iter().filter(|start| **start + 60 > second).count();
+            assert!(lately <= STARTS + OPENING, "{lately} in the minute before {second} s");
+        }
+        // What is not needed is not spent.
+        let children = Children::default();
+        children.failed_with(&Arc::new(TransportError::Closed));
+        let now = Uptime::from_millis(0);
+        children.pardon(now);
+        (0..STARTS).for_each(|_| children.failed(now));
+        assert!(children.wait(now).is_some());
+        children.pardon(now);
+        assert!(children.wait(now).is_none());
+    }
+
+    #[test]
+    fn a_start_after_a_child_that_ended_by_itself_is_a_restart() {
+        let children = Children::default();
+        let start = |children: &Children| drop(children.started(1, true));
+        start(&children);
+        // Another one's, while the first is well.
+        start(&children);
+        assert_eq!(children.take_restarts(), 0);
+        children.failed(Uptime::from_millis(0));
+        children.ended();
+        // Of the same connection or not, each counts once.
+        start(&children.again());
+        start(&children);
+        start(&children);
+        assert_eq!(children.take_restarts(), 2);
     }
 
     /// Many openings at once that all fail after a while, as each starts one child or two.

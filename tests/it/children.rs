@@ -566,3 +566,49 @@ async fn crash_loop() {
     assert_eq!(router.stop().await.0, 0);
     all_gone(&[], &mark).await;
 }
+
+/// Whatever an operator does, short of another specification.
+#[tokio::test]
+async fn a_child_that_fails_is_started_no_more_often_for_being_asked_for() {
+    let mark = mark("insist");
+    for ways in [&["reconnect"][..], &["disable", "enable"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let spawns = folder.path().join("spawns");
+        let script = format!("echo x >> '{}'; exit 1", spawns.display());
+        let app = TestApp::start(&server(&script, &mark, "")).await;
+        let count = || std::fs::read_to_string(&spawns).unwrap_or_default().lines().count();
+        let began = Instant::now();
+        for _ in 0..25 {
+            for way in ways {
+                app.socket().post(&format!("/mcp/servers/s/{way}"), "").await.expect(200);
+            }
+        }
+        let minutes = usize::try_from(began.elapsed().as_secs() / 60 + 1).unwrap();
+        eprintln!("{ways:?}: started {} times in {:?}", count(), began.elapsed());
+        // Ten, and one more try with its two starts.
+        assert!(count() <= 12 * minutes, "{ways:?}: {}", count());
+        assert!(count() >= 8, "{ways:?}: it is tried: {}", count());
+        let shown = app.http().server("s").await.unwrap();
+        assert!(shown["last_error"].as_str().unwrap().contains("next try in"), "{shown}");
+        app.stop().await;
+    }
+    all_gone(&[], &mark).await;
+}
+
+/// Each call has a child of its own, so that no connection is ever opened again.
+#[tokio::test]
+async fn restarts_of_children_that_serve_one_call_each_are_counted() {
+    let mark = mark("single");
+    let yaml = server(&shell("", "exit 3"), &mark, ", sessions: isolated");
+    let app = TestApp::start(&yaml).await.ready().await;
+    for _ in 0..3 {
+        assert!(!works(app.http()).await);
+    }
+    eventually(SOON, "those after the first are counted", || async {
+        let restarts = app.metric(r#"switchyard_child_restarts_total{server="s"}"#).await?;
+        (restarts == 2.0).then_some(())
+    })
+    .await;
+    app.stop().await;
+    all_gone(&[], &mark).await;
+}
