@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use super::build::{self, BuildSettings, Known};
 use super::definitions::KnownTool;
-use super::left_out::LeftOut;
+use super::left_out::{Lack, LeftOut};
 use super::lists::{OFFERS, ServerOffers};
 use super::page::OfferedList;
 use super::recording::{Recording, RecordingSettings};
@@ -162,6 +162,12 @@ impl Discovery {
     #[must_use]
     pub fn list_problems(&self, server: &ServerName) -> Vec<(OfferedList, String)> {
         self.offers.lock().get(server).map(|offers| offers.problems.clone()).unwrap_or_default()
+    }
+
+    /// What is left out of the lists that a server gave last.
+    #[must_use]
+    pub fn left_out(&self, server: &ServerName) -> Vec<Lack> {
+        self.left_out.of(server)
     }
 
     /// A server says that one of its lists changed; it is asked again soon, however often it says

@@ -24,6 +24,7 @@ mod view;
 pub use definitions::{KnownTool, diff};
 pub use discovery::{Discovery, DiscoverySettings};
 pub use error::DiscoveryError;
+pub use left_out::Lack;
 pub use naming::{Collision, Names, expose};
 pub use offers::{PromptEntry, ResourceEntry, ResourceRoute, ResourceServer, TemplateEntry};
 pub use page::{CursorError, OfferedList, Page};

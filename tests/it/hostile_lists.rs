@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::support::{Fault, Http, Rig, TestApp, eventually, fastest, legacy_body};
+use crate::support::{Fault, Http, Rig, Router, TestApp, eventually, fastest, legacy_body};
 
 /// More than any list takes that comes to an end.
 const LONG: &str = "60s";
@@ -195,4 +195,42 @@ async fn lists_that_break_on_the_way_leave_the_old_ones() {
     rig.set("tools/list", Fault::None);
     assert_eq!(refreshed(&app).await, "");
     app.stop().await;
+}
+
+/// A server whose tools are all left out must not look like one that has none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_out_is_shown_with_its_server() {
+    let rig = Rig::legacy(&["good"]).await;
+    let depth = 10_000;
+    let (open, close) = (r#"{"properties":{"a":"#.repeat(depth), "}}".repeat(depth));
+    rig.define_raw("deep", format!(r#"{{"name":"deep","inputSchema":{open}{{}}{close}}}"#));
+    rig.define_raw("odd", r#"{"name":7}"#.to_owned());
+    let router = Router::start(&rig.yaml("up", "")).await;
+    let shown = async || {
+        eventually(LISTED, "it was asked", || async {
+            let server = router.http.get("/mcp/servers/up").await.expect(200).json();
+            (server["state"] == "up" && server["stale"] == false && server["tools"] != 0)
+                .then_some(server)
+        })
+        .await
+    };
+    let server = shown().await;
+    assert_eq!(server["tools"], 1, "{server}");
+    let left_out = &server["left_out"];
+    assert_eq!(left_out.as_array().map(Vec::len), Some(1), "{left_out}");
+    assert_eq!((&left_out[0]["list"], &left_out[0]["count"]), (&"tools".into(), &2.into()));
+    let reason = left_out[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("deep") && reason.len() < 1000, "{reason}");
+    let told = router.run(&["servers", "show", "up"]).await.expect(0).out;
+    let line = format!("left out     2 of its tools, the first: {reason}");
+    assert!(told.contains(&line), "{told}");
+    // And no longer once nothing is.
+    for name in ["deep", "odd"] {
+        rig.define(name, json!({ "name": name, "inputSchema": { "type": "object" } }));
+    }
+    let socket = Http::socket(router.data_dir().join(switchyard::app::ADMIN_SOCKET));
+    socket.post("/mcp/servers/up/refresh", "").await.expect(200);
+    let server = shown().await;
+    assert_eq!((&server["tools"], &server["left_out"]), (&3.into(), &json!([])), "{server}");
+    assert_eq!(router.stop().await.0, 0);
 }

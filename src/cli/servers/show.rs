@@ -60,9 +60,19 @@ pub(in crate::cli) struct Server {
     #[serde(default)]
     server_info: Value,
     #[serde(default)]
+    left_out: Vec<LeftOut>,
+    #[serde(default)]
     instructions: Option<String>,
     #[serde(default)]
     stderr: Vec<String>,
+}
+
+/// Elements of a list of the server that are not offered.
+#[derive(Debug, Deserialize)]
+struct LeftOut {
+    list: String,
+    count: usize,
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -172,6 +182,7 @@ pub(super) async fn show(context: &Context, name: &str) -> Result<Status, CliErr
         ("dialect", server.dialect.clone()),
         ("server", shown(&server.server_info)),
         ("tools", Some(format!("{}{stale}", server.tools))),
+        ("left out", left_out(&server)),
         ("breaker", breaker(&server, &zone)),
         ("in flight", Some(server.in_flight.to_string())),
         ("sessions", isolated.then(|| server.upstream_sessions.to_string())),
@@ -216,6 +227,16 @@ fn breaker(server: &Server, zone: &TimeZone) -> Option<String> {
         return Some(server.breaker.clone()).filter(|state| !state.is_empty());
     }
     Some(told.join("; "))
+}
+
+/// How many elements of its lists are not offered, and why the first of each is not.
+fn left_out(server: &Server) -> Option<String> {
+    let told = server.left_out.iter().map(|LeftOut { list, count, reason }| match count {
+        1 => format!("1 of its {list}: {reason}"),
+        _ => format!("{count} of its {list}, the first: {reason}"),
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// A value for one line: text as it is, `{name, version}` as people say it, else JSON.

@@ -61,10 +61,21 @@ struct ServerView {
     created_at: String,
 }
 
+/// Elements of one list that the server gives and that are not offered.
+#[derive(Serialize)]
+struct LeftOut {
+    /// `tools`, `prompts`, `resources` or `resourceTemplates`.
+    list: &'static str,
+    count: usize,
+    /// Why the first of them is.
+    reason: String,
+}
+
 #[derive(Serialize)]
 struct ServerDetail {
     #[serde(flatten)]
     view: ServerView,
+    left_out: Vec<LeftOut>,
     /// The server's own, then those of its tools where they have some.
     circuit_breakers: Vec<breakers::Standing>,
     spec: serde_json::Value,
@@ -114,8 +125,14 @@ fn view(edge: &Edge, handle: &ServerHandle) -> ServerView {
 
 fn detail(edge: &Edge, handle: &ServerHandle) -> ServerDetail {
     let discovery = handle.status().discovery;
+    let left_out = edge.discovery.left_out(&handle.name).into_iter().map(|lack| LeftOut {
+        list: lack.list.member(),
+        count: lack.count,
+        reason: handle.scrub(&lack.reason),
+    });
     ServerDetail {
         view: view(edge, handle),
+        left_out: left_out.collect(),
         circuit_breakers: breakers::of_server(edge, handle),
         spec: config::server_to_json(&handle.spec),
         server_info: discovery.server_info.and_then(|raw| RawValue::from_string(raw).ok()),
