@@ -372,6 +372,11 @@ impl App {
         Arc::clone(&self.edge.router)
     }
 
+    /// Whether every server has been asked for its tools once.
+    pub(crate) fn has_asked(&self) -> bool {
+        self.edge.discovery.start_up_done()
+    }
+
     /// How many servers the registry has.
     #[must_use]
     pub fn servers(&self) -> usize {

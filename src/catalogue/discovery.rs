@@ -207,6 +207,12 @@ impl Discovery {
         picked.all(|handle| handle.status().tried)
     }
 
+    /// Whether each server has been asked once since the start, or what it listed before is known.
+    #[must_use]
+    pub fn knows_all(&self) -> bool {
+        self.asked_once(|server| self.known.lock().get(server).is_none_or(Vec::is_empty))
+    }
+
     /// Takes new settings over from a reloaded configuration.
     pub fn configure(&self, settings: DiscoverySettings) {
         self.settings.store(Arc::new(settings));

@@ -278,7 +278,7 @@ impl Measured {
     async fn start(yaml: &str) -> Self {
         let alone = ALONE.lock().await;
         let router = Router::start(yaml).await;
-        let ready = || async { (router.http.get("/readyz").await.status == 200).then_some(()) };
+        let ready = || async { router.is_ready().await.then_some(()) };
         eventually(SOON, "the router is ready", ready).await;
         // What a first call needs is not what is measured.
         all_is_well(&router.http, "at the start").await;

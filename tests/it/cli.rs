@@ -10,10 +10,8 @@ use crate::support::{
 async fn router() -> (Router, switchyard::cli::demo_upstream::Upstream) {
     let up = upstream(Options::default()).await;
     let router = Router::start(&yaml(&[("up", &up)])).await;
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
     (router, up)
 }
 

@@ -20,10 +20,8 @@ const PAGE: usize = 4096;
 const NOBODY: u32 = 65_534;
 
 async fn ready(router: &Router) {
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
 }
 
 /// A folder in which a router ran that ended in order, or by `kill -9`.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options};
 
 use crate::support::{
-    Attended, SOON, TestApp, eventually, garbage, hanging, legacy_body, promised, refusing, stdio,
-    upstream,
+    Attended, Router, SOON, TestApp, eventually, full, garbage, hanging, legacy_body, promised,
+    refusing, stdio, upstream, yaml,
 };
 
 /// The good server answers a call at once. Router, servers and test are one thread: what others have of
@@ -240,4 +240,35 @@ async fn a_call_that_finds_no_free_place_in_time_is_refused() {
     short.await.unwrap().expect(200);
     assert_eq!(up.stats().calls(), 3);
     app.stop().await;
+}
+
+/// Whoever starts a router and waits for it must not wait for its slowest server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_does_not_keep_the_router_from_being_ready() {
+    let (good, bad) = (upstream(Options::default()).await, upstream(Options::default()).await);
+    let servers = yaml(&[("good", &good), ("bad", &bad)]);
+    let settings = format!("defaults: {{timeout: 60s, connect_timeout: 60s}}\n{servers}");
+    let known = Router::start(&settings).await;
+    eventually(SOON, "both were asked", || async { known.is_ready().await.then_some(()) }).await;
+    let folder = known.kill().await;
+    bad.faults().set(FaultPlan::all(Fault::Hang));
+    // What is known of it needs no wait; where nothing is, there is a bound.
+    for (folder, bound) in [(folder, 1), (tempfile::tempdir().unwrap(), 2)] {
+        let router = Router::start_in(folder, &settings).await;
+        let text = eventually(SOON, "the router is ready", || async {
+            let answer = router.http.get("/readyz").await;
+            (answer.status == 200).then(|| answer.text().to_owned())
+        })
+        .await;
+        let took = router.listening.elapsed();
+        eprintln!("ready {took:?} after it listened");
+        assert!(took < Duration::from_secs(if full() { bound } else { 8 }), "{took:?}");
+        assert_eq!(text, "ready; servers are still being asked for their tools\n");
+        eventually(SOON, "the good server answers", || async {
+            let answer = router.http.call("good__echo", r#"{"text":"hi"}"#).await;
+            (answer.json()["success"] == true).then_some(())
+        })
+        .await;
+        router.kill().await;
+    }
 }

@@ -12,10 +12,8 @@ const HI: &str = r#"{"text":"hi"}"#;
 async fn an_export_is_verified_with_the_key_alone() {
     let up = upstream(Options::default()).await;
     let router = Router::start(&yaml(&[("up", &up)])).await;
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
     for _ in 0..40 {
         router.http.call("up__echo", HI).await.expect(200);
     }

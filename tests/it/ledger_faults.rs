@@ -89,7 +89,8 @@ async fn verify(folder: &Path) {
 async fn ready(router: &Router, began: Instant) -> Duration {
     eventually(SOON, "the router is ready", || async {
         let asked = router.http.request(&http::Method::GET, "/readyz").try_send().await;
-        asked.is_ok_and(|answer| answer.status == 200).then_some(())
+        let settled = |text: &str| !text.contains("still being asked");
+        asked.is_ok_and(|answer| answer.status == 200 && settled(answer.text())).then_some(())
     })
     .await;
     began.elapsed()

@@ -159,10 +159,7 @@ async fn log_injection() {
         yaml(&[("up", &up)])
     ))
     .await;
-    eventually(SOON, "ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "ready", || async { router.is_ready().await.then_some(()) }).await;
     let mut called = Vec::new();
     for text in hostile {
         called.push(call(&router.http, text, "{}").await);

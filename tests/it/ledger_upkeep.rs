@@ -54,10 +54,8 @@ async fn calls(http: &Http, count: usize) {
 }
 
 async fn ready(router: &Router) {
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
 }
 
 async fn started(up: &Upstream, filled: u64) -> Router {

@@ -19,10 +19,8 @@ async fn listed(http: &Http) -> usize {
 }
 
 async fn ready(router: &Router) {
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
 }
 
 /// Calls without pause until told otherwise; gives the number of answers.

@@ -139,10 +139,8 @@ async fn router() -> (Router, Upstream) {
 }
 
 async fn ready(router: &Router) {
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
 }
 
 async fn sessions(router: &Router) -> String {

@@ -500,10 +500,8 @@ async fn the_command_line_speaks_of_views() {
     let up = upstream(Options::default()).await;
     let views = "views:\n  small: {description: Few, servers: [up], tools: {allow: [echo]}}\n  none: {tools: {allow: [nothing_like_it]}}\n  never: {servers: []}\n";
     let router = Router::start(&format!("{}{views}", yaml(&[("up", &up)]))).await;
-    eventually(SOON, "the router is ready", || async {
-        (router.http.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually(SOON, "the router is ready", || async { router.is_ready().await.then_some(()) })
+        .await;
     let listed = router.run(&["tools", "list", "--view", "small"]).await.expect(0).out;
     assert!(listed.contains("up__echo") && !listed.contains("up__add"), "{listed}");
     let both = ["tools", "list", "--view", "small", "--server", "up", "--json"];

@@ -18,8 +18,9 @@ use crate::registry::{ServerHandle, ServerState};
 
 /// A server that says nothing for this long is not healthy now.
 const CHECK: Duration = Duration::from_secs(5);
-/// The start counts as done after this, whatever servers still keep silent.
-const START_UP_BOUND: Duration = Duration::from_secs(10);
+/// The start counts as done after this, whatever servers still keep silent: whoever starts a router can
+/// count on it within two seconds.
+const START_UP_BOUND: Duration = Duration::from_millis(1500);
 
 #[derive(Serialize)]
 struct ServerHealth {
@@ -107,12 +108,14 @@ pub(super) async fn live() -> impl IntoResponse {
     (StatusCode::OK, "ok\n")
 }
 
-/// Ready: the database answers, the ledger takes calls, and servers had their chance to answer.
+/// Ready: the database answers, the ledger takes calls, and servers whose tools are not known had their
+/// chance to answer.
 pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
     if edge.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the router is stopping\n");
     }
     let started = edge.discovery.start_up_done()
+        || edge.discovery.knows_all()
         || clock::uptime().since(crate::model::Uptime::default()) > START_UP_BOUND;
     if !started {
         return (
@@ -140,6 +143,9 @@ pub(super) async fn ready(State(edge): State<Shared>) -> impl IntoResponse {
             StatusCode::OK,
             "ready; the ledger's spool could not be opened, see the router's log\n",
         ),
+        Ok(_) if !edge.discovery.start_up_done() => {
+            (StatusCode::OK, "ready; servers are still being asked for their tools\n")
+        }
         Ok(_) => (StatusCode::OK, "ready\n"),
         Err(error) => {
             tracing::error!(%error, "the database does not answer: {error}");

@@ -194,6 +194,12 @@ impl Router {
         switchyard(self.folder.path(), arguments).await
     }
 
+    /// Whether it is ready and has asked every server once.
+    pub async fn is_ready(&self) -> bool {
+        let answer = self.http.get("/readyz").await;
+        answer.status == 200 && !answer.text().contains("still being asked")
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap()
