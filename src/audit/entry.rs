@@ -258,6 +258,11 @@ impl AuditEntry {
                 self.result.map(|result| kept(&result, whole, named, strictness))
             }
         };
+        // Nor is a server's name one, if it is of no tool.
+        let asked = matches!(self.tool, ToolLabel::Asked(_));
+        let made_up =
+            |name: &ServerName| asked && redactor.text(name.as_str(), ERROR_TEXT) != name.as_str();
+        let server = self.server.filter(|name| !made_up(name));
         let tool = match self.tool {
             ToolLabel::Exposed(name) => name.as_str().into(),
             // A caller can put anything here, also a secret.
@@ -274,7 +279,7 @@ impl AuditEntry {
             view: self.view,
             tool,
             upstream_tool: self.upstream_tool,
-            server: self.server,
+            server,
             definition_hash: self.definition_hash,
             outcome: self.outcome,
             error_code: self.error_code,

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 /// Shorter lines of a secret are found everywhere: `}`, `-----`.
 const SHORTEST_LINE: usize = 8;
-/// Backslashes before one character: JSON in a string in a string in a string has seven.
-const MOST_BACKSLASHES: usize = 8;
+/// Backslashes before one character: five times JSON in a string makes 31 of them.
+const MOST_BACKSLASHES: usize = 32;
 /// Backslashes that stand for backslashes.
 const LONGEST_RUN: usize = 64;
 

@@ -1,12 +1,13 @@
-//! Known secrets below further encodings: base64 and hex that are broken into lines, base64 of base64,
-//! percent-encoding twice over and their mixtures. PURE.
+//! Secrets below encodings: base64 and hex, also broken into lines, percent-encoding, escapes of JSON and
+//! their mixtures. PURE.
 //!
 //! Changes when secrets must be found below another encoding, or deeper. [`search`](super::search) finds
-//! what is encoded once; here encodings are taken off, and what is below is searched again. Each step is
-//! linear in the text, and there are [`DEPTH`] of them.
+//! what is as it is, and known secrets that are encoded once; here encodings are taken off, and what is
+//! below is searched again. Each step is linear in the text, and there are [`DEPTH`] of them.
 
 use std::ops::Range;
 
+use super::redactor::Strictness;
 use crate::model::CUT;
 
 /// Encodings that are taken off, one below the other. What is left may be encoded once more.
@@ -15,6 +16,10 @@ pub(super) const DEPTH: u8 = 2;
 const LINE: usize = 16;
 /// Shorter runs of letters and digits are looked into for no secret.
 const SHORTEST_RUN: usize = 6;
+/// And shorter ones than this for no secret that nobody told: `token=abcd` takes so many.
+const SHORTEST_UNTOLD: usize = 14;
+/// What has so many letters in a row was meant to be read. Random bytes rarely have.
+const READABLE: usize = 12;
 /// So long is a line of base64 that was broken somewhere, at least.
 const LONG_LINE: usize = 40;
 /// So much of a secret gives it away where its lines are seen one by one.
@@ -25,25 +30,46 @@ const MOST_BACKSLASHES: usize = 16;
 /// Takes encodings off. Not `Debug`: it holds the secrets.
 pub(super) struct Peeler {
     secrets: Vec<Box<str>>,
-    shortest: usize,
+    /// Shorter runs can hold no known secret.
+    told: usize,
+    /// Nor anything else that is looked for.
+    least: usize,
 }
 
-/// Where known secrets are in a text, as they are and encoded once.
-type Known<'a> = &'a dyn Fn(&str) -> Vec<Range<usize>>;
+/// Where something is in a text, as it is and encoded once.
+type Find<'a> = &'a dyn Fn(&str) -> Vec<Range<usize>>;
+
+/// What is looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Sought<'a> {
+    /// Known secrets.
+    pub(super) known: Find<'a>,
+    /// All that is one or looks like one.
+    pub(super) any: Find<'a>,
+}
 
 impl Peeler {
-    pub(super) fn new<'a>(secrets: impl Iterator<Item = &'a str>) -> Self {
+    pub(super) fn new<'a>(secrets: impl Iterator<Item = &'a str>, strictness: Strictness) -> Self {
         let secrets: Vec<Box<str>> = secrets.map(Into::into).collect();
-        let shortest = secrets.iter().map(|secret| secret.len()).min().unwrap_or(0);
-        Self { secrets, shortest }
+        let shortest = secrets.iter().map(|secret| secret.len()).min();
+        // Three bytes are four characters.
+        let told = shortest.map_or(usize::MAX, |shortest| (shortest * 4 / 3).max(SHORTEST_RUN));
+        let least = match strictness {
+            Strictness::Everything => told.min(SHORTEST_UNTOLD),
+            Strictness::KnownSecrets => told,
+        };
+        Self { secrets, told, least }
     }
 
-    /// Where secrets are in `text` below what `known` finds. In no order, and they may overlap.
-    pub(super) fn spans(&self, text: &str, known: Known<'_>) -> Vec<Range<usize>> {
-        if self.secrets.is_empty() {
+    /// Where secrets are in `text` below what is found without. In no order, and they may overlap.
+    pub(super) fn spans(&self, text: &str, sought: Sought<'_>) -> Vec<Range<usize>> {
+        if self.least == usize::MAX {
             return Vec::new();
         }
-        let mut spans = self.below(text, known, DEPTH);
+        let mut spans = self.below(text, sought, DEPTH);
+        if self.secrets.is_empty() {
+            return spans;
+        }
         let mut from = 0;
         // Children's last lines are shown in one, with this between them.
         for line in text.split(['\n', '|']) {
@@ -54,33 +80,59 @@ impl Peeler {
         spans
     }
 
-    fn below(&self, text: &str, known: Known<'_>, depth: u8) -> Vec<Range<usize>> {
-        let Some(whole) = unbroken(text) else { return self.peeled(text, known, depth) };
-        let mut found = known(&whole.text);
-        found.extend(self.peeled(&whole.text, known, depth));
+    fn below(&self, text: &str, sought: Sought<'_>, depth: u8) -> Vec<Range<usize>> {
+        let Some(whole) = unbroken(text) else {
+            let mut found = self.respelled(text, sought, sought.any, depth);
+            found.extend(self.decoded(text, sought, depth));
+            return found;
+        };
+        // Where a credential ends that nobody told is not known in it: the next line may not be its.
+        let mut found = (sought.known)(&whole.text);
+        found.extend(self.respelled(&whole.text, sought, sought.known, depth));
+        found.extend(self.decoded(&whole.text, sought, depth));
         // Each byte stands for itself: what was left out after the last is not part of it.
         let end = |end: usize| whole.source(end.saturating_sub(1)) + 1;
-        found.into_iter().map(|span| whole.source(span.start)..end(span.end)).collect()
+        let source = |span: Range<usize>| whole.source(span.start)..end(span.end);
+        let mut found: Vec<_> = found.into_iter().map(source).collect();
+        found.extend(self.respelled(text, sought, sought.any, depth));
+        found
     }
 
-    /// The same of a text whose lines are whole.
-    fn peeled(&self, text: &str, known: Known<'_>, depth: u8) -> Vec<Range<usize>> {
+    /// Where they are in a text with letters that are written in another way, as far as `find` goes, and
+    /// below.
+    fn respelled(
+        &self,
+        text: &str,
+        sought: Sought<'_>,
+        find: Find<'_>,
+        depth: u8,
+    ) -> Vec<Range<usize>> {
         let Some(depth) = depth.checked_sub(1) else { return Vec::new() };
         let mut found = Vec::new();
-        if let Some(plain) = percent_decoded(text) {
-            let mut below = known(&plain.text);
-            below.extend(self.below(&plain.text, known, depth));
+        for plain in [percent_decoded(text), unescaped(text)].into_iter().flatten() {
+            let mut below = find(&plain.text);
+            below.extend(self.below(&plain.text, sought, depth));
             let source = |span: Range<usize>| plain.source(span.start)..plain.source(span.end);
             found.extend(below.into_iter().map(source));
         }
-        // Three bytes are four characters.
-        let least = (self.shortest * 4 / 3).max(SHORTEST_RUN);
-        for run in runs(text, least) {
+        found
+    }
+
+    /// The runs of base64 and hex that they are in.
+    fn decoded(&self, text: &str, sought: Sought<'_>, depth: u8) -> Vec<Range<usize>> {
+        let Some(depth) = depth.checked_sub(1) else { return Vec::new() };
+        let mut found = Vec::new();
+        for run in runs(text, self.least) {
             let Some(letters) = text.get(run.clone()) else { continue };
             let cut = text.get(run.end..).is_some_and(|rest| rest.starts_with(CUT));
             let holds = |bytes: &[u8]| {
+                let readable = is_readable(bytes);
+                if !readable && !cut && letters.len() < self.told {
+                    return false;
+                }
                 let text = text_of(bytes, cut);
-                !known(&text).is_empty() || !self.below(&text, known, depth).is_empty()
+                let find = if readable { sought.any } else { sought.known };
+                !find(&text).is_empty() || !self.below(&text, sought, depth).is_empty()
             };
             if decodings(letters.as_bytes(), holds) {
                 found.push(run.start..run.end + padding(text, run.end));
@@ -198,6 +250,60 @@ fn line_end(bytes: &[u8]) -> usize {
         at += 1;
     }
     if ended { at } else { 0 }
+}
+
+/// `text` without escapes of JSON, however often each was escaped; `None` when there is none.
+fn unescaped(text: &str) -> Option<Peeled> {
+    let mut plain = Peeled { text: String::new(), places: Vec::new() };
+    let (mut at, mut from) = (0, 0);
+    while let Some(found) = memchr::memchr(b'\\', text.as_bytes().get(at..)?) {
+        let start = at + found;
+        let escape = text.get(start..)?.trim_start_matches('\\');
+        at = text.len() - escape.len();
+        if let Some((character, length)) = escaped_character(escape) {
+            plain.text.push_str(text.get(from..start)?);
+            plain.places.push((plain.text.len(), start));
+            plain.text.push(character);
+            at += length;
+            from = at;
+            plain.places.push((plain.text.len(), from));
+        }
+    }
+    if plain.places.is_empty() {
+        return None;
+    }
+    plain.text.push_str(text.get(from..)?);
+    Some(plain)
+}
+
+/// The character that is written here after a backslash, and the bytes that it takes.
+fn escaped_character(text: &str) -> Option<(char, usize)> {
+    let short = match text.as_bytes().first()? {
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'"' => '"',
+        b'/' => '/',
+        b'u' => {
+            let unit = u32::from_str_radix(text.get(1..5)?, 16).ok()?;
+            return Some((char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER), 5));
+        }
+        _ => return None,
+    };
+    Some((short, 1))
+}
+
+/// Whether bytes have letters enough in a row to be a text.
+fn is_readable(bytes: &[u8]) -> bool {
+    let least = bytes.len().min(READABLE);
+    let is_letter = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r');
+    let mut row = 0;
+    bytes.iter().any(|byte| {
+        row = if is_letter(byte) { row + 1 } else { 0 };
+        row >= least
+    })
 }
 
 /// `text` with its percent-encoding taken off; `None` when there is none.
@@ -451,6 +557,58 @@ mod tests {
         for length in 16..text.len() {
             let out = redactor(LONG).text(&format!("{}…", text.get(..length).unwrap()), 1000);
             assert_eq!(out, "***…", "{length}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_told_is_found_below_encodings() {
+        let keys = ["password".to_owned(), "token".to_owned()];
+        let json = r#"{"user":"bob","password":"hunter2"}"#;
+        let key = "ghp_abcdefghij0123456789";
+        for secrets in [Secrets::default(), Secrets::new(vec![Secret::new(LONG)])] {
+            let redactor = Redactor::new(&keys, &secrets);
+            for (text, expected) in [
+                ("password%3Dhunter2%26n%3D1", "password%3D***%26n%3D1"),
+                ("/a?next=%2Fx%3Ftoken%3Dabc%26n%3D1", "/a?next=%2Fx%3Ftoken%3D***%26n%3D1"),
+                ("Bearer%20abcdefgh12%22", "Bearer%20***%22"),
+                ("postgres%3A%2F%2Fu%3Apw%40h", "postgres%3A%2F%2F***%40h"),
+                (r#"failed:\ntoken\u003dabc\n"#, r#"failed:\ntoken\u003d***\n"#),
+                ("%7B%22password%22%3A%22v%22%7D", "%7B%22password%22%3A%22***%22%7D"),
+                ("100%, 50%ab and C:\\new\\table", "100%, 50%ab and C:\\new\\table"),
+            ] {
+                assert_eq!(redactor.text(text, 1000), expected);
+            }
+            for before in ["%22", "%2522", "\\n", "\\\\t", "\\u000a", "x\\r\\n", "%3D"] {
+                let text = format!("a {before}{key}, b");
+                assert_eq!(redactor.text(&text, 1000), format!("a {before}***, b"));
+            }
+            for text in [
+                STANDARD.encode(json),
+                URL_SAFE_NO_PAD.encode(json),
+                STANDARD.encode(STANDARD.encode(json)),
+                percent(&STANDARD.encode(json)),
+                wrapped(&STANDARD.encode(format!("{key} {}", "x".repeat(60))), 76, "\n") + ".",
+                STANDARD.encode(format!("\u{e9}: {key}")),
+                STANDARD.encode("password=v"),
+                hex(json),
+            ] {
+                let out = redactor.text(&format!("say {text} then"), 1000);
+                assert_eq!(out.replace("***.", "***"), "say *** then");
+                let payload =
+                    serde_json::json!({ "a": [text.trim_end_matches('.')], "b": 1 }).to_string();
+                let payload = Payload::whole(payload.as_bytes());
+                let out = redactor.payload(payload, Strictness::Everything);
+                assert_eq!(out, r#"{"a":["***"],"b":1}"#);
+                assert_ne!(redactor.payload(payload, Strictness::KnownSecrets), out);
+            }
+            for text in [
+                STANDARD.encode(r#"{"cursor":12,"page":"the next one of many"}"#),
+                "implementations/of_things-that-read-as-base64".to_owned(),
+                format!("{key}\nnextline"),
+            ] {
+                let out = redactor.text(&text, 1000);
+                assert_eq!(out, text.replace(key, "***"));
+            }
         }
     }
 

@@ -201,12 +201,16 @@ impl Redactor {
         let limit = head.floor_char_boundary(limit);
         let mut replaced = String::new();
         let mut at = 0;
-        let mut spans = joined(searcher.spans(head), searcher.spans_below(head));
-        if strictness == Strictness::Everything && !self.key_names.is_empty() {
-            let named = named::spans(head, |key| self.is_telling_key(key, strictness));
-            spans = joined(spans, named);
-        }
-        for span in spans.into_iter().filter(|span| span.start < limit) {
+        let named = |text: &str| match strictness {
+            Strictness::Everything if !self.key_names.is_empty() => {
+                named::spans(text, |key| self.is_telling_key(key, strictness))
+            }
+            _ => Vec::new(),
+        };
+        let mut more = searcher.spans_below(head, named);
+        more.extend(named(head));
+        for span in joined(searcher.spans(head), more).into_iter().filter(|span| span.start < limit)
+        {
             replaced.push_str(head.get(at..span.start).unwrap_or_default());
             replaced.push_str(MASK);
             at = span.end;

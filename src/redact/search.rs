@@ -13,7 +13,7 @@ use super::encoding::{
     Partly, encodings, escaped_beginnings, escaped_length, lines_of, percent_beginnings,
     percent_length,
 };
-use super::peel::Peeler;
+use super::peel::{Peeler, Sought};
 use super::redactor::Strictness;
 use crate::model::CUT;
 
@@ -23,6 +23,8 @@ const SHORTEST_SECRET: usize = 4;
 const TELLING: usize = 4;
 /// What is left at most of an escape that a cut goes through.
 const LONGEST_ESCAPE: usize = 12;
+/// So far on the digits of a key are looked for.
+const LONGEST_LOOK: usize = 40;
 /// No name and password in an address are longer.
 const LONGEST_USER_INFO: usize = 1024;
 /// A PEM block without an end is hidden up to the end of what is searched.
@@ -107,7 +109,7 @@ impl Searcher {
             begins: vec![0; 1 << (KEY_BITS - 6)].into_boxed_slice(),
             patterns: HashMap::new(),
             longest: SHORTEST_WINDOW,
-            peeler: Peeler::new(std::iter::empty()),
+            peeler: Peeler::new(std::iter::empty(), strictness),
         };
         // What has lines is also shown line by line.
         let secrets: HashSet<&str> = secrets
@@ -124,7 +126,7 @@ impl Searcher {
             searcher.longest = searcher.longest.max(text.len());
             searcher.add(text.as_bytes(), &Pattern::Known(text.clone().into_boxed_str()));
         }
-        searcher.peeler = Peeler::new(secrets.iter().copied());
+        searcher.peeler = Peeler::new(secrets.iter().copied(), strictness);
         for secret in secrets {
             // Each byte as `\\\\u00xx` in base64, the longest form that is looked for.
             searcher.longest = searcher.longest.max(secret.len().saturating_mul(12));
@@ -171,9 +173,19 @@ impl Searcher {
         self.found(text, |_| true)
     }
 
-    /// Where known secrets are below further encodings. In no order, and they may overlap.
-    pub(super) fn spans_below(&self, text: &str) -> Vec<Range<usize>> {
-        self.peeler.spans(text, &|text| self.found(text, Pattern::is_known_secret))
+    /// Where they are below encodings, and what `named` finds there. In no order, and they may overlap.
+    pub(super) fn spans_below(
+        &self,
+        text: &str,
+        named: impl Fn(&str) -> Vec<Range<usize>>,
+    ) -> Vec<Range<usize>> {
+        let known = |text: &str| self.found(text, Pattern::is_known_secret);
+        let any = |text: &str| {
+            let mut found = self.spans(text);
+            found.extend(named(text));
+            found
+        };
+        self.peeler.spans(text, Sought { known: &known, any: &any })
     }
 
     /// Where those of the patterns are that are `wanted`, in order, without overlaps.
@@ -228,7 +240,7 @@ impl Pattern {
             }
             Self::KeyPrefix(prefix, least) => {
                 let body = rest.strip_prefix(prefix)?;
-                if !begins_word(text, at) {
+                if !begins_word(text, at) && !begins_name(text, at, body) {
                     return None;
                 }
                 // Some have parts with dots between; one at the end belongs to the sentence.
@@ -344,6 +356,14 @@ fn begins_word(text: &str, at: usize) -> bool {
     at.checked_sub(1)
         .and_then(|before| text.as_bytes().get(before))
         .is_none_or(|byte| !is_word(*byte))
+}
+
+/// Whether this is where a tool's own name begins behind its server's, and it goes on like a key: those have
+/// digits, and `web__npm_list_all_packages` has none.
+fn begins_name(text: &str, at: usize, body: &str) -> bool {
+    let letters = || body.bytes().take(LONGEST_LOOK).take_while(|byte| is_word(*byte));
+    text.get(..at).is_some_and(|before| before.ends_with("__"))
+        && letters().any(|byte| byte.is_ascii_digit())
 }
 
 /// Mixes three bytes into a number below `1 << KEY_BITS`.

@@ -307,12 +307,45 @@ fn hostile_inputs_take_linear_time() {
         assert!(out.len() < RECORD_LIMIT + 64, "{piece}");
     }
     // What is shown of servers is read to its end.
-    let pieces =
-        ["eyJ.", "eyJa.b.c.", "eyJ-_", "basic/", "bearer/", "Basic a/", "sk-.", "://a:", "x=y;"];
+    let pieces = [
+        "eyJ.",
+        "eyJa.b.c.",
+        "eyJ-_",
+        "__ghp_",
+        "__eyJ",
+        "basic/",
+        "bearer/",
+        "Basic a/",
+        "sk-.",
+        "://a:",
+        "x=y;",
+    ];
     for piece in pieces {
         let text = piece.repeat(2_000_000 / piece.len());
         let out = redactor(&["aaaaaaaaaaaaaaab"]).text(&text, usize::MAX);
         assert!(out.len() <= text.len(), "{piece}");
+    }
+}
+
+#[test]
+fn keys_are_found_behind_the_name_of_a_server() {
+    for (text, expected) in [
+        ("no tool `web__ghp_abcdefghij0123456789`", "no tool `web__***`"),
+        ("web__npm_list_all_the_packages_of_it", "web__npm_list_all_the_packages_of_it"),
+        ("my_hf_abcdefghij0123456789abc", "my_hf_abcdefghij0123456789abc"),
+    ] {
+        assert_eq!(redactor(&[]).text(text, 1000), expected);
+    }
+}
+
+#[test]
+fn a_secret_is_found_however_often_it_was_escaped() {
+    let secret = "pass\"w\\or\\\"d";
+    let mut text = secret.to_owned();
+    for times in 1..=4 {
+        text = Value::from(text).to_string();
+        let out = redactor(&[secret]).text(&format!("say {text} then"), 10_000);
+        assert!(!out.contains("pass") && out.ends_with(" then"), "{times}: {out}");
     }
 }
 

@@ -514,9 +514,12 @@ pub(super) fn sample(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(start);
     // A letter that the cut went through.
     let text = if start.len() < bytes.len() { text.trim_end_matches('\u{fffd}') } else { &text };
+    // As lines of children are shown: whoever looks for secrets in it knows where lines were broken.
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = lines.join(" | ");
     let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if start.len() < bytes.len() {
-        // Whoever looks for secrets in it must know that the last one may not be whole.
+        // And that the last one may not be whole.
         text.push(CUT);
     }
     text.trim().to_owned()
@@ -542,4 +545,20 @@ fn tail_text(stderr: &[String], printed: &[String]) -> String {
 
 fn child_text(status: &str, stderr: &[String], printed: &[String]) -> String {
     format!("the server's process {status}{}", tail_text(stderr, printed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_shows_lines_as_those_of_children_are_shown() {
+        for (bytes, expected) in
+            [("\r\n<a>\r\n  <b>\tc\n\n", "<a> | <b> c"), ("abc\ndef", "abc | def"), ("", "")]
+        {
+            assert_eq!(sample(bytes.as_bytes()), expected);
+        }
+        let long = sample("é\n".repeat(200).as_bytes());
+        assert!(long.starts_with("é | é | ") && long.ends_with(CUT), "{long}");
+    }
 }

@@ -1,4 +1,4 @@
-//! 200 secrets, planted wherever somebody outside can put a text: none of them is in any file of the
+//! 234 secrets, planted wherever somebody outside can put a text: none of them is in any file of the
 //! data folder, in what is made of it, in the log or in an answer to an operator.
 
 mod secrets;
@@ -39,6 +39,8 @@ enum Place {
     Log,
     ToolName,
     ToolNameAcrossTheCut,
+    /// Of a server that is not there.
+    ServerName,
     LegacyClient,
     ModernClient,
     MalformedBody,
@@ -50,7 +52,7 @@ enum Place {
 }
 
 impl Place {
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 29] = [
         Self::Argument,
         Self::NestedArgument,
         Self::ArgumentsKey,
@@ -71,6 +73,7 @@ impl Place {
         Self::Log,
         Self::ToolName,
         Self::ToolNameAcrossTheCut,
+        Self::ServerName,
         Self::LegacyClient,
         Self::ModernClient,
         Self::MalformedBody,
@@ -160,6 +163,10 @@ impl Scene {
             Place::ToolName => drop(http.post("/mcp/call", call_body(&around, &arguments)).await),
             Place::ToolNameAcrossTheCut => {
                 drop(http.post("/mcp/call", call_body(&far(128), &arguments)).await);
+            }
+            Place::ServerName => {
+                let body = json!({ "tool_name": "x", "server_name": text });
+                drop(http.post("/mcp/call", body.to_string()).await);
             }
             Place::LegacyClient => {
                 let client = json!({ "name": around, "version": text });
@@ -330,7 +337,7 @@ fn a_panic_with_secrets() {
     switchyard::redact::of_log().set(redactor);
     switchyard::redact::report_panics();
     let known = (0..KNOWN).map(|number| written(&known(number), number % WAYS));
-    let shaped = (0..SHAPED).filter(|number| number % 34 < 18).map(|number| shaped(number).0);
+    let shaped = (0..SHAPED).filter(|number| number % 51 < 18).map(|number| shaped(number).0);
     let all: Vec<String> = known.chain(shaped).collect();
     panic!("it went wrong with {} END", all.join("\n"));
 }
@@ -362,7 +369,7 @@ fn files(folder: &Path, found: &mut Vec<(String, Vec<u8>)>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redaction_corpus() {
-    assert_eq!(KNOWN + SHAPED + PLACED, 200);
+    assert_eq!(KNOWN + SHAPED + PLACED, 234);
     let needles = Needles::of_all();
     // What is looked for can be found.
     for number in 0..KNOWN {
@@ -403,6 +410,17 @@ async fn redaction_corpus() {
             let text = written(&known(number), way);
             scene.plant(plan, place, "known", &text).await;
         }
+    }
+    // What fails says it in lines of base64.
+    for number in (0..IN_HEADERS).step_by(5) {
+        plan += 1;
+        scene.plant(plan, Place::Body, "known", &written(&known(number), WAYS - 1)).await;
+    }
+    // Names that nobody has, which the ledger would have columns for.
+    for number in (0..SHAPED).filter(|number| number % 51 < 10) {
+        plan += 1;
+        let (_, seen) = shaped(number);
+        scene.plant(plan, Place::ServerName, "usual", &format!("ghp_{seen}")).await;
     }
     // The ledger's database is away for a while: rows wait in the spool.
     let data = scene.router.data_dir();

@@ -11,7 +11,7 @@ pub const KNOWN: usize = 120;
 /// So many of them are headers of a server; the others are variables of a child.
 pub const IN_HEADERS: usize = 60;
 /// Ones that are told by their shape or by the name beside them.
-pub const SHAPED: usize = 68;
+pub const SHAPED: usize = 102;
 /// Ones at places that are named by pointers.
 pub const PLACED: usize = 12;
 /// The ways in which a known one is written.
@@ -106,7 +106,7 @@ fn percent(secret: &str, all: bool) -> String {
 pub fn shaped(number: usize) -> (String, String) {
     let long = letters(2000 + number, 40);
     let short = &long[..24];
-    let text = match number % 34 {
+    let text = match number % 51 {
         0 => format!("use ghp_{long} now"),
         1 => format!("github_pat_{short}"),
         2 => format!("glpat-{short}."),
@@ -142,10 +142,29 @@ pub fn shaped(number: usize) -> (String, String) {
         30 => format!("{{\"credentials\":{{\"user\":\"bob\",\"pin\":[\"{short}\"]}}}}"),
         31 => format!("Bearer   {long}"),
         32 => format!("pypi-{long}"),
-        _ => format!("whsec_{short}"),
+        33 => format!("whsec_{short}"),
+        34 => format!("failed:\nghp_{long}\tBearer {long}\nAKIA{short}"),
+        35 => format!("/a?next=%2Fx%3Faccess%3Dghp_{long}"),
+        36 => format!("%22xoxb-{short}%22 and Bearer%20{long}"),
+        37 => format!("postgres%3A%2F%2Fu%3A{long}%40db"),
+        38 => format!("/cb?state=password%3D{short}%26n%3D1"),
+        39 => format!("x-api-key: \"{long}\""),
+        40 => format!("Authorization: Bearer \"{long}\""),
+        41 => format!("X-Auth-Token: `{long}`"),
+        42 => format!("set-cookie: ['sid={short}']"),
+        43 => format!("{{ headers: {{ Authorization: '{short}', cookie: '{short}' }} }}"),
+        44 => format!("Authorization: Digest username=\"{short}\", response=\"{short}\""),
+        45 => format!("web__ghp_{short}"),
+        46 => STANDARD.encode(format!("{{\"password\":\"{long}\"}}")),
+        47 => STANDARD.encode(format!("use npm_{long}")),
+        48 => percent(&format!("{{\"password\":\"{short}\"}}"), false),
+        49 => format!("run --password {short} or ACCESS KEY={short}"),
+        _ => format!("<password>{short}</password>"),
     };
-    let seen = match number % 34 {
+    let seen = match number % 51 {
         16 => STANDARD.encode(format!("bob:{short}")),
+        46 => STANDARD.encode(format!("{{\"password\":\"{long}\"}}")),
+        47 => STANDARD.encode(format!("use npm_{long}")),
         _ => short.to_owned(),
     };
     (text, seen)
