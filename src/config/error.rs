@@ -2,11 +2,17 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde_yaml::Location;
 
 use super::scalar::{Node, from_yaml};
+use super::validate::REDACT;
 use crate::model::nearest;
+use crate::redact::{Redactor, Secrets};
+
+/// Characters of a line that are shown.
+const LINE: usize = 160;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +43,7 @@ impl ConfigError {
             .lines()
             .zip(1_u64..)
             .filter(|(_, number)| problems.iter().any(|problem| problem.line == *number))
-            .map(|(line, number)| (number, line.chars().take(160).collect()))
+            .map(|(line, number)| (number, line.to_owned()))
             .collect();
         Self { file: file.to_owned(), problems, lines }
     }
@@ -191,8 +197,27 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
 
 impl std::error::Error for ConfigError {}
 
+/// A text of a configuration without what is, by its look or its name, a secret: what is written to a
+/// terminal goes to a journal as well.
+pub(super) fn without_secrets(text: &str) -> String {
+    static REDACTOR: LazyLock<Redactor> =
+        LazyLock::new(|| Redactor::new(&REDACT.map(str::to_owned), &Secrets::default()));
+    REDACTOR.text(text, usize::MAX)
+}
+
+/// Where in `shown` that is, or what stands for it, which is at `column` of `line`.
+fn column_in(shown: &str, line: &str, column: usize) -> usize {
+    let alike = line.chars().zip(shown.chars()).take_while(|(one, other)| one == other).count();
+    let after = line.chars().count().saturating_sub(column);
+    let same_end = || line.chars().rev().zip(shown.chars().rev()).take(after).all(|(a, b)| a == b);
+    if column > alike && same_end() {
+        return shown.chars().count().saturating_sub(after);
+    }
+    column.min(alike)
+}
+
 /// A [`ConfigError`] with the lines it points at, for the terminal of whoever wrote them: a line
-/// may hold a secret.
+/// may hold a secret that nothing gives away.
 #[derive(Debug, Clone, Copy)]
 pub struct WithSource<'a>(&'a ConfigError);
 
@@ -216,6 +241,9 @@ impl ConfigError {
             let line = self.lines.iter().find(|(number, _)| source && *number == problem.line);
             if let Some((number, line)) = line {
                 let column = usize::try_from(problem.column).unwrap_or(1).saturating_sub(1);
+                let shown = without_secrets(line);
+                let column = column_in(&shown, line, column);
+                let line: String = shown.chars().take(LINE).collect();
                 // Tabs stay tabs, so that the caret stands under its character.
                 let indent: String =
                     line.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_yaml::{Location, Spanned};
 
-use super::error::{Problem, position};
+use super::error::{Problem, position, without_secrets};
 use super::expand::{self, Variables};
 use super::knobs::RawServer;
 use super::raw::{RawLevelRule, RawLevels, RawOverride, RawSlo};
@@ -430,8 +430,10 @@ impl<'a> Reader<'a> {
         // An unset variable is reported already.
         let Some(expanded) = self.expanded(written) else { return };
         // Neither what a variable holds nor a password is shown.
-        let shown =
-            if written.contains('@') { "the address".to_owned() } else { format!("`{written}`") };
+        let shown = match written.contains('@') {
+            true => "the address".to_owned(),
+            false => format!("`{}`", without_secrets(written)),
+        };
         let message = match url::Url::parse(&expanded) {
             Ok(url) if !matches!(url.scheme(), "http" | "https") || !url.has_host() => {
                 if expand::has_reference(written) {

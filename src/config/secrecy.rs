@@ -85,7 +85,9 @@ pub(super) fn of_text(
             },
             None => {
                 let default = without_scheme(default.unwrap_or_default());
-                if may_be_secret(default, place) {
+                // What a variable is called tells of its default where the place tells nothing.
+                let told = sounds_secret(name) && !is_setting(default);
+                if told || may_be_secret(default, place) {
                     add(default);
                 }
             }

@@ -318,13 +318,30 @@ fn messages_do_not_tell_what_is_secret() {
         ("defaults: {timeout: '${TK}'}\n", "`${TK}` does not give a duration"),
         ("listen: '${TK}'\n", "`${TK}` is not an address to listen on"),
         ("naming: '${TK}'\n", "`${TK}` does not give one of prefix bare"),
-        ("defaults: 'hunter22'\n", "expected"),
+        (
+            "mcp_servers:\n  a: {url: 'htp://h/?n=1&api_key=hunter22'}\n",
+            "`htp://h/?n=1&api_key=***`",
+        ),
+        ("defaults: {password: hunter22}\n", "unknown key `password`"),
     ] {
         let error = parse(text, "x", &environment).unwrap_err();
         let message = error.to_string();
         assert!(message.contains(expected) && !message.contains("hunter22"), "{text}\n{message}");
         let shown = error.with_source().to_string();
-        assert!(shown.contains(text.lines().last().unwrap()), "{shown}");
+        assert!(!shown.contains("hunter22") && shown.matches('\n').count() == 2, "{shown}");
+    }
+    for (text, expected) in [
+        (
+            "mcp_servers: {a: {url: 'http://usr:hunter22@h/'}}\n",
+            "  1 | mcp_servers: {a: {url: 'http://***@h/'}}\n    |                        ^",
+        ),
+        (
+            "mcp_servers: {a: {url: 'http://usr:hunter22@h/', timeout: soon}}\n",
+            "  1 | mcp_servers: {a: {url: 'http://***@h/', timeout: soon}}\n    |                                                  ^",
+        ),
+    ] {
+        let shown = parse(text, "x", &environment).unwrap_err().with_source().to_string();
+        assert!(shown.contains(expected), "{shown}");
     }
 }
 
@@ -535,7 +552,7 @@ fn what_may_be_a_secret_counts_as_one() {
     headers: {Authorization: 'Bearer literal-1', X-Team: 'literal-2', Accept: application/json, Cookie: abcd, X-D: '${NO:-default-3}', X-M: 'pre-${SECONDS}-post'}
   b:
     command: x
-    args: ['--level=${NO:-verbose-level}', literal-argument]
+    args: ['--level=${NO:-verbose-level}', literal-argument, '${MY_TOKEN:-default-6}', '${KEY_FILE:-/run/key}']
     env: {A: literal-4, B: production, C: /usr/local/lib, D: '123456789', E: 'https://h/x', F: 'postgres://u:p@h', PASSWORD: 5678, USE_AUTH: 'true', G: '${HOME}', H: '${NO:-default-5}', I: '${NO:-./relative}'}
 ";
     let environment = Environment::new(|name| match name {
@@ -549,6 +566,7 @@ fn what_may_be_a_secret_counts_as_one() {
         "abcd",
         "default-3",
         "default-5",
+        "default-6",
         "literal-1",
         "literal-2",
         "literal-4",

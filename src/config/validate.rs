@@ -22,7 +22,7 @@ use crate::model::{
 };
 
 /// Key names whose values the ledger never keeps, unless the file has a list of its own.
-const REDACT: [&str; 11] = [
+pub(super) const REDACT: [&str; 11] = [
     "password",
     "token",
     "secret",
