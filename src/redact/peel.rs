@@ -20,6 +20,8 @@ const SHORTEST_RUN: usize = 6;
 const SHORTEST_UNTOLD: usize = 14;
 /// What has so many letters in a row was meant to be read. Random bytes rarely have.
 const READABLE: usize = 12;
+/// So far on a run can be read if a secret that nobody told is in it: a large one of bytes costs no more.
+const HEAD: usize = 256;
 /// So long is a line of base64 that was broken somewhere, at least.
 const LONG_LINE: usize = 40;
 /// So much of a secret gives it away where its lines are seen one by one.
@@ -125,8 +127,13 @@ impl Peeler {
         for run in runs(text, self.least) {
             let Some(letters) = text.get(run.clone()) else { continue };
             let cut = text.get(run.end..).is_some_and(|rest| rest.starts_with(CUT));
+            let readable =
+                letters.as_bytes().get(..HEAD).is_none_or(|head| decodings(head, is_readable));
+            if !readable && self.secrets.is_empty() {
+                continue;
+            }
             let holds = |bytes: &[u8]| {
-                let readable = is_readable(bytes);
+                let readable = readable && is_readable(bytes);
                 if !readable && !cut && letters.len() < self.told {
                     return false;
                 }
