@@ -330,19 +330,10 @@ fn messages_do_not_tell_what_is_secret() {
         let shown = error.with_source().to_string();
         assert!(!shown.contains("hunter22") && shown.matches('\n').count() == 2, "{shown}");
     }
-    for (text, expected) in [
-        (
-            "mcp_servers: {a: {url: 'http://usr:hunter22@h/'}}\n",
-            "  1 | mcp_servers: {a: {url: 'http://***@h/'}}\n    |                        ^",
-        ),
-        (
-            "mcp_servers: {a: {url: 'http://usr:hunter22@h/', timeout: soon}}\n",
-            "  1 | mcp_servers: {a: {url: 'http://***@h/', timeout: soon}}\n    |                                                  ^",
-        ),
-    ] {
-        let shown = parse(text, "x", &environment).unwrap_err().with_source().to_string();
-        assert!(shown.contains(expected), "{shown}");
-    }
+    let text = "mcp_servers: {a: {url: 'http://usr:hunter22@h/', timeout: soon}}\n";
+    let shown = parse(text, "x", &environment).unwrap_err().with_source().to_string();
+    let caret = format!("'http://***@h/', timeout: soon}}}}\n    | {}^", " ".repeat(49));
+    assert!(shown.contains(&caret), "{shown}");
 }
 
 #[test]
