@@ -125,7 +125,7 @@ impl Task {
             self.last = head.seq;
         }
         if let Some(path) = spool {
-            self.open_spool(&path).await;
+            self.open_spool(&path);
         }
         let began = clock::uptime();
         while let Err(error) = self.begin().await {

@@ -227,6 +227,7 @@ async fn batches_of_every_size_are_written_whole() {
 }
 
 /// Rows that a router adds while somebody verifies are not taken for rows that somebody else added.
+#[expect(clippy::disallowed_methods, reason = "awaited below")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_that_come_in_meanwhile_are_no_fault() {
     let folder = tempfile::tempdir().unwrap();
@@ -243,12 +244,12 @@ async fn rows_that_come_in_meanwhile_are_no_fault() {
         }
         next
     });
-    for _ in 0..100 {
+    for _ in 0..30 {
         let found = verified(&folder).await;
         assert!(found.is_good(), "{found:?}");
     }
     stop.cancel();
-    assert!(writing.await.unwrap() > 300, "hardly anything came in meanwhile");
+    assert!(writing.await.unwrap() > 90, "hardly anything came in meanwhile");
     store.close().await.unwrap();
 }
 

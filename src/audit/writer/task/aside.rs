@@ -21,7 +21,7 @@ const READ_BACK: Duration = Duration::from_millis(500);
 
 impl Task {
     /// Opens the spool; without one the ledger is kept all the same.
-    pub(super) async fn open_spool(&mut self, path: &Path) {
+    pub(super) fn open_spool(&mut self, path: &Path) {
         let spool = match self.store.open_spool(path) {
             Ok(spool) => spool,
             Err(error) => {

@@ -141,7 +141,7 @@ impl Follower {
         }
         // A rollback may be under way: it is done when this is.
         let answered = raw_sql("select 1").execute(&mut *writer).await.is_ok();
-        if !(answered && !writer.is_in_transaction())
+        if (!answered || writer.is_in_transaction())
             && let Some(writer) = self.writer.take()
         {
             // Nothing is left in it to be lost.
