@@ -109,6 +109,9 @@ def sums(stack, rows):
     by_tool = stack.get("/mcp/audit/stats?by=tool")["rows"]
     stats = Counter({(row["name"],): row["calls"] for row in by_tool if row["name"]})
     errors = Counter({(row["name"],): row["errors"] for row in by_tool if row["name"]})
+    # A tool of a server that was never reached has a name in the ledger alone.
+    away = Counter((row["tool"],) for row in rows if row["outcome"] == "unavailable" and not row["upstream_tool"])
+    stats, errors = stats - away, errors - away
     by_metric = f"sum by (gen_ai_tool_name) ({SERVED}_count{{{CALL},gen_ai_tool_name!=\"_other\"%s}})"
     yield from same("calls by tool, in audit stats", counted(stack, by_metric % "", "gen_ai_tool_name"), stats)
     yield from same("errors by tool, in audit stats",
