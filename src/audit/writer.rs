@@ -26,9 +26,9 @@ use super::{AuditEntry, CallBegun};
 use crate::clock;
 use crate::config::{Durability, IntentMode};
 use crate::metrics::AuditMetrics;
-use crate::model::Uptime;
-use crate::redact::{InForce, Payload, PointerSet, Strictness};
-use crate::store::{EntryRow, Store};
+use crate::model::{Timestamp, Uptime};
+use crate::redact::{InForce, Payload, PointerSet, Redactor, Strictness};
+use crate::store::{CallRow, Digester, EntryRow, Store};
 
 /// Calls admitted and not yet committed.
 const PLACES: usize = 16_384;
@@ -38,6 +38,9 @@ const HELD_BYTES: usize = 64 * 1024 * 1024;
 const ADMISSION: Duration = Duration::from_millis(250);
 /// Bytes of a text that is redacted for others.
 const TEXT: usize = 1024;
+/// A call that waits for its commit makes its row itself, if no more bytes than these must be looked
+/// through: the writer would do it for one after the other while the disk has nothing to do.
+const ENCODED_BY_CALLER: usize = 16 * 1024;
 /// Calls in one commit, and bytes of payloads: what takes longer keeps others waiting.
 const BATCH: usize = 4_096;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -103,6 +106,8 @@ struct Shared {
     work: Notify,
     /// There is no reason to wait for more.
     hurry: Notify,
+    /// So many calls that wait for their commit are such a reason.
+    wanted: AtomicUsize,
     /// A place or bytes became free.
     freed: Notify,
     held_bytes: AtomicUsize,
@@ -123,6 +128,7 @@ struct Shared {
     /// What was not on record in the end: calls, and entries beside them.
     missing: AtomicU64,
     redaction: InForce,
+    digester: Digester,
     metrics: AuditMetrics,
 }
 
@@ -139,11 +145,33 @@ struct Queue {
 }
 
 struct Queued {
-    entry: AuditEntry,
+    call: Call,
     bytes: usize,
     /// Gives the place back when the row is committed.
     place: OwnedSemaphorePermit,
     waiter: Option<oneshot::Sender<()>>,
+}
+
+/// A finished call on its way to the ledger.
+enum Call {
+    Received(AuditEntry),
+    Encoded(CallRow),
+}
+
+impl Call {
+    fn encoded(self, redactor: &Redactor, digester: &Digester) -> CallRow {
+        match self {
+            Self::Received(entry) => entry.into_row(redactor, digester),
+            Self::Encoded(row) => row,
+        }
+    }
+
+    const fn started_at(&self) -> Timestamp {
+        match self {
+            Self::Received(entry) => entry.started_at,
+            Self::Encoded(row) => row.started_at,
+        }
+    }
 }
 
 /// The beginning of a call, and who waits until it is committed.
@@ -198,6 +226,7 @@ impl AuditWriter {
             queue: Mutex::default(),
             work: Notify::new(),
             hurry: Notify::new(),
+            wanted: AtomicUsize::new(0),
             freed: Notify::new(),
             held_bytes: AtomicUsize::new(0),
             failing: AtomicBool::new(false),
@@ -210,6 +239,7 @@ impl AuditWriter {
             closed: AtomicBool::new(false),
             missing: AtomicU64::new(0),
             redaction: settings.redaction.clone(),
+            digester: store.digester(),
             metrics,
         });
         let task = Task::new(store, Arc::clone(&shared), settings);
@@ -388,12 +418,17 @@ impl Shared {
         let bytes = entry.slim();
         let urgent = waiter.is_some();
         self.metrics.ended(entry.class, entry.outcome);
+        let (id, trace_id) = (entry.id, entry.trace_id);
+        let mut call = Call::Received(entry);
+        if urgent && bytes <= ENCODED_BY_CALLER {
+            call = Call::Encoded(call.encoded(&self.redaction.get(), &self.digester));
+        }
         let (depth, held) = {
             let mut queue = self.queue.lock();
             if queue.ended {
                 drop(queue);
                 self.metrics.dropped(1);
-                tracing::warn!(call.id = %entry.id, trace_id = entry.trace_id.map(tracing::field::display), "a call ended after the ledger was closed and is missing from it");
+                tracing::warn!(call.id = %id, trace_id = trace_id.map(tracing::field::display), "a call ended after the ledger was closed and is missing from it");
                 return;
             }
             // Counted before the writer can see it, which takes it off again.
@@ -401,7 +436,7 @@ impl Shared {
             if queue.entries.is_empty() {
                 queue.since = Some(clock::uptime());
             }
-            queue.entries.push_back(Queued { entry, bytes, place, waiter });
+            queue.entries.push_back(Queued { call, bytes, place, waiter });
             (queue.entries.len(), held)
         };
         self.metrics.queued();
@@ -409,7 +444,10 @@ impl Shared {
         if depth == 1 {
             self.work.notify_one();
         }
-        if urgent || depth == BATCH || (held >= BATCH_BYTES && held - bytes < BATCH_BYTES) {
+        if (urgent && depth >= self.wanted.load(Ordering::Relaxed))
+            || depth == BATCH
+            || (held >= BATCH_BYTES && held - bytes < BATCH_BYTES)
+        {
             self.hurry.notify_one();
         }
     }
@@ -482,6 +520,7 @@ impl AuditSlot {
     }
 }
 
+mod pace;
 mod task;
 #[cfg(test)]
 mod tests;

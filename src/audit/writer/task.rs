@@ -14,6 +14,7 @@ use self::crowd::{GAP, Gap};
 use super::super::begun::{class_of, interrupted};
 use super::super::checkpoints::Checkpoints;
 use super::super::disk::{Disk, Space};
+use super::pace::Pace;
 use super::{AuditSettings, BATCH, BATCH_BYTES, Intent, Queued, Shared};
 use crate::clock;
 use crate::config::Durability;
@@ -29,6 +30,8 @@ mod crowd;
 
 /// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
 const COLLECT: Duration = Duration::from_millis(50);
+/// How long calls are waited for at once with which a commit can be shared: the shortest that the timer knows.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Rows encoded, or bytes redacted, before other tasks of the thread get a turn.
 const ENCODE_ROWS: usize = 128;
 const ENCODE_BYTES: usize = 64 * 1024;
@@ -59,6 +62,7 @@ pub(super) struct Task {
     notes: Vec<EntryRow>,
     /// What is missing from the ledger, until that is on record.
     gap: Option<Gap>,
+    pace: Pace,
     checkpoints: Checkpoints,
     disk: Disk,
     /// What is kept of which calls when the ledger is taken up.
@@ -104,6 +108,7 @@ impl Task {
             oldest: None,
             notes: Vec::new(),
             gap: None,
+            pace: Pace::default(),
             checkpoints: Checkpoints::new(&settings.checkpoints),
             disk: Disk::new(&settings.data_dir),
             recording: settings.recording.clone(),
@@ -143,6 +148,9 @@ impl Task {
         self.checkpoints.keep(&self.store, self.last).await;
         let mut spare = VecDeque::new();
         loop {
+            if self.shared.durability == Durability::Strict {
+                self.gather().await;
+            }
             let Some(mut taken) = self.take(spare) else { break };
             self.hear();
             self.watch().await;
@@ -152,12 +160,7 @@ impl Task {
                 self.wait().await;
                 continue;
             }
-            if !taken.intents.is_empty() || taken.entries.is_empty() {
-                self.write_intents(taken.intents).await;
-            }
-            if !taken.entries.is_empty() {
-                self.write(&mut taken.entries).await;
-            }
+            self.write(&mut taken.entries, taken.intents).await;
             for flush in taken.flushes {
                 // Nobody waits any more: nothing to tell.
                 let _gone = flush.send(());
@@ -170,7 +173,7 @@ impl Task {
         self.hear();
         self.tried = None;
         self.notes.push(entry(AUDIT_STOPPED, &serde_json::json!({})));
-        self.write_intents(Vec::new()).await;
+        self.write(&mut VecDeque::new(), Vec::new()).await;
         self.leave_unsaid().await;
         self.checkpoints.end(&self.store).await;
     }
@@ -299,27 +302,6 @@ impl Task {
         }
     }
 
-    /// Commits the beginnings of calls, and what others have to put on record.
-    async fn write_intents(&mut self, mut intents: Vec<Intent>) {
-        let mut notes = std::mem::take(&mut self.notes);
-        // Whoever does not wait any more does not send the call either.
-        intents.retain(|intent| !intent.waiter.is_closed());
-        let (rows, waiters): (Vec<_>, Vec<_>) =
-            intents.into_iter().map(|intent| (intent.row, intent.waiter)).unzip();
-        notes.extend(rows);
-        if notes.is_empty() || self.commit(&notes, &[]).await {
-            for waiter in waiters {
-                // The caller went away; its call is not sent.
-                let _gone = waiter.send(());
-            }
-        } else {
-            // What others said is still to be said; whoever waits for an intent is told by the
-            // dropped waiter.
-            notes.retain(|note| note.kind != CALL_STARTED);
-            self.keep_notes(notes);
-        }
-    }
-
     /// Takes everything that is queued, at most one commit's calls; `None` when the writer is closed
     /// and all is done.
     fn take(&self, spare: VecDeque<Queued>) -> Option<Taken> {
@@ -344,6 +326,12 @@ impl Task {
             intents,
             flushes: std::mem::take(&mut queue.flushes),
         })
+    }
+
+    /// How many wait for the next commit.
+    fn waiting(&self) -> usize {
+        let queue = self.shared.queue.lock();
+        queue.entries.len().saturating_add(queue.intents.len())
     }
 
     /// How many of these make one commit.
@@ -371,15 +359,31 @@ impl Task {
         }
     }
 
-    async fn write(&mut self, batch: &mut VecDeque<Queued>) {
+    /// Waits for calls with which the next commit can be shared, if that is worth it.
+    async fn gather(&mut self) {
+        loop {
+            let waiting = self.waiting();
+            if waiting == 0 || !self.pace.waits(waiting, clock::uptime()) {
+                break;
+            }
+            self.shared.wanted.store(self.pace.expected(), Ordering::Relaxed);
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = self.shared.hurry.notified() => {}
+            }
+        }
+        self.shared.wanted.store(0, Ordering::Relaxed);
+    }
+
+    /// Commits calls, the beginnings of others, and what others have to put on record.
+    async fn write(&mut self, batch: &mut VecDeque<Queued>, mut intents: Vec<Intent>) {
         let redactor = self.shared.redaction.get();
-        let digester = self.store.digester();
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len());
-        let mut waiters = Vec::new();
+        let mut waiters = Vec::with_capacity(batch.len());
         let (mut held, mut encoded) = (0, 0);
         for queued in batch.drain(..) {
-            rows.push(queued.entry.into_row(&redactor, &digester));
+            rows.push(queued.call.encoded(&redactor, &self.shared.digester));
             places.push(queued.place);
             waiters.extend(queued.waiter);
             held += queued.bytes;
@@ -389,15 +393,28 @@ impl Task {
                 tokio::task::yield_now().await;
             }
         }
-        let notes = std::mem::take(&mut self.notes);
-        let committed = self.commit(&notes, &rows).await;
-        if committed {
-            self.count(&rows);
+        let mut notes = std::mem::take(&mut self.notes);
+        // Whoever does not wait any more does not send the call either.
+        intents.retain(|intent| !intent.waiter.is_closed());
+        for intent in intents {
+            notes.push(intent.row);
+            waiters.push(intent.waiter);
+        }
+        if rows.is_empty() && notes.is_empty() {
+            return;
+        }
+        if self.commit(&notes, &rows).await {
+            let released = waiters.len();
             for waiter in waiters {
-                // The caller went away: the row is there all the same.
+                // The caller went away: what it waited for is there all the same.
                 let _gone = waiter.send(());
             }
+            self.count(&rows);
+            self.pace.committed(released, self.waiting(), clock::uptime());
         } else {
+            // What others said is still to be said; whoever waits for an intent is told by the
+            // dropped waiter.
+            notes.retain(|note| note.kind != CALL_STARTED);
             self.keep_notes(notes);
             self.lose(rows.iter().map(|row| row.started_at));
         }

@@ -149,7 +149,7 @@ impl Task {
             let mut queue = self.shared.queue.lock();
             while queue.entries.len() > MOST_WAITING || held > MOST_BYTES {
                 let Some(oldest) = queue.entries.pop_front() else { break };
-                times.push(oldest.entry.started_at);
+                times.push(oldest.call.started_at());
                 places.push(oldest.place);
                 bytes += oldest.bytes;
                 held = held.saturating_sub(oldest.bytes);
