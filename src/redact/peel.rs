@@ -6,6 +6,7 @@
 //! below is searched again. Each step is linear in the text, and there are [`DEPTH`] of them.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use super::redactor::Strictness;
 use crate::model::CUT;
@@ -370,38 +371,61 @@ fn padding(text: &str, at: usize) -> usize {
 /// before its first group.
 fn decodings(run: &[u8], holds: impl Fn(&[u8]) -> bool) -> bool {
     let mut bytes = Vec::with_capacity(run.len());
-    let mut read = |bits: u32, skip: usize, value: fn(u8) -> Option<u8>| {
+    let mut read = |skip: usize, decode: fn(&[u8], &mut Vec<u8>)| {
         bytes.clear();
-        let (mut held, mut count) = (0_u32, 0_u32);
-        for letter in run.iter().skip(skip) {
-            held = (held << bits) | u32::from(value(*letter).unwrap_or(0));
-            count += bits;
-            if count >= 8 {
-                count -= 8;
-                bytes.push(u8::try_from((held >> count) & 0xff).unwrap_or(0));
-            }
-        }
+        decode(run.get(skip..).unwrap_or_default(), &mut bytes);
         holds(&bytes)
     };
     let is_hex = run.iter().all(u8::is_ascii_hexdigit);
-    (is_hex && (0..2).any(|skip| read(4, skip, hex))) || (0..4).any(|skip| read(6, skip, base64))
+    (is_hex && (0..2).any(|skip| read(skip, from_hex)))
+        || (0..4).any(|skip| read(skip, from_base64))
+}
+
+/// Appends what letters of hex stand for; half a byte at the end is left out.
+fn from_hex(letters: &[u8], bytes: &mut Vec<u8>) {
+    let (pairs, _) = letters.as_chunks::<2>();
+    bytes.extend(
+        pairs.iter().map(|[high, low]| {
+            (hex(*high).unwrap_or_default() << 4) | hex(*low).unwrap_or_default()
+        }),
+    );
+}
+
+/// Appends what letters of base64 stand for, in either alphabet; bits that make no byte are left out.
+fn from_base64(letters: &[u8], bytes: &mut Vec<u8>) {
+    /// Four letters are three bytes.
+    fn group(values: &[u8; 256], letters: [u8; 4]) -> [u8; 3] {
+        let value = |letter: u8| values.get(usize::from(letter)).copied().unwrap_or_default();
+        let [a, b, c, d] = letters.map(|letter| u32::from(value(letter)));
+        let [_, first, second, third] = ((a << 18) | (b << 12) | (c << 6) | d).to_be_bytes();
+        [first, second, third]
+    }
+    let values: &[u8; 256] = &BASE64;
+    let (groups, rest) = letters.as_chunks::<4>();
+    for letters in groups {
+        bytes.extend_from_slice(&group(values, *letters));
+    }
+    let mut last = [b'A'; 4];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    let whole = rest.len().saturating_sub(1);
+    bytes.extend(group(values, last).into_iter().take(whole));
 }
 
 fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_')
 }
 
-/// What a character of base64 stands for, in either alphabet.
-const fn base64(byte: u8) -> Option<u8> {
-    Some(match byte {
-        b'A'..=b'Z' => byte - b'A',
-        b'a'..=b'z' => byte - b'a' + 26,
-        b'0'..=b'9' => byte - b'0' + 52,
+/// What each letter of base64 stands for, in either alphabet.
+static BASE64: LazyLock<[u8; 256]> = LazyLock::new(|| {
+    std::array::from_fn(|letter| match u8::try_from(letter).unwrap_or_default() {
+        letter @ b'A'..=b'Z' => letter - b'A',
+        letter @ b'a'..=b'z' => letter - b'a' + 26,
+        letter @ b'0'..=b'9' => letter - b'0' + 52,
         b'+' | b'-' => 62,
         b'/' | b'_' => 63,
-        _ => return None,
+        _ => 0,
     })
-}
+});
 
 const fn hex(byte: u8) -> Option<u8> {
     Some(match byte {
@@ -430,7 +454,7 @@ mod tests {
     use std::fmt::Write as _;
 
     use base64::Engine as _;
-    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
     use proptest::prelude::*;
 
     use crate::model::Secret;
@@ -632,6 +656,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn letters_are_read_as_a_library_reads_them(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut read = Vec::new();
+            for text in [STANDARD_NO_PAD.encode(&bytes), URL_SAFE_NO_PAD.encode(&bytes)] {
+                super::from_base64(text.as_bytes(), &mut read);
+                prop_assert_eq!(&std::mem::take(&mut read), &bytes);
+            }
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            for text in [digits.to_uppercase() + "f", digits] {
+                super::from_hex(text.as_bytes(), &mut read);
+                prop_assert_eq!(&std::mem::take(&mut read), &bytes);
+            }
+        }
+
         #[test]
         fn nothing_is_taken_out_of_what_holds_no_secret(text in "[ -~\n%\\\\]{0,200}") {
             let kept = redactor("\u{1}never-there\u{1}").text(&text, 1000);
