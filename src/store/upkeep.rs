@@ -76,9 +76,9 @@ pub struct Recovered {
 }
 
 /// A step shall take about this long; the aim is that no step takes 50 ms.
-const WANTED: Duration = Duration::from_millis(10);
+const WANTED: Duration = Duration::from_millis(6);
 /// From here on the next step is smaller.
-const LONG: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_millis(12);
 
 /// How large the next step is: grows while steps are fast and shrinks at once when one was slow.
 #[derive(Debug, Clone, Copy)]
@@ -136,12 +136,12 @@ mod tests {
         assert_eq!(pace.size(), 126);
         pace.took(Duration::from_millis(1));
         assert_eq!(pace.size(), 130, "no more than the largest");
-        pace.took(Duration::from_millis(15));
+        pace.took(Duration::from_millis(9));
         assert_eq!(pace.size(), 130, "as wanted");
         for _ in 0..9 {
-            pace.took(Duration::from_millis(21));
+            pace.took(Duration::from_millis(13));
         }
-        assert_eq!((pace.size(), pace.longest()), (10, Duration::from_millis(21)));
+        assert_eq!((pace.size(), pace.longest()), (10, Duration::from_millis(13)));
     }
 
     #[test]
