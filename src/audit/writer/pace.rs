@@ -14,6 +14,8 @@ use crate::model::Uptime;
 const LONGEST_PAUSE: u32 = 16;
 /// A shorter look says nothing about how fast calls come.
 const SHORTEST_LOOK: Duration = Duration::from_micros(500);
+/// The timer makes a look up to this long. Where a commit takes less, nobody gains by waiting.
+const LONGEST_LOOK: Duration = Duration::from_millis(2);
 
 /// What the last commit says about the next.
 #[derive(Debug, Default)]
@@ -22,9 +24,11 @@ pub(super) struct Pace {
     expected: usize,
     /// When it ended.
     ended: Uptime,
-    /// How long it took, with the wait before it.
+    /// How long it took.
+    took: Duration,
+    /// The same with the wait before it.
     cycle: Duration,
-    /// When the next began, or the wait before it.
+    /// When the wait for the next began.
     began: Option<Uptime>,
     /// When was last looked how many wait, and how many did.
     looked: Option<(Uptime, usize)>,
@@ -37,9 +41,17 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A commit ended now and let `released` calls go; `waiting` more came while it went on.
-    pub(super) fn committed(&mut self, released: usize, waiting: usize, now: Uptime) {
-        self.cycle = now.since(self.began.take().unwrap_or(self.ended));
+    /// A commit that began at `since` ended now and let `released` calls go; `waiting` more came while it
+    /// went on.
+    pub(super) fn committed(
+        &mut self,
+        released: usize,
+        waiting: usize,
+        since: Uptime,
+        now: Uptime,
+    ) {
+        self.took = now.since(since);
+        self.cycle = now.since(self.began.take().unwrap_or(since));
         self.ended = now;
         self.expected = released.saturating_add(waiting);
         self.released = released;
@@ -58,8 +70,10 @@ impl Pace {
         if waiting >= self.expected && self.looked.is_some() {
             self.paused = 0;
         }
+        let too_quick = self.took < LONGEST_LOOK;
         // What was seen before a quiet time says nothing. Nor is more lost than one commit's time.
-        if waiting >= self.expected || self.pause > 0 || now.since(self.ended) >= self.cycle {
+        let too_late = now.since(self.ended) >= self.took;
+        if waiting >= self.expected || self.pause > 0 || too_quick || too_late {
             return false;
         }
         let Some((looked, before)) = self.looked else {
@@ -90,16 +104,23 @@ mod tests {
 
     use super::*;
 
-    const SYNC: Duration = Duration::from_millis(4);
+    const fn micros(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
 
-    /// Commits in a model: `callers` who call again `think` after their answer, a ledger that takes
-    /// [`SYNC`] for each commit and looks every millisecond. Calls per second, and the mean wait.
-    fn run(callers: usize, think: impl Fn(usize) -> Duration, paced: bool) -> (f64, Duration) {
+    /// Commits in a model: `callers` who call again `think` after their answer, and a ledger of which a
+    /// commit takes `commit` and a look as long as it may. Calls per second, and the mean wait.
+    fn run(
+        callers: usize,
+        think: impl Fn(usize) -> Duration,
+        commit: Duration,
+        paced: bool,
+    ) -> (f64, Duration) {
         let mut pace = Pace::default();
         let mut now = Uptime::from_millis(0);
         let mut coming: Vec<Uptime> = (0..callers).map(|n| now.plus(think(n))).collect();
         let (mut done, mut waited, mut next) = (0_usize, Duration::ZERO, callers);
-        while now < Uptime::from_millis(5_000) {
+        while now < Uptime::from_millis(1_000) {
             let waiting = |coming: &[Uptime], now| coming.iter().filter(|at| **at <= now).count();
             if waiting(&coming, now) == 0 {
                 now = coming.iter().copied().min().unwrap_or(now);
@@ -110,20 +131,21 @@ mod tests {
                 later.sort_unstable();
                 let lacking = pace.expected() - waiting(&coming, now);
                 let enough = lacking.checked_sub(1).and_then(|n| later.get(n).copied());
-                let look = now.plus(Duration::from_millis(1));
+                let look = now.plus(LONGEST_LOOK);
                 now = enough.map_or(look, |enough| enough.min(look));
             }
             let (batch, rest): (Vec<_>, Vec<_>) = coming.iter().partition(|at| **at <= now);
-            now = now.plus(SYNC);
+            let since = now;
+            now = now.plus(commit);
             done += batch.len();
             waited += batch.iter().map(|at| now.since(*at)).sum::<Duration>();
             coming = rest;
-            pace.committed(batch.len(), waiting(&coming, now), now);
+            pace.committed(batch.len(), waiting(&coming, now), since, now);
             coming.extend(batch.iter().enumerate().map(|(n, _)| now.plus(think(next + n))));
             next += batch.len();
         }
         let mean = waited / u32::try_from(done.max(1)).unwrap();
-        (done as f64 / 5.0, mean)
+        (done as f64, mean)
     }
 
     /// One after the other, `apart` microseconds apart.
@@ -134,20 +156,36 @@ mod tests {
     #[test]
     fn callers_that_come_back_at_once_share_one_sync() {
         for (callers, apart) in [(64, 20), (64, 40), (8, 20), (2, 20)] {
-            let (plain, _) = run(callers, spread(apart), false);
-            let (paced, _) = run(callers, spread(apart), true);
+            let commit = micros(4_500);
+            let (plain, _) = run(callers, spread(apart), commit, false);
+            let (paced, _) = run(callers, spread(apart), commit, true);
             assert!(paced > plain * 1.18, "{callers} callers: {paced:.0} against {plain:.0}");
+        }
+    }
+
+    #[test]
+    fn where_the_disk_is_quick_nobody_waits() {
+        for commit in [50, 120, 500, 1_000, 1_900] {
+            for callers in [1, 2, 3, 5, 8, 64] {
+                for apart in [0, 20, 100, 700] {
+                    let plain = run(callers, spread(apart), micros(commit), false);
+                    assert_eq!(run(callers, spread(apart), micros(commit), true), plain);
+                }
+            }
         }
     }
 
     #[test]
     fn who_does_not_come_back_soon_is_not_waited_for() {
         for callers in [1, 2, 5, 64, 500] {
-            let think = |n: usize| Duration::from_micros(100_000 + (n * 7919 % 64_000) as u64);
-            let (plain, wait) = run(callers, think, false);
-            let (paced, longer) = run(callers, think, true);
-            assert!(paced > plain * 0.98, "{callers} callers: {paced:.0} against {plain:.0}");
-            assert!(longer < wait.mul_f64(1.1), "{callers} callers: {longer:?} against {wait:?}");
+            for commit in [2_500, 4_500, 20_000] {
+                let think = |n: usize| Duration::from_micros(100_000 + (n * 7919 % 64_000) as u64);
+                let (plain, wait) = run(callers, think, micros(commit), false);
+                let (paced, longer) = run(callers, think, micros(commit), true);
+                let case = format!("{callers} callers, {commit} us");
+                assert!(paced > plain * 0.97, "{case}: {paced:.0} against {plain:.0}");
+                assert!(longer < wait.mul_f64(1.2), "{case}: {longer:?} against {wait:?}");
+            }
         }
     }
 
@@ -158,8 +196,9 @@ mod tests {
         for _ in 0..100 {
             now = now.plus(Duration::from_millis(1));
             assert!(!pace.waits(1, now));
-            now = now.plus(SYNC);
-            pace.committed(1, 0, now);
+            let since = now;
+            now = now.plus(Duration::from_millis(4));
+            pace.committed(1, 0, since, now);
         }
     }
 
@@ -170,16 +209,17 @@ mod tests {
             step in 1..2_000_u64,
         ) {
             let mut pace = Pace::default();
-            let (mut now, mut began) = (Uptime::from_millis(0), Uptime::from_millis(0));
+            let mut now = Uptime::from_millis(0);
             for (taken, waiting, millis) in commits {
+                let since = now;
                 now = now.plus(Duration::from_millis(millis));
-                pace.committed(taken, waiting, now);
-                let (ended, cycle) = (now, now.since(began));
-                began = now;
+                pace.committed(taken, waiting, since, now);
+                let (ended, took) = (now, now.since(since));
                 let mut came = waiting;
                 while pace.waits(came, now) {
                     prop_assert!(came < pace.expected());
-                    prop_assert!(now.since(ended) < cycle);
+                    prop_assert!(now.since(ended) < took);
+                    prop_assert!(took >= LONGEST_LOOK);
                     now = now.plus(Duration::from_micros(step));
                     came += 1;
                 }

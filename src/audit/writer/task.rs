@@ -403,6 +403,7 @@ impl Task {
         if rows.is_empty() && notes.is_empty() {
             return;
         }
+        let began = clock::uptime();
         if self.commit(&notes, &rows).await {
             let released = waiters.len();
             for waiter in waiters {
@@ -410,7 +411,7 @@ impl Task {
                 let _gone = waiter.send(());
             }
             self.count(&rows);
-            self.pace.committed(released, self.waiting(), clock::uptime());
+            self.pace.committed(released, self.waiting(), began, clock::uptime());
         } else {
             // What others said is still to be said; whoever waits for an intent is told by the
             // dropped waiter.
