@@ -247,7 +247,10 @@ impl App {
                 config.audit.retention,
                 config.audit.max_size,
             );
-            let retention = Arc::new(retention.payloads(config.audit.payload_retention));
+            let retention = retention
+                .payloads(config.audit.payload_retention)
+                .spool(config.audit.spool.clone());
+            let retention = Arc::new(retention);
             let tracer = tracer(&config, &metrics, &tasks);
             let (reload, reload_requests) = mpsc::channel(4);
             let edge = Arc::new(Edge {

@@ -2,6 +2,7 @@
 //!
 //! Changes when calls leave the ledger for another reason. The steps and their order are the store's.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use super::AuditWriter;
 use crate::clock;
 use crate::metrics::AuditMetrics;
 use crate::model::{Timestamp, Uptime};
-use crate::store::{EntryRow, EraseOf, Erased, PruneUntil, Pruned, Store, StoreError};
+use crate::store::{
+    EntryRow, EraseOf, Erased, PruneUntil, Pruned, Store, StoreError, spool_remains,
+};
 
 /// After a start, servers and sessions come first.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
@@ -42,6 +45,8 @@ pub struct Retention {
     keep_payloads: Option<Duration>,
     /// Bytes that they may take.
     max_size: u64,
+    /// Where rows wait that cannot be committed.
+    spool: Option<PathBuf>,
 }
 
 /// What came of a look.
@@ -56,13 +61,20 @@ impl Retention {
     /// Calls are kept for `keep`, as long as they take no more than `max_size` bytes.
     #[must_use]
     pub const fn new(store: Store, metrics: AuditMetrics, keep: Duration, max_size: u64) -> Self {
-        Self { store, metrics, keep, keep_payloads: None, max_size }
+        Self { store, metrics, keep, keep_payloads: None, max_size, spool: None }
     }
 
     /// Arguments and results are kept for less long, where that is said.
     #[must_use]
     pub fn payloads(mut self, keep: Option<Duration>) -> Self {
         self.keep_payloads = keep;
+        self
+    }
+
+    /// Files may lie beside the spool, where there is one.
+    #[must_use]
+    pub fn spool(mut self, spool: Option<PathBuf>) -> Self {
+        self.spool = spool;
         self
     }
 
@@ -188,12 +200,22 @@ impl Retention {
         Ok(pruned)
     }
 
-    /// Erases arguments and results, as `actor` asked for.
+    /// Erases arguments and results, as `actor` asked for, and says which files may hold them and were not looked
+    /// into.
     ///
     /// # Errors
     /// What any statement can give; what was erased by then stays so.
     pub async fn erase(&self, of: &EraseOf, actor: &str) -> Result<Erased, StoreError> {
-        self.store.erase(of, actor, clock::timestamp()).await
+        let mut erased = self.store.erase(of, actor, clock::timestamp()).await?;
+        let spool = self.spool.as_deref().map(spool_remains).unwrap_or_default();
+        erased.beside(spool.beside, spool.waiting);
+        for file in erased.not_looked_into.iter().chain(&erased.waits_in) {
+            let file = file.display();
+            tracing::warn!(
+                "`{file}` may hold what was erased from the ledger; it was not looked into"
+            );
+        }
+        Ok(erased)
     }
 
     async fn prune(&self, until: PruneUntil, actor: &str) -> Result<Pruned, StoreError> {
@@ -215,6 +237,28 @@ mod tests {
     use crate::model::{CallId, Entrance, Outcome};
     use crate::redact::InForce;
     use crate::store::CallRow;
+
+    /// What lies beside a spool is not passed over in silence.
+    #[tokio::test]
+    async fn an_erasure_names_what_lies_beside_the_spool() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::open(folder.path()).await.unwrap();
+        let metrics = AuditMetrics::register(&Registry::new()).unwrap();
+        let retention = Retention::new(store, metrics, Duration::from_hours(1), u64::MAX);
+        let spool = other.path().join("spool.jsonl");
+        let retention = retention.spool(Some(spool.clone()));
+        let of = EraseOf::Caller("alice".to_owned());
+        let erased = retention.erase(&of, "ops").await.unwrap();
+        assert_eq!((erased.complete, erased.not_looked_into), (true, Vec::new()));
+        let rejected = other.path().join("spool.jsonl.rejected");
+        std::fs::write(&rejected, "a row").unwrap();
+        let erased = retention.erase(&of, "ops").await.unwrap();
+        assert_eq!((erased.complete, erased.not_looked_into), (false, vec![rejected.clone()]));
+        std::fs::remove_file(rejected).unwrap();
+        std::fs::write(&spool, "a row").unwrap();
+        let erased = retention.erase(&of, "ops").await.unwrap();
+        assert_eq!((erased.complete, erased.waits_in), (false, Some(spool)));
+    }
 
     /// What comes between two looks at full speed is many times a small limit.
     #[tokio::test]

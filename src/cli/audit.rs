@@ -91,7 +91,7 @@ enum Action {
     Purge(upkeep::Purge),
     /// Erase arguments and results of a caller or a call for good
     #[command(
-        long_about = "Erases arguments and results from all files in the data folder; that the calls were made stays on record, with the text of their errors. The ledger says whose payloads were erased and by whom, and still verifies. Backups and exports elsewhere are not touched.",
+        long_about = "Erases arguments and results from all files in the data folder; that the calls were made stays on record, with the text of their errors. The ledger says whose payloads were erased and by whom, and still verifies. Backups and exports elsewhere are not touched. Damaged databases that were moved away, and what lies beside the spool, are not looked into: they are named, and the exit code is 1 as long as there are any.",
         after_help = "Examples:\n  switchyard audit erase --caller laptop\n  switchyard audit erase --call 0193a5c0-7a1e-7cc3-98c4-dc0c0c07398f --yes"
     )]
     Erase(upkeep::Erase),

@@ -44,7 +44,7 @@ pub use rows::{
     KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats, StatsBy,
     StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
-pub use spool::{Spool, spool_is_usable};
+pub use spool::{Spool, SpoolRemains, spool_is_usable, spool_remains};
 pub use sqlite::LedgerExport;
 pub use upkeep::{Backup, EraseOf, Erased, PruneUntil, Pruned, Recovered};
 pub use verified::{Fault, Finding, Verified};

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
@@ -298,6 +298,39 @@ pub fn spool_is_usable(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What a spool has outside the database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpoolRemains {
+    /// The spool itself, where something waits in it.
+    pub waiting: Option<PathBuf>,
+    /// All files that are named after it, in order: rows that the database did not take, and copies of what was
+    /// damaged. The folder where it cannot be read.
+    pub beside: Vec<PathBuf>,
+}
+
+/// What there is of the spool at `path`, a file or a folder, outside the database.
+#[must_use]
+pub fn spool_remains(path: &Path) -> SpoolRemains {
+    let path = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
+    let path = absolute(&path).unwrap_or(path);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let named = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let is_beside = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+        name.strip_prefix(named).is_some_and(|rest| rest.starts_with(b"."))
+    };
+    let files = fs::read_dir(folder).and_then(|files| {
+        files.map(|file| file.map(|file| file.path())).collect::<io::Result<Vec<_>>>()
+    });
+    let mut beside = match files {
+        Ok(files) => files.into_iter().filter(is_beside).collect(),
+        Err(_unreadable) => vec![folder.to_owned()],
+    };
+    beside.sort();
+    let waits = fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    SpoolRemains { waiting: waits.then_some(path), beside }
+}
+
 /// Lines to be written at a place.
 pub(super) struct Encoded {
     head: Option<(Head, u64)>,
@@ -511,5 +544,30 @@ mod tests {
         let other = Spool::open(&path, &LedgerKey::new(&[8; 32])).unwrap();
         assert_eq!((other.waiting(), path.exists()), (0, false));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_lies_beside_a_spool_is_found_where_it_was_put() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let remains = || spool_remains(folder.path());
+        assert_eq!(remains(), SpoolRemains::default());
+        let mut spool = Spool::open(&path, &key()).unwrap();
+        put(&mut spool, &links(0, 2));
+        let waiting = SpoolRemains { waiting: Some(path.clone()), beside: Vec::new() };
+        assert_eq!(remains(), waiting, "it is not in the ledger yet");
+        spool.damaged = true;
+        let why = "a rule".to_owned();
+        let rejected = spool.set_aside(&links(0, 2), &[Rejected { at: 0, why }]).unwrap();
+        spool.clear().unwrap();
+        let found = remains();
+        assert_eq!((found.waiting.as_ref(), found.beside.len()), (None, 2), "{found:?}");
+        assert!(found.beside[0].to_str().unwrap().contains(".damaged-"), "{found:?}");
+        assert_eq!(found.beside[1], rejected);
+        assert_eq!(spool_remains(&path), found, "by its file as by its folder");
+        fs::write(folder.path().join("ledger-spool.jsonl2"), "another's").unwrap();
+        assert_eq!(remains(), found);
+        let away = folder.path().join("away");
+        assert_eq!(spool_remains(&away.join("spool.jsonl")).beside, [away], "a disk that is gone");
     }
 }

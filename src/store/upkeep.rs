@@ -43,16 +43,32 @@ pub enum EraseOf {
 }
 
 /// What was erased.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Erased {
     /// Calls whose arguments and result are gone.
     pub payloads: u64,
-    /// Whether nothing of them is left in the files. A program that has the database open can keep
-    /// the write-ahead log from being emptied.
+    /// Whether nothing of them is left in any file: the logs were emptied, there is no file that was not looked
+    /// into, and nothing waits in the spool.
     pub complete: bool,
+    /// Whether the write-ahead logs were emptied. A program that has a database open can keep them from it.
+    pub logs_emptied: bool,
+    /// Files that were not looked into and may hold them, or the folder of such files where it cannot be read.
+    pub not_looked_into: Vec<PathBuf>,
+    /// The spool, where rows wait in it: they are not in the ledger yet, and are not erased when they come.
+    pub waits_in: Option<PathBuf>,
     /// The longest that one step kept others from writing.
     #[serde(skip)]
     pub longest: Duration,
+}
+
+impl Erased {
+    /// Adds files that were not looked into, and a spool in which rows wait.
+    pub(crate) fn beside(&mut self, files: Vec<PathBuf>, waits_in: Option<PathBuf>) {
+        self.not_looked_into.extend(files);
+        self.waits_in = waits_in;
+        self.complete =
+            self.logs_emptied && self.not_looked_into.is_empty() && self.waits_in.is_none();
+    }
 }
 
 /// A backup that was made, or put back.

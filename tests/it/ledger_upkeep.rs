@@ -116,6 +116,19 @@ async fn the_ledger_is_purged_and_erased_by_command() {
     }
     assert_eq!(verified(router.folder.path(), &data).await["erased"], 3_000);
 
+    // As a recovery leaves it: it may hold what was erased, and is not looked into.
+    let corrupt = data.join("audit.db.corrupt-20261129T063000Z");
+    std::fs::write(&corrupt, "filled-1").unwrap();
+    let left = router.run(&["audit", "erase", "--caller", "filler", "--yes"]).await.expect(1);
+    assert!(left.err.contains(corrupt.to_str().unwrap()), "{left:?}");
+    let left = router.run(&["--json", "audit", "erase", "--caller", "filler", "--yes"]).await;
+    let left = left.expect(1).json();
+    assert_eq!((&left["complete"], &left["logs_emptied"]), (&false.into(), &true.into()));
+    assert_eq!(left["not_looked_into"], serde_json::json!([corrupt]));
+    assert!(corrupt.exists());
+    std::fs::remove_file(corrupt).unwrap();
+    router.run(&["audit", "erase", "--caller", "filler", "--yes"]).await.expect(0);
+
     let future = ["audit", "purge", "--before", "2999-01-01", "--yes"];
     let refused = router.run(&future).await.expect(1);
     assert!(refused.err.contains("has not come yet"), "{refused:?}");

@@ -52,7 +52,12 @@ struct Pruned {
 #[derive(Deserialize)]
 struct Erased {
     payloads: u64,
-    complete: bool,
+    #[serde(default)]
+    logs_emptied: bool,
+    #[serde(default)]
+    not_looked_into: Vec<String>,
+    #[serde(default)]
+    waits_in: Option<String>,
 }
 
 pub(super) async fn purge(context: &Context, args: Purge) -> Result<Status, CliError> {
@@ -100,13 +105,33 @@ pub(super) async fn erase(context: &Context, args: Erase) -> Result<Status, CliE
     } else {
         context.out.line(format!("arguments and results of {} calls erased", erased.payloads))?;
     }
-    if !erased.complete {
-        notice(
-            "some bytes are still in audit.db-wal or audit-index.db-wal: another program has the database open; close it and erase again",
-        );
-        return Ok(Status::Failed);
+    let left = left(&erased);
+    for line in &left {
+        notice(line);
     }
-    Ok(Status::Done)
+    Ok(if left.is_empty() { Status::Done } else { Status::Failed })
+}
+
+/// Where there may still be some of what was to be erased, in words.
+fn left(erased: &Erased) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !erased.logs_emptied {
+        lines.push("some bytes are still in audit.db-wal or audit-index.db-wal: another program has the database open; close it and erase again".to_owned());
+    }
+    if let Some(spool) = &erased.waits_in {
+        lines.push(format!(
+            "rows wait in the spool `{}` and are not in the ledger yet; erase again when they are",
+            text(spool)
+        ));
+    }
+    if !erased.not_looked_into.is_empty() {
+        lines.push(
+            "not looked into, and may hold some of it (remove what nobody needs, then erase again):"
+                .to_owned(),
+        );
+        lines.extend(erased.not_looked_into.iter().map(|file| format!("  {}", text(file))));
+    }
+    lines
 }
 
 fn text(name: &str) -> std::borrow::Cow<'_, str> {
@@ -126,4 +151,21 @@ fn confirm(yes: bool, what: &str) -> Result<(), CliError> {
     let read = io::stdin().read_line(&mut answer);
     let agreed = read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes");
     if agreed { Ok(()) } else { Err(CliError::Unconfirmed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_left_is_said_by_its_path() {
+        let left = |json: &str| left(&serde_json::from_str(json).unwrap());
+        let done = r#"{"payloads":1,"complete":true,"logs_emptied":true,"not_looked_into":[],"waits_in":null}"#;
+        assert_eq!(left(done), Vec::<String>::new());
+        let told = left(
+            r#"{"payloads":0,"logs_emptied":false,"not_looked_into":["/d/audit.db.corrupt-1","/d/a\nb"],"waits_in":"/s.jsonl"}"#,
+        );
+        assert!(told[0].contains("audit.db-wal") && told[1].contains("`/s.jsonl`"), "{told:?}");
+        assert_eq!(told[3..], ["  /d/audit.db.corrupt-1", "  /d/a\\nb"], "{told:?}");
+    }
 }

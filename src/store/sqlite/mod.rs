@@ -23,6 +23,7 @@ mod offers;
 mod packed;
 mod reading;
 mod recover;
+mod remains;
 mod servers;
 mod sessions;
 mod spool;

@@ -18,8 +18,9 @@ use super::backup::REPLACED;
 use super::index::Rest;
 use super::ledger::{Head, append};
 use super::log::Log;
+use super::remains::remains_of_ledger;
 use super::verify::{ERASED, hash_at, hex};
-use super::{AUDIT, SqliteStore, Version, begin, connect_options, identify};
+use super::{AUDIT, SqliteStore, Version, begin, connect_options, files, identify};
 use crate::clock;
 use crate::model::Timestamp;
 use crate::store::export::PRUNED;
@@ -238,10 +239,13 @@ impl SqliteStore {
         // What an erasure that was cut off left there goes with it.
         let indexed = self.index_erase().await?;
         done.longest = pace.longest().max(self.give_back(&mut log).await?);
-        done.complete = log.empty().await? && indexed;
+        done.logs_emptied = log.empty().await? && indexed;
+        let mut beside = Vec::new();
         if let Some(folder) = self.audit.path.parent() {
             erase_in_copies(folder, of).await?;
+            beside = remains_of_ledger(folder).map_err(files("read", folder))?;
         }
+        done.beside(beside, None);
         Ok(done)
     }
 

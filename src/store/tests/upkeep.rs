@@ -425,6 +425,33 @@ async fn erase_keeps_chain() {
     assert_eq!(found.findings.first().map(|one| (one.seq, one.fault)), Some((402, Fault::Payload)));
 }
 
+/// What lies beside the ledger and may hold what had to be erased is named, and stays.
+#[tokio::test]
+async fn an_erasure_names_the_files_that_it_did_not_look_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = EraseOf::Caller("alice".to_owned());
+    let store = open(folder.path()).await;
+    let row = CallRow { arguments: Some(secret(0)), ..call(0) };
+    store.append_calls(std::slice::from_ref(&row)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let ledger = folder.path().join("audit.db");
+    let mut bytes = fs::read(&ledger).unwrap();
+    bytes[..16].fill(0x5a);
+    fs::write(&ledger, bytes).unwrap();
+    let moved = Store::recover(folder.path(), at(NOW)).await.unwrap().remove(0).moved_to;
+    let store = open(folder.path()).await;
+    store.append_calls(&[row]).await.unwrap();
+    let erased = store.erase(&of, "ops", at(NOW)).await.unwrap();
+    assert_eq!((erased.payloads, erased.logs_emptied, erased.complete), (1, true, false));
+    assert_eq!(erased.not_looked_into, std::slice::from_ref(&moved));
+    assert_eq!(found_in(folder.path(), "alicesecret"), 1, "it is there, and stays");
+    fs::remove_file(moved).unwrap();
+    let erased = store.erase(&of, "ops", at(NOW)).await.unwrap();
+    assert_eq!((erased.complete, erased.not_looked_into.len()), (true, 0));
+    assert_eq!(found_in(folder.path(), "alicesecret"), 0);
+}
+
 /// A restore that was decided is finished by whoever opens the folder, wherever it stopped, and one
 /// that was not decided leaves no trace.
 #[tokio::test]
