@@ -19,7 +19,7 @@ pub use crate::config::{Durability, IntentMode};
 pub use crate::redact::{Redactor, Secrets, Strictness};
 pub use begun::CallBegun;
 pub use entry::{AttemptEntry, Attempts, AuditEntry, ToolLabel};
-pub use events::{EventRecord, EventRecordPage};
+pub use events::{EventRecord, EventRecordPage, Following, Told};
 pub use export::{Encoder, ExportFormat};
 pub use query::{
     AttemptRecord, AuditQuery, CallRecord, CallRecordDetail, CallRecordPage, CallStats,

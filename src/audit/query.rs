@@ -19,7 +19,7 @@ use crate::store::{
 };
 
 /// Calls converted before other tasks of the thread get a turn.
-const AT_ONCE: usize = 32;
+pub(super) const AT_ONCE: usize = 32;
 
 /// Reads the ledger.
 #[derive(Debug, Clone)]
@@ -259,22 +259,8 @@ impl AuditQuery {
         Ok(rows.into_iter().map(CallRecord::from).collect())
     }
 
-    /// Calls after the one with `after`, oldest first, as far as one short transaction comes; see
-    /// [`Store::audit_stretch`].
-    ///
-    /// # Errors
-    /// What any statement can give.
-    pub async fn following(
-        &self,
-        filter: &AuditFilter,
-        after: i64,
-        limit: u16,
-    ) -> Result<Stretch<CallRecord>, StoreError> {
-        let stretch = self.store.audit_stretch(filter, after, None, limit, Depth::Call).await?;
-        Ok(converted(stretch).await)
-    }
-
-    /// The same up to `through`, with attempts or with attempts and payloads.
+    /// Calls after the one with `after` up to `through`, oldest first, as far as one short transaction comes, with
+    /// attempts or with attempts and payloads; see [`Store::audit_stretch`].
     ///
     /// # Errors
     /// What any statement can give.

@@ -58,7 +58,7 @@ enum Action {
     Stats(stats::Args),
     /// Show the last calls; with -f also new ones as they end, until Ctrl-C
     #[command(
-        after_help = "Examples:\n  switchyard audit tail\n  switchyard audit tail -f --server github\n  switchyard audit tail -f -n 0 --json | jq -c 'select(.outcome != \"ok\")'\n\nWith -f it waits for a router that restarts, and goes on where it was: no call is missing or\nshown twice."
+        after_help = "Examples:\n  switchyard audit tail\n  switchyard audit tail -f --server github\n  switchyard audit tail -f --outcome timeout --events --kind 'breaker.*'\n  switchyard audit tail -f -n 0 --json | jq -c 'select(.outcome != \"ok\")'\n\nWith -f it waits for a router that restarts, and goes on where it was: no call is missing or\nshown twice. Filters other than --since and --until are of calls alone; --kind is of what is beside them."
     )]
     Tail(tail::Args),
     /// List what is on record beside calls: acts, changes of tools, breakers, the ledger itself
@@ -173,13 +173,8 @@ impl Filter {
     /// A request for `path` with this filter. Times are made absolute here: an hour ago stays the
     /// same hour in all requests that are made of it.
     fn ask(&self, path: &[&str]) -> Result<Ask, CliError> {
-        let now = clock::timestamp();
-        let zone = when::zone();
-        let time = |text: &Option<String>| {
-            let at = text.as_deref().map(|text| when::parse(text, now, &zone)).transpose();
-            at.map(|at| at.map(|at| at.to_string()))
-        };
-        Ok(Ask::get(path)
+        Ok(self
+            .spanned(Ask::get(path))?
             .with("server", self.server.as_deref())
             .with("tool", self.tool.as_deref())
             .with("outcome", self.outcome.map(Outcome::as_str))
@@ -188,9 +183,18 @@ impl Filter {
             .with("error_code", self.error_code.as_deref())
             .with("view", self.view.as_deref())
             .with("trace", self.trace.map(|trace| trace.to_string()))
-            .with("since", time(&self.since)?)
-            .with("until", time(&self.until)?)
             .with("text", self.text.as_deref()))
+    }
+
+    /// A request with the span of time alone.
+    fn spanned(&self, ask: Ask) -> Result<Ask, CliError> {
+        let now = clock::timestamp();
+        let zone = when::zone();
+        let time = |text: &Option<String>| {
+            let at = text.as_deref().map(|text| when::parse(text, now, &zone)).transpose();
+            at.map(|at| at.map(|at| at.to_string()))
+        };
+        Ok(ask.with("since", time(&self.since)?).with("until", time(&self.until)?))
     }
 }
 

@@ -232,6 +232,8 @@ impl Client {
 /// One server-sent event.
 #[derive(Debug, Default)]
 pub(crate) struct Event {
+    /// Its type; empty for a message.
+    pub(crate) kind: String,
     /// By which the stream can be taken up after it.
     pub(crate) id: Option<String>,
     /// What it says; may be nothing.
@@ -267,6 +269,8 @@ impl Events {
                     self.event.data.push_str(data);
                 } else if let Some(id) = value("id:") {
                     self.event.id = Some(id.to_owned());
+                } else if let Some(kind) = value("event:") {
+                    self.event.kind = kind.to_owned();
                 }
             }
             let Ok(frame) = timeout(patience, self.body.frame()).await else {

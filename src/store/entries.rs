@@ -2,7 +2,7 @@
 //!
 //! Changes when entries can be looked for differently.
 
-use super::{Backend, Cursor, EntryRow, Store, StoreError};
+use super::{AuditFilter, Backend, CallRow, Cursor, EntryRow, Store, StoreError};
 use crate::model::Timestamp;
 
 /// Which entries are wanted; every condition that is there must hold.
@@ -30,7 +30,45 @@ pub struct EntryPage {
     pub next: Option<Cursor>,
 }
 
+/// Part of the ledger with what is on record beside calls, both oldest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WholeStretch {
+    /// The calls in it that the filter of calls admits.
+    pub calls: Vec<CallRow>,
+    /// The entries in it that the filter of entries admits.
+    pub entries: Vec<EntryRow>,
+    /// Up to here, this included, there are no others; the next stretch goes on after it.
+    pub reached: i64,
+}
+
 impl Store {
+    /// Calls and what is on record beside them after the row `after`, to the newest; bounded as
+    /// [`Self::audit_stretch`] is, with at most `limit` of either.
+    ///
+    /// # Errors
+    /// [`StoreError::BadValue`] and what any statement can give.
+    pub async fn audit_whole_stretch(
+        &self,
+        calls: &AuditFilter,
+        entries: &EntryFilter,
+        after: i64,
+        limit: u16,
+    ) -> Result<WholeStretch, StoreError> {
+        match &self.backend {
+            Backend::Sqlite(store) => store.audit_whole_stretch(calls, entries, after, limit).await,
+        }
+    }
+
+    /// The `seq` of the newest row, a call or an entry; 0 when there is none.
+    ///
+    /// # Errors
+    /// What any statement can give.
+    pub async fn audit_end(&self) -> Result<i64, StoreError> {
+        match &self.backend {
+            Backend::Sqlite(store) => store.audit_end().await,
+        }
+    }
+
     /// What is on record beside calls, newest first, from `cursor` on.
     ///
     /// # Errors

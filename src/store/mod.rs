@@ -34,7 +34,7 @@ use crate::model::{
 
 pub use chain::{Digester, Hash};
 pub use checkpoint::Checkpoint;
-pub use entries::{EntryFilter, EntryPage};
+pub use entries::{EntryFilter, EntryPage, WholeStretch};
 use journal::Journal;
 
 pub use error::{StoreError, StoreFailure};

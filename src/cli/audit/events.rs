@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{PAGE, is_narrow, list_limit, unreadable};
-use crate::cli::client::Ask;
+use crate::cli::client::{Ask, Client};
 use crate::cli::table::{Cell, Style, Table};
 use crate::cli::{CliError, Context, Status, when};
 use crate::clock;
@@ -46,16 +46,16 @@ struct Page {
 
 /// An event as far as a line shows it.
 #[derive(Deserialize)]
-struct Event {
+pub(super) struct Event {
     #[serde(default, deserialize_with = "when::from_api")]
-    at: Option<Timestamp>,
-    kind: String,
+    pub(super) at: Option<Timestamp>,
+    pub(super) kind: String,
     #[serde(default)]
-    actor: String,
+    pub(super) actor: String,
     #[serde(default)]
-    subject: String,
+    pub(super) subject: String,
     #[serde(default)]
-    detail: Value,
+    pub(super) detail: Value,
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
@@ -71,18 +71,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         .with("subject", args.subject.as_deref())
         .with("since", time(&args.since)?)
         .with("until", time(&args.until)?);
-    let mut events = Vec::new();
-    let mut cursor: Option<String> = None;
-    while events.len() < args.limit {
-        let page = (args.limit - events.len()).min(PAGE);
-        let ask = ask.clone().with("limit", Some(page.to_string())).with("cursor", cursor.take());
-        let page: Page = client.request(ask).await?.parse()?;
-        events.extend(page.events);
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            break;
-        }
-    }
+    let (events, cursor) = newest(&client, &ask, args.limit).await?;
     let out = &context.out;
     if out.is_json() {
         let events: Vec<&str> = events.iter().map(|event| event.get()).collect();
@@ -104,6 +93,27 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
     Ok(Status::Done)
 }
 
+/// The newest `limit` events, newest first, and the cursor behind them.
+pub(super) async fn newest(
+    client: &Client,
+    ask: &Ask,
+    limit: usize,
+) -> Result<(Vec<Box<RawValue>>, Option<String>), CliError> {
+    let mut events = Vec::new();
+    let mut cursor: Option<String> = None;
+    while events.len() < limit {
+        let page = (limit - events.len()).min(PAGE);
+        let ask = ask.clone().with("limit", Some(page.to_string())).with("cursor", cursor.take());
+        let page: Page = client.request(ask).await?.parse()?;
+        events.extend(page.events);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    Ok((events, cursor))
+}
+
 fn table(events: &[Event], zone: &TimeZone, narrow: bool) -> Table {
     let show = if narrow { when::local_short } else { when::local_precise };
     let mut table =
@@ -121,7 +131,7 @@ fn table(events: &[Event], zone: &TimeZone, narrow: bool) -> Table {
 }
 
 /// The members of an object, one after the other.
-fn detail(value: &Value) -> String {
+pub(super) fn detail(value: &Value) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match value {
         Value::Object(members) => {

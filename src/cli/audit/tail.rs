@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::{Call, Filter, Page, is_narrow, newest, unreadable};
-use crate::cli::client::{Ask, Client, ClientError};
+use super::{Call, Filter, events, is_narrow, newest, unreadable};
+use crate::cli::client::{Ask, Client, ClientError, Event};
 use crate::cli::output::{Output, notice};
+use crate::cli::table::Style;
 use crate::cli::{CliError, Context, Status, text, when};
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +26,12 @@ pub(super) struct Args {
     /// Begin with so many earlier calls
     #[arg(long, short = 'n', value_name = "N", default_value_t = 10)]
     limit: usize,
+    /// Show also what is on record beside calls: acts, refusals, changes of tools, breakers, the ledger itself
+    #[arg(long)]
+    events: bool,
+    /// Of that, only this kind, or all that begin so: server.*
+    #[arg(long, value_name = "KIND", requires = "events")]
+    kind: Option<String>,
 }
 
 /// The router says that it is alive three times in this.
@@ -40,21 +48,20 @@ struct Place {
 pub(super) async fn tail(context: &Context, args: Args) -> Result<Status, CliError> {
     let client = context.client()?;
     let shown = Shown { out: context.out, zone: when::zone() };
-    // Read before the list: what comes between the two is in the list, or after this place.
-    let mut last = match args.follow {
-        true => place(&client).await?,
+    // Read before the lists: what comes between is in a list, or after this place.
+    let mut last = match args.follow || args.events {
+        true => place(&client, args.events).await?,
         false => 0,
     };
-    let (calls, _) = newest(&client, &args.filter, args.limit).await?;
-    for call in calls.iter().rev() {
-        shown.print(call.get())?;
-        let place: Place = serde_json::from_str(call.get()).map_err(|error| unreadable(&error))?;
-        last = last.max(place.seq);
+    for (seq, told, json) in earlier(&client, &args, last).await? {
+        shown.print(told, json.get())?;
+        last = last.max(seq);
     }
     if !args.follow {
         return Ok(Status::Done);
     }
     let ask = args.filter.ask(&["mcp", "audit", "tail"])?;
+    let ask = ask.with("events", args.events.then_some("true")).with("kind", args.kind.as_deref());
     let mut last = last.to_string();
     let (mut wait, mut told) = (FIRST_WAIT, false);
     loop {
@@ -75,16 +82,48 @@ pub(super) async fn tail(context: &Context, args: Args) -> Result<Status, CliErr
     }
 }
 
-/// The place of the newest call in the ledger, whatever the filter.
-async fn place(client: &Client) -> Result<i64, CliError> {
-    let ask = Ask::get(&["mcp", "audit"]).with("limit", Some("1"));
-    let page: Page = client.request(ask).await?.parse()?;
-    let Some(call) = page.calls.first() else { return Ok(0) };
-    let place: Place = serde_json::from_str(call.get()).map_err(|error| unreadable(&error))?;
+/// The place of the newest call in the ledger, or with events of the newest row, whatever the filter.
+async fn place(client: &Client, with_events: bool) -> Result<i64, CliError> {
+    let (calls, _) = newest(client, &Filter::default(), 1).await?;
+    let mut newest = calls;
+    if with_events {
+        newest.extend(events::newest(client, &events_ask(None), 1).await?.0);
+    }
+    newest.iter().try_fold(0, |last, json| Ok(seq(json)?.max(last)))
+}
+
+/// What there is already, oldest first, with its places.
+async fn earlier(
+    client: &Client,
+    args: &Args,
+    place: i64,
+) -> Result<Vec<(i64, Told, Box<RawValue>)>, CliError> {
+    let mut earlier = Vec::new();
+    for call in newest(client, &args.filter, args.limit).await?.0 {
+        earlier.push((seq(&call)?, Told::Call, call));
+    }
+    if args.events {
+        let ask = args.filter.spanned(events_ask(args.kind.as_deref()))?;
+        for event in events::newest(client, &ask, args.limit).await?.0 {
+            earlier.push((seq(&event)?, Told::Entry, event));
+        }
+        // What came after the place may be in the list that was read later and not in the other: it is followed.
+        earlier.retain(|(seq, ..)| *seq <= place);
+    }
+    earlier.sort_by_key(|(seq, ..)| *seq);
+    Ok(earlier.split_off(earlier.len().saturating_sub(args.limit)))
+}
+
+fn events_ask(kind: Option<&str>) -> Ask {
+    Ask::get(&["mcp", "audit", "events"]).with("kind", kind)
+}
+
+fn seq(json: &RawValue) -> Result<i64, CliError> {
+    let place: Place = serde_json::from_str(json.get()).map_err(|error| unreadable(&error))?;
     Ok(place.seq)
 }
 
-/// Shows calls after `last` until that ends; gives why it did.
+/// Shows what comes after `last` until that ends; gives why it did.
 async fn follow(
     client: &Client,
     ask: Ask,
@@ -103,7 +142,7 @@ async fn follow(
             Err(error) => return error.into(),
         };
         if !event.data.is_empty()
-            && let Err(error) = shown.print(&event.data)
+            && let Err(error) = shown.print(Told::of(&event), &event.data)
         {
             return error;
         }
@@ -131,15 +170,61 @@ fn is_away(error: &ClientError) -> bool {
     }
 }
 
-/// How calls are shown, one after the other.
+/// What a line is about.
+#[derive(Clone, Copy)]
+enum Told {
+    Call,
+    Entry,
+}
+
+impl Told {
+    fn of(event: &Event) -> Self {
+        if event.kind == "entry" { Self::Entry } else { Self::Call }
+    }
+}
+
+/// How calls are shown, one after the other, and what is beside them.
 struct Shown {
     out: Output,
     zone: TimeZone,
 }
 
 impl Shown {
-    fn print(&self, json: &str) -> Result<(), CliError> {
-        if self.out.is_json() { self.out.json(json) } else { self.out.line(self.line(json)?) }
+    fn print(&self, told: Told, json: &str) -> Result<(), CliError> {
+        if self.out.is_json() {
+            return self.out.json(json);
+        }
+        self.out.line(match told {
+            Told::Call => self.line(json)?,
+            Told::Entry => self.entry(json)?,
+        })
+    }
+
+    /// In the columns of calls: who, what in place of the tool, to what, and the rest.
+    fn entry(&self, json: &str) -> Result<String, CliError> {
+        let event: events::Event =
+            serde_json::from_str(json).map_err(|error| unreadable(&error))?;
+        let out = &self.out;
+        let narrow = is_narrow(out);
+        let (actor, kind) = if narrow { (8, 18) } else { (12, 32) };
+        let show = if narrow { when::local_short } else { when::local_precise };
+        let head = format!(
+            "{}  {}  {}  {}",
+            event.at.map_or_else(String::new, |at| show(at, &self.zone)),
+            self.column(Some(&event.actor), actor),
+            self.column(Some(&event.kind), kind),
+            self.column(Some(&event.subject), 11),
+        );
+        let detail = text::escape_line(&events::detail(&event.detail)).into_owned();
+        let detail = match out.width {
+            Some(width) => {
+                let left = width.saturating_sub(text::width(&head) + 2).max(8);
+                text::cut(&detail, left).into_owned()
+            }
+            None => detail,
+        };
+        let detail = Style::Dim.paint(&detail, out.colour);
+        Ok(format!("{head}  {detail}").trim_end().to_owned())
     }
 
     fn line(&self, json: &str) -> Result<String, CliError> {
@@ -199,11 +284,23 @@ mod tests {
         );
     }
 
+    const ENTRY: &str = r#"{"seq":7,"at":"2026-11-24T10:00:00.5Z","at_ms":1,"kind":"breaker.transition","actor":"router","subject":"github","detail":{"from":"closed","to":"open","reason":"connection refused\nmore, and more of the same so that it is long"}}"#;
+
+    #[test]
+    fn an_entry_is_one_line_in_the_columns_of_calls() {
+        assert_eq!(
+            shown(None).entry(ENTRY).unwrap(),
+            "2026-11-24 10:00:00.500  router        breaker.transition                github       from=closed reason=connection refused\\nmore, and more of the same so that it is long to=open"
+        );
+    }
+
     #[test]
     fn a_line_fits_the_terminal() {
         for width in [72, 80, 100, 120, 200] {
-            let line = shown(Some(width)).line(CALL).unwrap();
-            assert!(text::width(&line) <= width, "{width}: {line}");
+            for line in [shown(Some(width)).line(CALL), shown(Some(width)).entry(ENTRY)] {
+                let line = line.unwrap();
+                assert!(text::width(&line) <= width, "{width}: {line}");
+            }
         }
     }
 

@@ -9,7 +9,9 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
+use http::Uri;
 use serde::Deserialize;
+use url::form_urlencoded;
 
 use super::Shared;
 use crate::edge::auth::RequestContext;
@@ -43,6 +45,48 @@ pub(super) struct AuditParameters {
     text: Option<String>,
     limit: Option<u16>,
     cursor: Option<String>,
+}
+
+/// Reads the parameters of a request that has some of its own beside those of the list.
+fn with_own<const N: usize>(
+    query: &str,
+    names: [&str; N],
+) -> Result<([Option<String>; N], AuditParameters), ApiError> {
+    let mut own = [const { None }; N];
+    let mut rest = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let place = names.iter().position(|own| *own == name);
+        let Some(place) = place.and_then(|at| own.get_mut(at)) else {
+            rest.append_pair(&name, &value);
+            continue;
+        };
+        if place.replace(value.into_owned()).is_some() {
+            return Err(ApiError::invalid(format!("`{name}` is there twice")));
+        }
+    }
+    let uri = Uri::builder().path_and_query(format!("/?{}", rest.finish())).build();
+    let uri = uri.map_err(|error| ApiError::invalid(error.to_string()))?;
+    let Query(parameters) = Query::<AuditParameters>::try_from_uri(&uri)
+        .map_err(|error| ApiError::invalid(error.body_text()))?;
+    Ok((own, parameters))
+}
+
+fn is_true(name: &str, value: Option<&str>) -> Result<bool, ApiError> {
+    match value {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(ApiError::invalid(format!("`{name}` is `true` or `false`"))),
+    }
+}
+
+/// A kind of events, or with a `*` at its end all that begin so.
+fn event_kind(kind: Option<String>) -> Result<Option<String>, ApiError> {
+    match kind {
+        Some(kind) if kind.trim_end_matches('*').contains('*') => {
+            Err(ApiError::invalid("`kind`: a `*` stands at the end alone, as in `server.*`"))
+        }
+        kind => Ok(kind),
+    }
 }
 
 /// A point in time: RFC 3339, a date, milliseconds since the epoch, or a duration back from now.

@@ -1,12 +1,25 @@
 //! Reading table `entries`: what is on record beside calls. Writing it is `ledger.rs`'s.
 
-use sqlx::{QueryBuilder, Sqlite};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::SqliteStore;
 use super::index::{LOOKED_AT, PATIENCE};
 use super::ledger::entry;
 use crate::clock;
-use crate::store::{Cursor, EntryFilter, EntryPage, StoreError};
+use crate::store::{Cursor, EntryFilter, EntryPage, EntryRow, StoreError};
+
+/// Entries from `first` to `last` that the filter wants, oldest first, at most `limit`.
+pub(super) async fn entries_between(
+    reader: &mut SqliteConnection,
+    filter: &EntryFilter,
+    first: i64,
+    last: i64,
+    limit: u16,
+) -> Result<Vec<EntryRow>, StoreError> {
+    let mut query = matching(filter, first, last.saturating_add(1));
+    query.push(" order by seq limit ").push_bind(i64::from(limit));
+    query.build().fetch_all(reader).await?.iter().map(entry).collect()
+}
 
 impl SqliteStore {
     pub(in crate::store) async fn audit_entry_page(

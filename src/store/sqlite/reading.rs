@@ -12,8 +12,9 @@ use sqlx::{Acquire as _, QueryBuilder, Row as _, Sqlite, Transaction};
 use super::SqliteStore;
 use super::attempts::attempt;
 use super::audit::{SELECT, call};
+use super::entries::entries_between;
 use super::index::{has_text, parse_text, push_filter};
-use crate::store::{AuditFilter, CallRow, Depth, StoreError, Stretch};
+use crate::store::{AuditFilter, CallRow, Depth, EntryFilter, StoreError, Stretch, WholeStretch};
 
 /// Calls that one statement looks at: some tens of milliseconds, also when none of them is wanted.
 const LOOKED_AT: i64 = 16_384;
@@ -60,6 +61,46 @@ impl SqliteStore {
         Ok(Stretch { calls, reached })
     }
 
+    /// Both tables in one transaction: a row of the one must not come after a later one of the other was given.
+    pub(in crate::store) async fn audit_whole_stretch(
+        &self,
+        filter: &AuditFilter,
+        wanted: &EntryFilter,
+        after: i64,
+        limit: u16,
+    ) -> Result<WholeStretch, StoreError> {
+        let mut connection = self.audit.readers.acquire().await?;
+        let mut transaction = connection.begin().await?;
+        let bounds = sqlx::query(
+            "select (select min(seq) from (select min(seq) as seq from calls where seq > ?1
+                        union all select min(seq) from entries where seq > ?1)),
+                    (select max(seq) from (select max(seq) as seq from calls
+                        union all select max(seq) from entries))",
+        )
+        .bind(after)
+        .fetch_one(&mut *transaction)
+        .await?;
+        let (first, newest): (Option<i64>, Option<i64>) = (bounds.try_get(0)?, bounds.try_get(1)?);
+        let Some(first) = first else {
+            let reached = newest.unwrap_or(after).max(after);
+            return Ok(WholeStretch { calls: Vec::new(), entries: Vec::new(), reached });
+        };
+        let end = newest.unwrap_or(first);
+        let last = first.saturating_add(LOOKED_AT - 1).min(end);
+        let limit = limit.max(1);
+        let mut calls = matching(&mut transaction, filter, first, last, limit).await?;
+        let mut entries = entries_between(&mut transaction, wanted, first, last, limit).await?;
+        transaction.commit().await?;
+        // Beyond the last of a kind that was cut there may be more of it.
+        let is_cut = |count: usize| count >= usize::from(limit);
+        let call = calls.last().filter(|_| is_cut(calls.len())).map_or(last, |call| call.seq);
+        let entry = entries.last().filter(|_| is_cut(entries.len())).map_or(last, |row| row.seq);
+        let reached = call.min(entry);
+        calls.retain(|call| call.seq <= reached);
+        entries.retain(|entry| entry.seq <= reached);
+        Ok(WholeStretch { calls, entries, reached })
+    }
+
     /// All connections that questions from outside are answered with.
     #[cfg(test)]
     pub(in crate::store) async fn hold_readers(&self) -> Vec<sqlx::pool::PoolConnection<Sqlite>> {
@@ -73,6 +114,16 @@ impl SqliteStore {
     pub(in crate::store) async fn audit_newest(&self) -> Result<i64, StoreError> {
         let newest: Option<i64> =
             sqlx::query_scalar("select max(seq) from calls").fetch_one(&self.audit.readers).await?;
+        Ok(newest.unwrap_or(0))
+    }
+
+    pub(in crate::store) async fn audit_end(&self) -> Result<i64, StoreError> {
+        let newest: Option<i64> = sqlx::query_scalar(
+            "select max(seq) from (select max(seq) as seq from calls
+                union all select max(seq) from entries)",
+        )
+        .fetch_one(&self.audit.readers)
+        .await?;
         Ok(newest.unwrap_or(0))
     }
 }

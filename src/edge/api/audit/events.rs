@@ -8,7 +8,7 @@ use axum::extract::{Query, State};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 
-use super::{LARGEST_PAGE, PAGE, point};
+use super::{LARGEST_PAGE, PAGE, event_kind, point};
 use crate::edge::api::Shared;
 use crate::edge::error::ApiError;
 use crate::store::EntryFilter;
@@ -30,11 +30,8 @@ pub(in crate::edge::api) async fn events(
     query: Result<Query<EventParameters>, QueryRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
-    if query.kind.as_ref().is_some_and(|kind| kind.trim_end_matches('*').contains('*')) {
-        return Err(ApiError::invalid("`kind`: a `*` stands at the end alone, as in `server.*`"));
-    }
     let filter = EntryFilter {
-        kind: query.kind,
+        kind: event_kind(query.kind)?,
         actor: query.actor,
         subject: query.subject,
         since: query.since.as_deref().map(|text| point("since", text)).transpose()?,

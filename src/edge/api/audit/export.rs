@@ -10,15 +10,13 @@ use std::vec;
 
 use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Query, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use http::Uri;
 use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderValue};
-use url::form_urlencoded;
 
 use super::chain::{self, CHAIN};
-use super::{AuditParameters, unpaged};
+use super::{is_true, unpaged, with_own};
 use crate::audit::{CallRecordDetail, Durability, Encoder, ExportFormat, Payloads};
 use crate::edge::api::Shared;
 use crate::edge::auth::RequestContext;
@@ -43,21 +41,7 @@ struct Wanted {
 
 /// Reads the parameters: two of its own, and all of the list's that filter.
 fn wanted(query: &str) -> Result<Wanted, ApiError> {
-    let (mut format, mut payloads) = (None, None);
-    let mut rest = form_urlencoded::Serializer::new(String::new());
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let own = match name.as_ref() {
-            "format" => &mut format,
-            "payloads" => &mut payloads,
-            _ => {
-                rest.append_pair(&name, &value);
-                continue;
-            }
-        };
-        if own.replace(value).is_some() {
-            return Err(ApiError::invalid(format!("`{name}` is there twice")));
-        }
-    }
+    let ([format, payloads], parameters) = with_own(query, ["format", "payloads"])?;
     let format = match format.as_deref() {
         None => ExportFormat::Jsonl,
         Some(text) => ExportFormat::parse(text).ok_or_else(|| {
@@ -71,15 +55,10 @@ fn wanted(query: &str) -> Result<Wanted, ApiError> {
             ApiError::invalid(format!("`format`: `{text}` is not one; {hint}"))
         })?,
     };
-    let payloads = match payloads.as_deref() {
-        None | Some("false") => Payloads::Without,
-        Some("true") => Payloads::With,
-        Some(_) => return Err(ApiError::invalid("`payloads` is `true` or `false`")),
+    let payloads = match is_true("payloads", payloads.as_deref())? {
+        false => Payloads::Without,
+        true => Payloads::With,
     };
-    let uri = Uri::builder().path_and_query(format!("/?{}", rest.finish())).build();
-    let uri = uri.map_err(|error| ApiError::invalid(error.to_string()))?;
-    let Query(parameters) = Query::<AuditParameters>::try_from_uri(&uri)
-        .map_err(|error| ApiError::invalid(error.body_text()))?;
     Ok(Wanted { format, payloads, filter: unpaged(&parameters, "an export")? })
 }
 

@@ -1,4 +1,5 @@
-//! `GET /mcp/audit/tail`: calls as they are committed, as server-sent events.
+//! `GET /mcp/audit/tail`: calls as they are committed, and what is on record beside them where that is asked for, as
+//! server-sent events.
 //!
 //! Changes when a tail can be asked for differently.
 //!
@@ -11,21 +12,20 @@ use std::time::Duration;
 use std::vec;
 
 use axum::Extension;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{RawQuery, State};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse as _, Response};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
-use super::{AuditParameters, searched, unpaged};
-use crate::audit::CallRecord;
+use super::{event_kind, is_true, searched, unpaged, with_own};
+use crate::audit::Told;
 use crate::clock;
 use crate::edge::api::Shared;
 use crate::edge::auth::{Door, RequestContext};
 use crate::edge::door::MayBeCut;
 use crate::edge::error::ApiError;
 use crate::model::{AuthKind, Scope, Uptime};
-use crate::store::AuditFilter;
+use crate::store::{AuditFilter, EntryFilter};
 
 /// Between two looks at a ledger that has nothing new; it commits a few times in this time.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -33,8 +33,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// How long clients wait before they come back.
 const COME_BACK: Duration = Duration::from_millis(500);
-/// Calls read at once.
+/// Calls read at once, and what is beside them.
 const STRETCH: u16 = 1000;
+
+/// The type of what is no call. Calls have none: they are messages to whoever knows nothing of others.
+const ENTRY: &str = "entry";
 
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -51,16 +54,21 @@ pub(in crate::edge::api) async fn tail(
     State(edge): State<Shared>,
     Extension(context): Extension<RequestContext>,
     headers: HeaderMap,
-    query: Result<Query<AuditParameters>, QueryRejection>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let query = query.unwrap_or_default();
+    let ([events, kind], query) = with_own(&query, ["events", "kind"])?;
     let filter = unpaged(&query, "a tail")?;
+    let events = entries(is_true("events", events.as_deref())?, kind, &filter)?;
     searched(&edge, &context, &query);
-    let newest = edge.ledger.newest().await?;
+    let newest = match events {
+        None => edge.ledger.newest().await?,
+        Some(_) => edge.ledger.end().await?,
+    };
     // Beyond the newest: of a ledger that was replaced by an older one since.
     let after = taken_up(&headers)?.unwrap_or(newest).min(newest);
     // What can be refused is refused before the stream begins.
-    let first = edge.ledger.following(&filter, after, STRETCH).await?;
+    let first = edge.ledger.following(&filter, events.as_ref(), after, STRETCH).await?;
     let key = (context.caller.auth == AuthKind::Key).then(|| {
         let key = headers.get(AUTHORIZATION).cloned();
         key.into_iter().map(|key| (AUTHORIZATION, key)).collect()
@@ -68,10 +76,11 @@ pub(in crate::edge::api) async fn tail(
     let tail = Tail {
         edge,
         filter,
+        events,
         key,
         after,
         reached: first.reached,
-        calls: first.calls.into_iter(),
+        told: first.told.into_iter(),
         silent_since: None,
     };
     let events = futures_util::stream::unfold(tail, |mut tail| async move {
@@ -86,16 +95,32 @@ pub(in crate::edge::api) async fn tail(
     Ok(response)
 }
 
+/// What is given beside calls. The other filters are about calls alone.
+fn entries(
+    wanted: bool,
+    kind: Option<String>,
+    filter: &AuditFilter,
+) -> Result<Option<EntryFilter>, ApiError> {
+    if !wanted && kind.is_some() {
+        return Err(ApiError::invalid("`kind` is of events; say `events=true`, too"));
+    }
+    let kind = event_kind(kind)?;
+    let (since, until) = (filter.since, filter.until);
+    Ok(wanted.then(|| EntryFilter { kind, since, until, ..EntryFilter::default() }))
+}
+
 struct Tail {
     edge: Shared,
     filter: AuditFilter,
+    /// What is given beside calls, if anything is.
+    events: Option<EntryFilter>,
     /// The header with the key, when it came with one.
     key: Option<HeaderMap>,
     /// Where it began.
     after: i64,
     /// Up to here the ledger was looked at.
     reached: i64,
-    calls: vec::IntoIter<CallRecord>,
+    told: vec::IntoIter<Told>,
     /// When it last said something; `None` before the first time.
     silent_since: Option<Uptime>,
 }
@@ -114,8 +139,13 @@ impl Tail {
             let Some(since) = self.silent_since else {
                 return Some(mark(self.after).retry(COME_BACK));
             };
-            if let Some(call) = self.calls.next() {
-                return mark(call.seq).json_data(&call).ok();
+            if let Some(told) = self.told.next() {
+                let event = mark(told.seq());
+                let event = match &told {
+                    Told::Call(call) => event.json_data(call),
+                    Told::Event(entry) => event.event(ENTRY).json_data(entry),
+                };
+                return event.ok();
             }
             if clock::uptime().since(since) >= SIGN_OF_LIFE {
                 return Some(mark(self.reached).comment("nothing new"));
@@ -123,10 +153,11 @@ impl Tail {
             if !self.is_allowed() {
                 return None;
             }
-            match self.edge.ledger.following(&self.filter, self.reached, STRETCH).await {
+            let events = self.events.as_ref();
+            match self.edge.ledger.following(&self.filter, events, self.reached, STRETCH).await {
                 Ok(stretch) if stretch.reached > self.reached => {
                     self.reached = stretch.reached;
-                    self.calls = stretch.calls.into_iter();
+                    self.told = stretch.told.into_iter();
                     continue;
                 }
                 Ok(_) => {}
