@@ -405,16 +405,58 @@ pub(super) fn value(cell: Cell) -> Option<Value<'static>> {
     })
 }
 
+/// Verifying reads and writes hundreds of digits for each row.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
+    for byte in bytes {
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }));
+        }
+    }
+    text
 }
 
 pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
-    rest.is_empty().then_some(())?;
-    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+    if !rest.is_empty() {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(pairs.len());
+    let mut seen = 0;
+    for &[high, low] in pairs {
+        let (high, low) = (digit(high), digit(low));
+        // Asked once, at the end: digits come in no order that a processor could foresee.
+        seen |= high | low;
+        bytes.push(high << 4 | low);
+    }
+    (seen < 16).then_some(bytes)
 }
+
+/// What a digit stands for; [`NO_DIGIT`] for what is none.
+fn digit(letter: u8) -> u8 {
+    match DIGITS.get(usize::from(letter)) {
+        Some(digit) => *digit,
+        None => NO_DIGIT,
+    }
+}
+
+const NO_DIGIT: u8 = 0xff;
+
+#[expect(clippy::indexing_slicing, reason = "at compile time")]
+static DIGITS: [u8; 256] = {
+    let mut table = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 10 {
+        table[(b'0' + value) as usize] = value;
+        value += 1;
+    }
+    while value < 16 {
+        table[(b'a' + value - 10) as usize] = value;
+        table[(b'A' + value - 10) as usize] = value;
+        value += 1;
+    }
+    table
+};
 
 /// The place after the last line that is whole.
 fn last_line_end(file: &File) -> io::Result<u64> {
@@ -447,9 +489,29 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
     use std::os::unix::fs::MetadataExt as _;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn digits_are_written_and_read_as_numbers_are(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let mut digits = String::new();
+            bytes.iter().for_each(|byte| write!(digits, "{byte:02x}").unwrap());
+            prop_assert_eq!(&hex(&bytes), &digits);
+            prop_assert_eq!(unhex(&digits.to_uppercase()), Some(bytes.clone()));
+            prop_assert_eq!(unhex(&digits), Some(bytes));
+        }
+
+        #[test]
+        fn what_is_no_digit_is_not_read(text in "[0-9a-fA-F]{0,6}[\\x00-\\x7fé]{0,2}") {
+            let whole = text.len() % 2 == 0 && text.chars().all(|letter| letter.is_ascii_hexdigit());
+            prop_assert_eq!(unhex(&text).is_some(), whole, "{}", text);
+        }
+    }
 
     fn key() -> LedgerKey {
         LedgerKey::new(&[7; 32])
