@@ -24,6 +24,12 @@ use crate::model::{
     ResultsLevel, Scope, Scopes, ToolStatus, TraceId, TransportSpec, ViewName,
 };
 
+/// Whether what takes long is done as often as it may be.
+#[allow(clippy::disallowed_methods, reason = "whoever runs the tests says how much they do")]
+fn is_full() -> bool {
+    std::env::var("SWITCHYARD_TEST_FULL").is_ok_and(|value| value == "1")
+}
+
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis)
 }

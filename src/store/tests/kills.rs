@@ -215,10 +215,9 @@ impl Killer {
         assert!(!self.kills(deed, root.path(), 0));
         let count = fs::read_to_string(self.folder.path().join("count")).unwrap();
         let count: u64 = count.parse().unwrap();
-        let full = env::var("SWITCHYARD_TEST_FULL").is_ok_and(|value| value == "1");
         assert!(count > 5, "{count} writes are too few to be all");
         // Odd, so that every second one is torn.
-        let step = if full { 1 } else { count.div_ceil(most) | 1 };
+        let step = if is_full() { 1 } else { count.div_ceil(most) | 1 };
         println!("{deed}: {count} writes, killed at every {step}.");
         (1..=count).filter(|at| at % step == 1 % step || *at == count).collect()
     }
@@ -525,7 +524,7 @@ async fn retention_that_was_killed_is_between_two_of_its_steps() {
     let prepared = root();
     generation(&prepared.path().join("data"), "s", 30).await;
     let mut bases = std::collections::BTreeSet::new();
-    for at in killer.moments("prune", prepared.path(), 60) {
+    for at in killer.moments("prune", prepared.path(), 40) {
         let root = copied(prepared.path());
         let data = root.path().join("data");
         killer.kills("prune", root.path(), at);
@@ -547,7 +546,7 @@ async fn erasing_that_was_killed_is_between_two_of_its_steps() {
     let prepared = root();
     generation(&prepared.path().join("data"), "s", 30).await;
     let mut erased = std::collections::BTreeSet::new();
-    for at in killer.moments("erase", prepared.path(), 60) {
+    for at in killer.moments("erase", prepared.path(), 40) {
         let root = copied(prepared.path());
         let data = root.path().join("data");
         killer.kills("erase", root.path(), at);

@@ -163,7 +163,8 @@ async fn a_ledger_that_is_too_large_loses_its_oldest_rows() {
 async fn pruning_can_be_cut_off_at_any_moment() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
-    fill(&store, 0..40, 250).await;
+    let per_day = if is_full() { 250 } else { 120 };
+    fill(&store, 0..40, per_day).await;
     let (mut cut, mut bases) = (0, std::collections::BTreeSet::new());
     for round in 0..200 {
         // Longer and longer, until some of it is done on a busy machine, too.
@@ -179,7 +180,7 @@ async fn pruning_can_be_cut_off_at_any_moment() {
         cut += 1;
     }
     store.prune(PruneUntil::Before(at(40 * DAY)), "router", at(NOW)).await.unwrap();
-    assert_eq!(verified(&folder).await.base, 40 * 251);
+    assert_eq!(verified(&folder).await.base, 40 * (i64::try_from(per_day).unwrap() + 1));
     assert!(cut > 3 && bases.len() > 3, "{cut} cuts, {bases:?}");
     assert_eq!(store.audit_count().await.unwrap(), 0);
 }
