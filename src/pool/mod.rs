@@ -74,6 +74,18 @@ pub enum PoolError {
 }
 
 impl PoolError {
+    /// What went wrong, without anything that the server says of it.
+    #[must_use]
+    pub fn in_our_words(&self) -> String {
+        match self {
+            Self::Connect { error } => error.in_our_words(),
+            Self::Backoff { error, retry_in } => {
+                format!("{} (next try in {})", error.in_our_words(), format_duration(*retry_in))
+            }
+            Self::Unusable { .. } | Self::Waited { .. } | Self::Closed => self.to_string(),
+        }
+    }
+
     /// `Refused` when the server answered that it does not want us, else `NotSent`: whatever
     /// happened, the call itself was not sent.
     #[must_use]

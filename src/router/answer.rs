@@ -37,6 +37,21 @@ impl UpstreamAnswer {
             AnswerKind::Result => None,
         }
     }
+
+    /// What went wrong, without anything that the server says of it.
+    pub(super) fn in_our_words(&self) -> Option<String> {
+        match self.outcome {
+            Outcome::ToolError => Some("the tool reported an error".to_owned()),
+            Outcome::RpcError => Some(error_in_our_words(&self.value)),
+            _ => None,
+        }
+    }
+}
+
+/// A JSON-RPC error without its message and data.
+pub(super) fn error_in_our_words(error: &[u8]) -> String {
+    let code = rpc_code(error).map(|code| format!(" {code}")).unwrap_or_default();
+    format!("JSON-RPC error{code}")
 }
 
 /// The end of a call.

@@ -168,11 +168,13 @@ pub(super) struct Trial {
     pub(super) ours: bool,
     /// Where its call can be found.
     pub(super) trace: Option<TraceId>,
+    /// Whether nothing is kept of what the server says.
+    pub(super) in_our_words: bool,
 }
 
 impl Trial {
     pub(super) const fn of(limit: Duration) -> Self {
-        Self { limit, ours: false, trace: None }
+        Self { limit, ours: false, trace: None, in_our_words: false }
     }
 
     /// One that failed over `lease`, which is given up if it is dead by now. That must not look as if
@@ -201,7 +203,11 @@ impl Trial {
             policy::verdict_of(error.blame(), server.settings.breaker.count_http_4xx)
         };
         if verdict == Verdict::Failure && error.failure() == Failure::NotSent {
-            server.unreachable(&error.to_string(), clock::timestamp(), self.trace);
+            let problem = match self.in_our_words {
+                true => error.in_our_words(),
+                false => error.to_string(),
+            };
+            server.unreachable(&problem, clock::timestamp(), self.trace);
         }
         verdict
     }
@@ -232,16 +238,18 @@ fn fail(
 ) -> RouteError {
     let server = &entry.server;
     let promised = entry.timeout.min(server.settings.call_deadline_for(entry.timeout));
-    let trial = Trial { trace: record.trace(), ..trial };
+    let in_our_words = record.in_our_words();
+    let trial = Trial { trace: record.trace(), in_our_words, ..trial };
     let verdict = trial.verdict(server, &error, promised, permits.is_probe());
     let subject = format!("tool `{}` of", entry.tool);
     if let Some(status) = error.http_status().filter(|_| !error.is_second_hand()) {
         server.answered_status(status);
     }
     let failed = UpstreamFailure::new(server, subject, error, trial.limit, replay_safe(entry));
+    let kept = failed.kept_problem(in_our_words);
     let now = clock::uptime();
     if matches!(verdict, Verdict::Failure | Verdict::Unanswered) {
-        let problem = record.redacted(&failed.problem);
+        let problem = record.redacted(&kept);
         permits.failed(failed.failure, verdict, now, &problem, trial.trace);
     } else {
         permits.neutral(now);
@@ -251,7 +259,7 @@ fn fail(
         AttemptEnd {
             outcome: policy::outcome_of(failed.failure),
             failure: Some(failed.failure),
-            error: Some(failed.problem.clone()),
+            error: Some(kept),
             http_status: failed.source.http_status(),
             rpc_code: None,
         },

@@ -247,6 +247,18 @@ impl RouteError {
         }
     }
 
+    /// What happened, without anything that the server says of it.
+    #[must_use]
+    pub fn in_our_words(&self) -> String {
+        match self {
+            Self::Upstream(failed) => failed.in_our_words(),
+            Self::ServerUnavailable { server, tool, .. } => {
+                format!("the server `{server}` of tool `{tool}` could not be reached yet")
+            }
+            other => other.to_string(),
+        }
+    }
+
     /// The code callers see.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

@@ -19,7 +19,7 @@ use crate::error::ErrorCode;
 use crate::metrics::CallLabels;
 use crate::model::{
     AuthKind, CallId, Caller, CallerTrace, Entrance, Failure, Outcome, ProtocolVersion, Requester,
-    SessionRef, SpanId, Uptime, Via,
+    ResultsLevel, SessionRef, SpanId, ToolTarget, Uptime, Via,
 };
 use crate::policy::{self, Deadline, Verdict};
 use crate::pool::{PoolError, Relay, Urgency};
@@ -223,6 +223,14 @@ impl Router {
         }
     }
 
+    /// Whether nothing would be kept of the results of a tool that its server says nothing of.
+    fn keeps_no_results(&self, forward: &Forward) -> bool {
+        let target = ToolTarget { server: Some(forward.server.name.clone()), tool: String::new() };
+        let client = forward.session.as_ref().map(|session| session.client.name.as_str());
+        let levels = self.discovery.recording_of(&target).levels;
+        levels.of_call(&forward.caller.name, client).1 == ResultsLevel::None
+    }
+
     fn failed(
         &self,
         forward: &Forward,
@@ -232,6 +240,8 @@ impl Router {
     ) -> RouteError {
         let server = &forward.server;
         let promised = server.settings.timeout.min(server.settings.call_deadline);
+        let in_our_words = self.keeps_no_results(forward);
+        let trial = Trial { in_our_words, ..trial };
         let verdict = trial.verdict(server, &error, promised, permit.is_probe());
         let subject = format!("{} at", forward.method);
         if let Some(status) = error.http_status().filter(|_| !error.is_second_hand()) {
@@ -239,7 +249,7 @@ impl Router {
         }
         // Nothing of this kind changes anything, so that a repeat is safe.
         let failed = UpstreamFailure::new(server, subject, error, trial.limit, true);
-        let problem = self.audit.redacted(&failed.problem);
+        let problem = self.audit.redacted(&failed.kept_problem(in_our_words));
         permit.traced(trial.trace).report(verdict, clock::uptime(), Some(&problem));
         RouteError::Upstream(Box::new(failed))
     }

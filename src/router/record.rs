@@ -17,7 +17,7 @@ use crate::clock;
 use crate::error::ErrorCode;
 use crate::metrics::{CallLabels, ToolMetrics, ViewMetrics};
 use crate::model::{
-    ArgumentsLevel, AuthKind, BreakerState, CallerClass, CallerTrace, Entrance, Era, Failure,
+    ArgumentsLevel, AuthKind, BreakerState, CallerClass, CallerTrace, Entrance, Era, Failure, Kept,
     Knowledge, Outcome, ProtocolVersion, ResultsLevel, SpanId, Timestamp, ToolCall, TraceId,
     Uptime, cut_after,
 };
@@ -248,6 +248,22 @@ impl CallRecord {
         }
     }
 
+    /// What is kept of its payloads.
+    fn levels(&self) -> Kept {
+        let recording = self.entry.as_ref().map(|entry| &entry.recording);
+        let recording = recording.or(self.unrouted.as_ref());
+        let client = self.call.session.as_ref().map(|session| session.client.as_ref());
+        let client = client.or(self.call.client.as_ref()).map(|client| client.name.as_str());
+        recording.map_or((ArgumentsLevel::None, ResultsLevel::None), |recording| {
+            recording.levels.of_call(&self.call.caller.name, client)
+        })
+    }
+
+    /// Whether of what its server says in an error nothing is kept.
+    pub(super) fn in_our_words(&self) -> bool {
+        self.levels().1 == ResultsLevel::None
+    }
+
     /// `text` without what the ledger does not keep either.
     pub(super) fn redacted(&self, text: &str) -> String {
         self.slot.as_ref().map(|slot| slot.redacted(text)).unwrap_or_default()
@@ -316,12 +332,14 @@ impl CallRecord {
         let total = now.since(self.started);
         let attempts = self.attempts.len();
         let mut entry = self.entry_base(total);
+        let in_our_words = entry.levels.1 == ResultsLevel::None;
         match &result {
             Ok(answer) => {
                 entry.outcome = answer.outcome;
                 entry.error_code = code_of(answer.outcome);
                 entry.response_bytes = answer.value.len() as u64;
                 match answer.kind {
+                    _ if in_our_words => entry.error = answer.in_our_words(),
                     AnswerKind::Result => {
                         if answer.outcome == Outcome::ToolError {
                             let clean = self.without_places(&answer.value, entry.pointers.as_ref());
@@ -339,7 +357,10 @@ impl CallRecord {
             Err(error) => {
                 entry.outcome = error.outcome();
                 entry.error_code = Some(error.code());
-                entry.error = Some(error.to_string());
+                entry.error = Some(match in_our_words {
+                    true => error.in_our_words(),
+                    false => error.to_string(),
+                });
                 entry.failure = error.failure();
                 if let RouteError::BreakerOpen { rejection, .. } = error {
                     entry.breaker = Some(rejection.state());
@@ -454,6 +475,7 @@ impl CallRecord {
             false => BreakerState::Closed,
         };
         let breaker = self.attempts.iter().last().map(met);
+        let levels = self.levels();
         let call = &mut self.call;
         let routed = self.entry.as_ref();
         // Before the client is taken out of the call.
@@ -463,10 +485,6 @@ impl CallRecord {
             None => call.client.take().map(Arc::new),
         };
         let recording = routed.map(|entry| &entry.recording).or(self.unrouted.as_ref());
-        let named = client.as_ref().map(|client| client.name.as_str());
-        let levels = recording.map_or((ArgumentsLevel::None, ResultsLevel::None), |recording| {
-            recording.levels.of_call(&call.caller.name, named)
-        });
         AuditEntry {
             id: call.id,
             started_at: self.started_at,

@@ -11,7 +11,7 @@ use crate::pool::{PoolError, TransportError};
 use crate::protocol::{Answer, AnswerKind, RpcErrorCode};
 use crate::registry::ServerHandle;
 
-use super::answer::UpstreamAnswer;
+use super::answer::{UpstreamAnswer, error_in_our_words};
 use super::spans::rpc_code;
 
 /// Characters that a message of ours quotes of a server's error.
@@ -111,6 +111,18 @@ impl UpstreamFailure {
 }
 
 impl UpstreamFailure {
+    /// The problem as it is kept: as it is, or without anything that the server says of it.
+    pub(super) fn kept_problem(&self, in_our_words: bool) -> String {
+        if in_our_words { self.source.in_our_words() } else { self.problem.clone() }
+    }
+
+    /// The whole, without anything that the server says of it.
+    pub(super) fn in_our_words(&self) -> String {
+        let Self { subject, server, known, repeat_is_safe, .. } = self;
+        let problem = self.source.in_our_words();
+        format!("{subject} server `{server}`: {problem}{}", advice(*known, *repeat_is_safe))
+    }
+
     /// The answer of the server, where that is what failed.
     pub(super) fn into_answer(self: Box<Self>) -> Result<UpstreamAnswer, Box<Self>> {
         match &self.source {
@@ -121,6 +133,22 @@ impl UpstreamFailure {
 }
 
 impl UpstreamError {
+    /// What went wrong, without anything that the server says of it.
+    #[must_use]
+    pub fn in_our_words(&self) -> String {
+        match self {
+            Self::Connect(error) => error.in_our_words(),
+            Self::Request(error) => error.in_our_words(),
+            Self::NoLife(error) => {
+                format!("the server gave no sign of life: {}", error.in_our_words())
+            }
+            Self::Answered(answer) => {
+                let error = error_in_our_words(&answer.value);
+                format!("the server answered {} with a {error}", status_of(answer))
+            }
+        }
+    }
+
     /// The class of the failure.
     #[must_use]
     pub fn failure(&self) -> Failure {

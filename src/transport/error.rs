@@ -525,6 +525,88 @@ pub(super) fn sample(bytes: &[u8]) -> String {
     text.trim().to_owned()
 }
 
+impl TransportError {
+    /// What went wrong, without anything that the server says of it.
+    #[must_use]
+    pub fn in_our_words(&self) -> String {
+        let words = match self {
+            Self::Rejected { status, .. } | Self::ServerFault { status, .. } => {
+                return format!("the server answered {status}");
+            }
+            Self::Redirect { status, .. } => {
+                return format!(
+                    "the server answered {status} and points elsewhere; redirects are not followed"
+                );
+            }
+            Self::RefusedByProtocol { code, .. } => {
+                return format!("the server refused the request before running it (error {code})");
+            }
+            Self::Forgotten { status, .. } => {
+                return format!(
+                    "the server forgot the session of its event stream and answered {status}"
+                );
+            }
+            Self::SessionLost { source } => {
+                let why = source.in_our_words();
+                return format!(
+                    "the server forgot our session and a new one could not be made: {why}"
+                );
+            }
+            Self::NotMcp { address, source } => {
+                let why = source.in_our_words();
+                return format!("could not find an MCP server at {address}: {why}");
+            }
+            Self::ForeignEndpoint { address, .. } => {
+                return format!(
+                    "the server at {address} wants messages sent to another origin; that is refused"
+                );
+            }
+            Self::ChildExited { status, .. } => return child_text(status, &[], &[]),
+            Self::NoHandshake { command, limit, .. } => {
+                let limit = format_duration(*limit);
+                return format!(
+                    "`{command}` started but did not answer the handshake within {limit}"
+                );
+            }
+            Self::NotAnAnswer { .. } => "the answer is no JSON-RPC answer to the request",
+            Self::ContentType { .. } => {
+                "the content type of the answer is not application/json or text/event-stream; is this an MCP endpoint?"
+            }
+            Self::Encoding { .. } => {
+                "the answer is compressed although only `identity` was accepted"
+            }
+            Self::HandshakeRefused { .. } => "the server refused the handshake",
+            Self::Version { .. } => {
+                "the server speaks a protocol version which is none of 2024-11-05 to 2026-07-28"
+            }
+            Self::Address { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NotSent { .. }
+            | Self::Broken { .. }
+            | Self::Timeout { .. }
+            | Self::NotRead { .. }
+            | Self::Unauthorized { .. }
+            | Self::Throttled { .. }
+            | Self::StreamEnded
+            | Self::StreamLost { .. }
+            | Self::NoEndpoint { .. }
+            | Self::Full { .. }
+            | Self::Unread { .. }
+            | Self::EventStream(_)
+            | Self::ResponseTooLarge { .. }
+            | Self::StreamTooLong { .. }
+            | Self::NoHead
+            | Self::Stalled { .. }
+            | Self::CommandNotFound { .. }
+            | Self::NoSuchFolder { .. }
+            | Self::Spawn { .. }
+            | Self::Closed => return self.to_string(),
+        };
+        words.to_owned()
+    }
+}
+
 fn quoted(sample: &str) -> String {
     if sample.is_empty() { String::new() } else { format!(": `{sample}`") }
 }
@@ -550,6 +632,49 @@ fn child_text(status: &str, stderr: &[String], printed: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_words_have_nothing_of_what_the_server_says() {
+        let body = || "Jane Doe, 4711".to_owned();
+        let said = || vec![body()];
+        let fault = || TransportError::ServerFault { status: 500, body: body(), retry_after: None };
+        for (error, expected) in [
+            (fault(), "the server answered 500"),
+            (TransportError::Rejected { status: 400, body: body() }, "the server answered 400"),
+            (
+                TransportError::SessionLost { source: Arc::new(fault()) },
+                "the server forgot our session and a new one could not be made: the server answered 500",
+            ),
+            (
+                TransportError::RefusedByProtocol { code: -32022, message: body() },
+                "the server refused the request before running it (error -32022)",
+            ),
+            (
+                TransportError::ChildExited {
+                    status: "exited with 1".to_owned(),
+                    stderr: said(),
+                    printed: said(),
+                    sent: Sent::Yes,
+                },
+                "the server's process exited with 1",
+            ),
+            (
+                TransportError::NotAnAnswer {
+                    source: AnswerError::NotJsonRpc(body()),
+                    sample: body(),
+                },
+                "the answer is no JSON-RPC answer to the request",
+            ),
+            (
+                TransportError::ContentType { found: "text/html".to_owned(), body: body() },
+                "the content type of the answer is not application/json or text/event-stream; is this an MCP endpoint?",
+            ),
+        ] {
+            assert_eq!(error.in_our_words(), expected);
+        }
+        let timeout = TransportError::Timeout { elapsed: Duration::from_secs(1) };
+        assert_eq!(timeout.in_our_words(), timeout.to_string());
+    }
 
     #[test]
     fn a_sample_shows_lines_as_those_of_children_are_shown() {

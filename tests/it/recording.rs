@@ -5,9 +5,12 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
-use switchyard::cli::demo_upstream::Options;
+use switchyard::cli::demo_upstream::{Fault, FaultPlan, Options};
 
-use crate::support::{Answer, Http, Rig, Router, SOON, TestApp, eventually, switchyard, upstream};
+use crate::support::{
+    Answer, Fault as RigFault, Http, Rig, Router, SOON, Speaker, TestApp, eventually, switchyard,
+    upstream,
+};
 
 async fn database(data: &std::path::Path) -> SqliteConnection {
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data.join("audit.db"));
@@ -30,6 +33,87 @@ async fn entries(data: &std::path::Path, kind: &str) -> Vec<(String, Value)> {
 }
 
 const ARGUMENTS: &str = r#"{"text":"hi","password":"sesame"}"#;
+
+#[tokio::test]
+async fn where_no_results_are_kept_nothing_is_that_a_server_says_of_a_failure() {
+    let up = upstream(Options::default()).await;
+    let yaml = format!(
+        "mcp_servers:\n  up: {{url: \"{}\", retry_mode: off, audit: {{arguments: none, results: none}}}}\n",
+        up.url()
+    );
+    let app = TestApp::start(&yaml).await.ready().await;
+    let advice = "; the tool may have run, check before repeating";
+    for (fault, kept, attempt) in [
+        (Fault::ToolError, "the tool reported an error".to_owned(), Value::Null),
+        (Fault::RpcError, "JSON-RPC error -32603".to_owned(), Value::Null),
+        (
+            Fault::HttpStatus(500),
+            format!("tool `counter` of server `up`: the server answered 500{advice}"),
+            "the server answered 500".into(),
+        ),
+        (
+            Fault::Garbage,
+            format!(
+                "tool `counter` of server `up`: the answer is no JSON-RPC answer to the request{advice}"
+            ),
+            "the answer is no JSON-RPC answer to the request".into(),
+        ),
+    ] {
+        up.faults().set(FaultPlan::calls(fault));
+        let answer = app.http().call("up__counter", "{}").await;
+        if fault != Fault::Garbage {
+            assert!(answer.text().contains("on purpose"), "{fault:?}: {}", answer.text());
+        }
+        let entry = app.entry_of(&answer).await;
+        assert_eq!(entry["error"], kept.as_str(), "{fault:?}");
+        assert_eq!(entry["result"], Value::Null, "{fault:?}");
+        assert_eq!(entry["attempt_list"][0]["error"], attempt, "{fault:?}: {entry}");
+    }
+    let breaker = app.socket().get("/mcp/circuit-breakers?server=up").await.expect(200);
+    assert!(breaker.text().contains("the answer is no JSON-RPC answer"), "{}", breaker.text());
+    holds_nowhere(&app.stop().await, &["on purpose"]);
+}
+
+#[tokio::test]
+async fn nor_is_what_it_says_of_what_is_no_call() {
+    let rig = Rig::legacy(&["probe"]).await;
+    rig.offer_resource();
+    let settings = "retry_mode: off, audit: {results: none}";
+    let app = TestApp::start(&rig.yaml("up", settings)).await.ready().await;
+    let client = Speaker::legacy(&app, json!({})).await;
+    let uri = eventually(SOON, "the resource is listed", || async {
+        let list = client.request(&json!(0), "resources/list", json!({})).send().await.json();
+        list["result"]["resources"][0]["uri"].as_str().map(str::to_owned)
+    })
+    .await;
+    rig.set("resources/read", RigFault::StatusError(500, -32000));
+    let answer = client.request(&json!(1), "resources/read", json!({ "uri": uri })).send().await;
+    assert!(answer.text().contains("the server answered 500: `{"), "{}", answer.text());
+    let last_error = async || {
+        let shown = app.socket().get("/mcp/circuit-breakers?server=up").await.expect(200).json();
+        shown["circuit_breakers"][0]["last_error"].clone()
+    };
+    assert_eq!(last_error().await, "the server answered 500");
+    rig.set("probe", RigFault::StatusError(500, -32000));
+    let entry = app.entry_of(&app.http().call("up__probe", r#"{"key":"k"}"#).await).await;
+    assert_eq!(entry["error"], "JSON-RPC error -32000");
+    let answered = "the server answered 500 with a JSON-RPC error -32000";
+    assert_eq!(entry["attempt_list"][0]["error"], answered, "{entry}");
+    assert_eq!(last_error().await, answered);
+    app.stop().await;
+}
+
+/// Of what is in the data folder of a router that has ended.
+fn holds_nowhere(folder: &tempfile::TempDir, texts: &[&str]) {
+    for entry in std::fs::read_dir(folder.path().join("data")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        for text in texts {
+            let found = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+            assert!(!found, "{text} is in {}", path.display());
+        }
+    }
+}
 
 #[tokio::test]
 async fn what_is_kept_goes_by_caller_client_server_and_tool() {
