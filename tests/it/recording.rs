@@ -116,6 +116,28 @@ fn holds_nowhere(folder: &tempfile::TempDir, texts: &[&str]) {
 }
 
 #[tokio::test]
+async fn the_reason_of_a_forced_breaker_is_kept_without_secrets() {
+    let up = upstream(Options::default()).await;
+    let yaml = format!(
+        "mcp_servers: {{up: {{url: \"{}\", headers: {{x-api-key: hunter2-and-more}}}}}}\n",
+        up.url()
+    );
+    let app = TestApp::start(&yaml).await.ready().await;
+    let reason = r#"{"reason":"because Bearer abcdefgh12345 and hunter2-and-more"}"#;
+    for act in ["open", "close", "reset"] {
+        let path = format!("/mcp/circuit-breakers/up/{act}");
+        app.socket().post(&path, reason).await.expect(200);
+        if act == "open" {
+            let refused = app.http().call("up__echo", "{}").await;
+            assert!(refused.text().contains("because Bearer *** and ***"), "{}", refused.text());
+        }
+    }
+    let past = app.socket().get("/mcp/circuit-breakers/up/history").await.expect(200);
+    assert!(past.text().contains("because Bearer *** and ***"), "{}", past.text());
+    holds_nowhere(&app.stop().await, &["abcdefgh12345", "hunter2-and-more"]);
+}
+
+#[tokio::test]
 async fn what_is_kept_goes_by_caller_client_server_and_tool() {
     let up = upstream(Options::default()).await;
     let config = |rules: &str| {

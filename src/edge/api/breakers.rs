@@ -365,7 +365,7 @@ impl Act {
         }
     }
 
-    fn read(self, bytes: &[u8]) -> Result<Words, ApiError> {
+    fn read(self, bytes: &[u8], clean: impl Fn(&str) -> String) -> Result<Words, ApiError> {
         let known: &[&str] = match self {
             Self::Reset => &["reason"],
             Self::Open | Self::Close => &["reason", "duration"],
@@ -384,6 +384,7 @@ impl Act {
                 "`reason` is missing: those whose calls are refused are told it",
             ));
         }
+        let reason = reason.map(|text| clean(&text));
         Ok(Words { reason, during: body::span(&object, "duration")? })
     }
 
@@ -407,7 +408,7 @@ pub(super) async fn act(
 ) -> Result<impl axum::response::IntoResponse, ApiError> {
     let which = parameters(query)?;
     let (handle, breaker) = find(&edge, &name, which.tool.as_deref())?;
-    let words = act.read(&body::bytes(&edge, body).await?)?;
+    let words = act.read(&body::bytes(&edge, body).await?, |text| edge.audit.redacted(text))?;
     let actor = context.caller.name.as_ref().to_owned();
     let order = Order { actor: actor.clone(), note: words.reason.clone() };
     breaker.command(act.command(words.during), Some(&order));
