@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::model::{ServerName, ServerSettings, ServerSpec, ToolName};
 use crate::pool::{Children, ConnectionPool, HttpClient, Urgency};
 use crate::protocol::{AnswerKind, OutgoingRequest, RawObject, ToolDefinition, ToolList};
-use crate::redact::{Redactor, Secrets};
+use crate::redact::{Payload, Redactor, Secrets, Strictness};
 use crate::registry::{connect_options, target};
 
 /// What one server said.
@@ -66,12 +66,31 @@ pub async fn probe(config: &Config) -> Vec<ServerProbe> {
     let found = join_all(probes).await;
     tasks.close();
     tasks.wait().await;
-    // What went wrong may quote what a server was given, or says.
     let redactor = Redactor::new(&config.audit.redact, &Secrets::new(config.secrets.clone()));
-    let found = found.into_iter().map(|(name, transport, elapsed, result)| {
-        (name, transport, elapsed, result.map_err(|error| redactor.text(&error, usize::MAX)))
-    });
-    name_tools(config, found.collect())
+    let clean = |probe: ServerProbe| {
+        let result = match probe.result {
+            Ok(ok) => Ok(ok.without_secrets(&redactor)),
+            Err(error) => Err(redactor.text(&error, usize::MAX)),
+        };
+        ServerProbe { result, ..probe }
+    };
+    name_tools(config, found).into_iter().map(clean).collect()
+}
+
+impl ProbeOk {
+    /// What a server says may have in it what it was given.
+    fn without_secrets(mut self, redactor: &Redactor) -> Self {
+        self.server_name = redactor.text(&self.server_name, usize::MAX);
+        for note in &mut self.notes {
+            *note = redactor.text(note, usize::MAX);
+        }
+        // A description may well say `token: ...` of an argument; tools are called by their names.
+        for (_, _, description) in &mut self.tools {
+            let payload = Payload::whole(description.as_bytes());
+            *description = redactor.uncut(payload, Strictness::KnownSecrets);
+        }
+        self
+    }
 }
 
 type Found = (ServerName, &'static str, Duration, Result<(ProbeOk, Vec<ToolDefinition>), String>);

@@ -165,6 +165,22 @@ async fn a_configuration_is_checked_and_connected() {
     }
     let json = switchyard(folder.path(), &["check", "--connect", "--json"]).await.expect(0);
     assert!(json.json().is_object());
+    // What a server says of itself may have in it what it was given.
+    let given = format!(
+        "mcp_servers: {{up: {{url: \"{}\", headers: {{x-one: switchyard-demo-upstream, x-two: Returns the text it is given.}}}}}}\n",
+        up.url()
+    );
+    std::fs::write(folder.path().join("switchyard.yaml"), given).unwrap();
+    for more in [&[][..], &["--json"]] {
+        let checked = [&["check", "--connect"], more].concat();
+        let checked = switchyard(folder.path(), &checked).await.expect(0).out;
+        assert!(checked.contains("***") && checked.contains("up__echo"), "{checked}");
+        assert!(
+            !checked.contains("switchyard-demo-upstream")
+                && !checked.contains("Returns the text it"),
+            "{checked}"
+        );
+    }
     assert!(!folder.path().join("switchyard-data").exists(), "a check leaves nothing");
 }
 
