@@ -10,6 +10,7 @@ mod named;
 mod peel;
 mod pointer;
 mod redactor;
+mod respell;
 mod search;
 
 #[cfg(test)]

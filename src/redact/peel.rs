@@ -1,5 +1,5 @@
-//! Secrets below encodings: base64 and hex, also broken into lines, percent-encoding, escapes of JSON and
-//! their mixtures. PURE.
+//! Secrets below encodings: base64 and hex, also broken into lines, percent-encoding, escapes of JSON,
+//! entities of HTML and XML, and their mixtures. PURE.
 //!
 //! Changes when secrets must be found below another encoding, or deeper. [`search`](super::search) finds
 //! what is as it is, and known secrets that are encoded once; here encodings are taken off, and what is
@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use super::redactor::Strictness;
+use super::respell::{Peeled, hex, respellings, text_of};
 use crate::model::CUT;
 
 /// Encodings that are taken off, one below the other. What is left may be encoded once more.
@@ -37,6 +38,8 @@ pub(super) struct Peeler {
     told: usize,
     /// Nor anything else that is looked for.
     least: usize,
+    /// Whether one of the secrets has a quote in it.
+    quoted: bool,
 }
 
 /// Where something is in a text, as it is and encoded once.
@@ -61,7 +64,8 @@ impl Peeler {
             Strictness::Everything => told.min(SHORTEST_UNTOLD),
             Strictness::KnownSecrets => told,
         };
-        Self { secrets, told, least }
+        let quoted = secrets.iter().any(|secret| secret.contains(['\'', '"']));
+        Self { secrets, told, least, quoted }
     }
 
     /// Where secrets are in `text` below what is found without. In no order, and they may overlap.
@@ -112,7 +116,7 @@ impl Peeler {
     ) -> Vec<Range<usize>> {
         let Some(depth) = depth.checked_sub(1) else { return Vec::new() };
         let mut found = Vec::new();
-        for plain in [percent_decoded(text), unescaped(text)].into_iter().flatten() {
+        for plain in respellings(text, self.quoted) {
             let mut below = find(&plain.text);
             below.extend(self.below(&plain.text, sought, depth));
             let source = |span: Range<usize>| plain.source(span.start)..plain.source(span.end);
@@ -182,22 +186,6 @@ impl Peeler {
     }
 }
 
-/// A text that was made of another.
-struct Peeled {
-    text: String,
-    /// Places in it, and where they are in the other; what follows such a place follows there, too.
-    places: Vec<(usize, usize)>,
-}
-
-impl Peeled {
-    /// Where in the other text what stands at `at` comes from.
-    fn source(&self, at: usize) -> usize {
-        let after = self.places.partition_point(|(place, _)| *place <= at);
-        let place = after.checked_sub(1).and_then(|place| self.places.get(place));
-        place.map_or(at, |(place, source)| source + (at - place))
-    }
-}
-
 /// `text` without the ends of lines that break a long word, also where they are escaped and what comes
 /// next is indented. `None` when there is none.
 fn unbroken(text: &str) -> Option<Peeled> {
@@ -260,49 +248,6 @@ fn line_end(bytes: &[u8]) -> usize {
     if ended { at } else { 0 }
 }
 
-/// `text` without escapes of JSON, however often each was escaped; `None` when there is none.
-fn unescaped(text: &str) -> Option<Peeled> {
-    let mut plain = Peeled { text: String::new(), places: Vec::new() };
-    let (mut at, mut from) = (0, 0);
-    while let Some(found) = memchr::memchr(b'\\', text.as_bytes().get(at..)?) {
-        let start = at + found;
-        let escape = text.get(start..)?.trim_start_matches('\\');
-        at = text.len() - escape.len();
-        if let Some((character, length)) = escaped_character(escape) {
-            plain.text.push_str(text.get(from..start)?);
-            plain.places.push((plain.text.len(), start));
-            plain.text.push(character);
-            at += length;
-            from = at;
-            plain.places.push((plain.text.len(), from));
-        }
-    }
-    if plain.places.is_empty() {
-        return None;
-    }
-    plain.text.push_str(text.get(from..)?);
-    Some(plain)
-}
-
-/// The character that is written here after a backslash, and the bytes that it takes.
-fn escaped_character(text: &str) -> Option<(char, usize)> {
-    let short = match text.as_bytes().first()? {
-        b'n' => '\n',
-        b'r' => '\r',
-        b't' => '\t',
-        b'b' => '\u{8}',
-        b'f' => '\u{c}',
-        b'"' => '"',
-        b'/' => '/',
-        b'u' => {
-            let unit = u32::from_str_radix(text.get(1..5)?, 16).ok()?;
-            return Some((char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER), 5));
-        }
-        _ => return None,
-    };
-    Some((short, 1))
-}
-
 /// Whether bytes have letters enough in a row to be a text.
 fn is_readable(bytes: &[u8]) -> bool {
     let least = bytes.len().min(READABLE);
@@ -312,33 +257,6 @@ fn is_readable(bytes: &[u8]) -> bool {
         row = if is_letter(byte) { row + 1 } else { 0 };
         row >= least
     })
-}
-
-/// `text` with its percent-encoding taken off; `None` when there is none.
-fn percent_decoded(text: &str) -> Option<Peeled> {
-    let escape = |rest: &[u8]| match rest {
-        [b'%', high, low, ..] => Some((hex(*high)? << 4) | hex(*low)?),
-        _ => None,
-    };
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::new();
-    let (mut places, mut from) = (Vec::new(), 0);
-    for at in memchr::memchr_iter(b'%', bytes) {
-        let (Some(byte), Some(before)) = (bytes.get(at..).and_then(escape), bytes.get(from..at))
-        else {
-            continue;
-        };
-        decoded.extend_from_slice(before);
-        places.push((decoded.len(), at));
-        decoded.push(byte);
-        from = at + 3;
-        places.push((decoded.len(), from));
-    }
-    if places.is_empty() {
-        return None;
-    }
-    decoded.extend_from_slice(bytes.get(from..).unwrap_or_default());
-    Some(Peeled { text: text_of(&decoded, false), places })
 }
 
 /// Runs of characters of base64, at least `least` of them, or fewer where they were cut; those of hex are
@@ -426,28 +344,6 @@ static BASE64: LazyLock<[u8; 256]> = LazyLock::new(|| {
         _ => 0,
     })
 });
-
-const fn hex(byte: u8) -> Option<u8> {
-    Some(match byte {
-        b'0'..=b'9' => byte - b'0',
-        b'a'..=b'f' => byte - b'a' + 10,
-        b'A'..=b'F' => byte - b'A' + 10,
-        _ => return None,
-    })
-}
-
-/// Bytes as a text of the same length, in which what is no text is nothing that is looked for.
-fn text_of(bytes: &[u8], cut: bool) -> String {
-    let mut text = String::with_capacity(bytes.len() + CUT.len_utf8());
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        text.extend(std::iter::repeat_n('\0', chunk.invalid().len()));
-    }
-    if cut {
-        text.push(CUT);
-    }
-    text
-}
 
 #[cfg(test)]
 mod tests {
