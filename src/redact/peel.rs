@@ -20,6 +20,8 @@ const LINE: usize = 16;
 const SHORTEST_RUN: usize = 6;
 /// And shorter ones than this for no secret that nobody told: `token=abcd` takes so many.
 const SHORTEST_UNTOLD: usize = 14;
+/// Fewer digits of hex beside other letters are no text of their own.
+const SHORTEST_HEX: usize = 8;
 /// What has so many letters in a row was meant to be read. Random bytes rarely have.
 const READABLE: usize = 12;
 /// So far on a run can be read if a secret that nobody told is in it: a large one of bytes costs no more.
@@ -289,14 +291,16 @@ fn padding(text: &str, at: usize) -> usize {
 /// before its first group.
 fn decodings(run: &[u8], holds: impl Fn(&[u8]) -> bool) -> bool {
     let mut bytes = Vec::with_capacity(run.len());
-    let mut read = |skip: usize, decode: fn(&[u8], &mut Vec<u8>)| {
+    let mut read = |letters: &[u8], skip: usize, decode: fn(&[u8], &mut Vec<u8>)| {
         bytes.clear();
-        decode(run.get(skip..).unwrap_or_default(), &mut bytes);
+        decode(letters.get(skip..).unwrap_or_default(), &mut bytes);
         holds(&bytes)
     };
-    let is_hex = run.iter().all(u8::is_ascii_hexdigit);
-    (is_hex && (0..2).any(|skip| read(skip, from_hex)))
-        || (0..4).any(|skip| read(skip, from_base64))
+    // Databases write `0x` or `\x` before it, and anything may stand before that.
+    run.split(|byte| !byte.is_ascii_hexdigit())
+        .filter(|part| part.len() == run.len() || part.len() >= SHORTEST_HEX)
+        .any(|part| (0..2).any(|skip| read(part, skip, from_hex)))
+        || (0..4).any(|skip| read(run, skip, from_base64))
 }
 
 /// Appends what letters of hex stand for; half a byte at the end is left out.
@@ -537,6 +541,26 @@ mod tests {
                 let out = redactor.text(&text, 1000);
                 assert_eq!(out, text.replace(key, "***"));
             }
+        }
+    }
+
+    #[test]
+    fn hex_is_found_behind_anything() {
+        let redactor = Redactor::new(
+            &["password".to_owned(), "api_key".to_owned()],
+            &Secrets::new(vec![Secret::new("p4ss-w0rd")]),
+        );
+        for said in ["p4ss-w0rd", "password=Tq1dvK9w", r#"{"user":"x","api_key":"Tq2dvK9w"}"#] {
+            for digits in [hex(said), hex(said).to_uppercase()] {
+                for before in ["\\x", "\\\\x", "0x", "0X", "id", "z9_", "blob_", "a/", "fz"] {
+                    let out = redactor.text(&format!("values ({before}{digits}), 1"), 1000);
+                    assert!(out.starts_with("values (") && out.ends_with("***), 1"), "{out}");
+                    assert!(out.len() < 25, "{before}{digits}: {out}");
+                }
+            }
+        }
+        for text in ["0x4142434445464748", "\\x4142434445464748", "at_0123456789abcdef01234567"] {
+            assert_eq!(redactor.text(text, 1000), text);
         }
     }
 
