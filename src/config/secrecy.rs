@@ -67,9 +67,16 @@ pub(super) fn of_text(
     found: &mut Vec<Secret>,
 ) {
     let mut add = |value: &str| {
-        let secret = Secret::new(value);
-        if value.len() >= SHORTEST_SECRET && !found.contains(&secret) {
-            found.push(secret);
+        let mut add = |value: &str| {
+            let secret = Secret::new(value);
+            if value.len() >= SHORTEST_SECRET && !found.contains(&secret) {
+                found.push(secret);
+            }
+        };
+        add(value);
+        // Names of hosts are shown in lower case, however they are written.
+        if matches!(place, Place::Address) && value.len() >= SHORTEST_UNNAMED {
+            add(&value.to_ascii_lowercase());
         }
     };
     for (name, default) in expand::references_with_defaults(written) {

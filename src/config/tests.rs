@@ -583,6 +583,21 @@ fn what_may_be_a_secret_counts_as_one() {
 }
 
 #[test]
+fn secrets_in_addresses_are_known_in_lower_case_too() {
+    let environment = Environment::new(|name| match name {
+        "TENANT" => Some("Tok3n-OF-Mine".to_owned()),
+        "SHORT" => Some("AbCd".to_owned()),
+        "KEY" => Some("In-A-Header".to_owned()),
+        _ => None,
+    });
+    let text = "mcp_servers:\n  a: {url: 'https://${TENANT}.${SHORT}.example/', headers: {X-Key: '${KEY}'}}\n";
+    let config = parse(text, "x", &environment).unwrap();
+    let known: Vec<&str> = config.secrets.iter().map(Secret::expose).collect();
+    assert!(known.contains(&"Tok3n-OF-Mine") && known.contains(&"tok3n-of-mine"), "{known:?}");
+    assert_eq!(known.len(), 4, "{known:?}");
+}
+
+#[test]
 fn an_address_is_shown_without_what_may_be_secret() {
     for (url, shown) in [
         ("http://u:p@h/x", "http://h/x"),
