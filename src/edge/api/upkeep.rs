@@ -60,7 +60,7 @@ pub(super) async fn erase(
     // Calls that have ended are to be found.
     edge.audit.flush().await;
     let detail = match &of {
-        EraseOf::Caller(name) => serde_json::json!({ "caller": name }),
+        EraseOf::Caller(name) => serde_json::json!({ "caller": edge.audit.redacted(name) }),
         EraseOf::Call(id) => {
             if edge.ledger.get(*id).await?.is_none() {
                 let detail = format!("there is no call {id} in the ledger");
