@@ -90,6 +90,7 @@ const PURE: &[&str] = &[
     "store/sqlite/index/postings",
     "store/sqlite/index/rollup",
     "store/sqlite/index/unescape",
+    "store/sqlite/index/unicode61",
     "store/sqlite/index/varint",
     "edge/origin",
     "error",

@@ -5,6 +5,9 @@
     reason = "a test awaits its tasks, and measures as a user does"
 )]
 
+use proptest::prelude::*;
+use serde_json::json;
+
 use super::*;
 
 /// A call with these payloads.
@@ -238,4 +241,85 @@ async fn what_is_pruned_leaves_the_index_and_its_space() {
     bytes().await;
     assert!(!holds(18_000) && holds(18_200));
     assert_eq!(pages(&store, &AuditFilter::default(), 500).await.len(), 1_800);
+}
+
+/// Words with letters of any script and size, among them those that the standard library folds otherwise.
+fn word() -> impl Strategy<Value = String> {
+    proptest::string::string_regex(
+        "[\\p{L}\\p{N}]{1,4}|[İıẞßſKµςσΣǅﬁᏸᎠꭰაᲐ\\p{Lu}\\p{Lt}]{1,3}|[a-zé][\u{300}-\u{345}]{0,2}[\\p{L}\\p{M}]",
+    )
+    .unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// A word that is copied from the record finds its call, and the index finds what is found without it.
+    #[test]
+    fn a_word_finds_itself_in_the_index_and_without_it(
+        words in proptest::collection::vec(word(), 1..24),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open(folder.path()).await;
+            let calls: Vec<CallRow> = (1..)
+                .zip(&words)
+                .map(|(n, word)| saying(n * 2 + 1, &json!({ "q": word }).to_string(), None))
+                .collect();
+            store.append_calls(&calls).await.unwrap();
+            let asked: Vec<String> = words
+                .iter()
+                .flat_map(|word| [word.clone(), word.to_lowercase(), word.to_uppercase()])
+                .filter(|word| word.chars().any(char::is_alphabetic))
+                .collect();
+            let mut without = Vec::new();
+            for word in &asked {
+                without.push(try_found(&store, word).await);
+            }
+            store.index_ledger().await.unwrap();
+            for (word, without) in asked.iter().zip(without) {
+                prop_assert_eq!(&try_found(&store, word).await, &without, "{}", word);
+                if let (Some(at), Some(seqs)) = (words.iter().position(|w| w == word), without) {
+                    prop_assert!(seqs.contains(&(at as i64 + 1)), "{word}: {seqs:?}");
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
+
+/// `None` for what has no word to look for.
+async fn try_found(store: &Store, text: &str) -> Option<Vec<i64>> {
+    let filter = AuditFilter { text: Some(text.to_owned()), ..AuditFilter::default() };
+    let page = store.audit_page(&filter, None, 500).await.ok()?;
+    Some(page.rows.iter().map(|row| row.seq).collect())
+}
+
+#[tokio::test]
+async fn letters_that_have_no_small_ones_of_their_own_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let calls = [
+        saying(1, r#"{"q":"İzmir"}"#, None),
+        saying(3, r#"{"q":"Ꭰꭰ"}"#, None),
+        saying(5, r#"{"q":"cafe\u0301"}"#, None),
+        saying(7, r#"{"q":"IZMIR ZÜRICH"}"#, None),
+    ];
+    store.append_calls(&calls).await.unwrap();
+    for indexed in [false, true] {
+        for (text, seqs) in [
+            ("İzmir", [1].as_slice()),
+            ("İZMIR", &[1]),
+            ("izmir", &[4]),
+            ("Ꭰꭰ", &[2]),
+            ("café", &[]),
+            ("cafe\u{301}", &[3]),
+            ("CAFE\u{301}", &[3]),
+            ("zürich", &[4]),
+        ] {
+            assert_eq!(found(&store, text).await, seqs, "{text}, indexed: {indexed}");
+        }
+        store.index_ledger().await.unwrap();
+    }
 }

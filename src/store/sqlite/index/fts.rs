@@ -5,6 +5,7 @@
 //! values out.
 
 use super::unescape::unescaped;
+use super::unicode61::{folded, tokens};
 
 /// Characters of a query at most.
 const LONGEST: usize = 512;
@@ -20,7 +21,10 @@ pub(in crate::store::sqlite) struct TextQuery(Vec<Term>);
 /// Tokens that follow each other; the last may be the beginning of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Term {
-    tokens: Vec<String>,
+    /// As they were written: the engine folds them itself.
+    written: Vec<String>,
+    /// As they are compared without it.
+    folded: Vec<String>,
     prefix: bool,
 }
 
@@ -67,8 +71,8 @@ impl TextQuery {
     /// As the full-text engine wants it.
     pub(super) fn expression(&self) -> String {
         let terms = self.0.iter().map(|term| {
-            // Tokens are letters and digits: there is no quote in them.
-            format!("\"{}\"{}", term.tokens.join(" "), if term.prefix { " *" } else { "" })
+            // What separates tokens is in none of them, and a quote does.
+            format!("\"{}\"{}", term.written.join(" "), if term.prefix { " *" } else { "" })
         });
         terms.collect::<Vec<_>>().join(" AND ")
     }
@@ -85,9 +89,10 @@ impl TextQuery {
         arguments: Option<&str>,
         result: Option<&str>,
     ) -> bool {
-        let payloads = [arguments, result].map(|text| text.map(|text| tokens(&unescaped(text))));
+        let folded = |text: &str| tokens(text).map(folded).collect();
+        let payloads = [arguments, result].map(|text| text.map(|text| folded(&unescaped(text))));
         let texts: Vec<Vec<String>> =
-            [error.map(tokens)].into_iter().chain(payloads).flatten().collect();
+            [error.map(folded)].into_iter().chain(payloads).flatten().collect();
         self.0.iter().all(|term| texts.iter().any(|text| term.is_in(text)))
     }
 }
@@ -95,35 +100,27 @@ impl TextQuery {
 impl Term {
     /// `None` for signs alone, which are not in any index.
     fn new(written: &str, prefix: bool) -> Result<Option<Self>, String> {
-        let tokens = tokens(written);
+        let tokens: Vec<&str> = tokens(written).collect();
         let Some(last) = tokens.last() else { return Ok(None) };
-        let cut = !written.ends_with(is_part);
+        let cut = !written.ends_with(last);
         if prefix && (cut || last.chars().count() < SHORTEST_PREFIX) {
             return Err(format!(
                 "`{written}*`: a prefix has at least {SHORTEST_PREFIX} letters or digits before the `*`"
             ));
         }
-        Ok(Some(Self { tokens, prefix }))
+        let folded = tokens.iter().map(|token| folded(token)).collect();
+        let written = tokens.into_iter().map(str::to_owned).collect();
+        Ok(Some(Self { written, folded, prefix }))
     }
 
     fn is_in(&self, text: &[String]) -> bool {
-        let Some((last, head)) = self.tokens.split_last() else { return false };
-        text.windows(self.tokens.len()).any(|window| {
+        let Some((last, head)) = self.folded.split_last() else { return false };
+        text.windows(self.folded.len()).any(|window| {
             window.split_last().is_some_and(|(found, before)| {
                 before == head && if self.prefix { found.starts_with(last) } else { found == last }
             })
         })
     }
-}
-
-/// What the tokenizer `unicode61` takes for part of a token: letters, digits, and marks over them.
-fn is_part(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '\u{300}'..='\u{36f}' | '\u{e000}'..='\u{f8ff}')
-}
-
-fn tokens(text: &str) -> Vec<String> {
-    let words = text.split(|c: char| !is_part(c)).filter(|word| !word.is_empty());
-    words.map(str::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -140,12 +137,12 @@ mod tests {
     fn words_phrases_and_prefixes_are_read() {
         for (text, expected) in [
             ("timeout", r#""timeout""#),
-            ("  Time  OUT ", r#""time" AND "out""#),
-            (r#""Connection refused" conn*"#, r#""connection refused" AND "conn" *"#),
+            ("  Time  OUT ", r#""Time" AND "OUT""#),
+            (r#""Connection refused" conn*"#, r#""Connection refused" AND "conn" *"#),
             (r#""connection ref"*"#, r#""connection ref" *"#),
             ("number-17", r#""number 17""#),
             (r#"a"b c"d"#, r#""a" AND "b c" AND "d""#),
-            ("or NOT near", r#""or" AND "not" AND "near""#),
+            ("or NOT near", r#""or" AND "NOT" AND "near""#),
             ("col:x -y ^z", r#""col x" AND "y" AND "z""#),
             ("this - \"\" that", r#""this" AND "that""#),
             ("x') or 1=1; --'a", r#""x" AND "or" AND "1 1" AND "a""#),

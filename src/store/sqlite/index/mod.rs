@@ -4,7 +4,7 @@
 //! the ledger itself would cost its writer three quarters of its speed; here one task (`follow`)
 //! comes after it, some seconds behind at most, and whoever asks gets the rest from the ledger.
 //!
-//! `postings`, `rollup`, `fts`, `unescape` and `varint` are values in, values out.
+//! `postings`, `rollup`, `fts`, `unescape`, `unicode61` and `varint` are values in, values out.
 
 mod follow;
 mod fts;
@@ -18,6 +18,7 @@ mod search;
 mod stats;
 mod text;
 mod unescape;
+mod unicode61;
 mod varint;
 
 pub(super) use retain::Rest;
