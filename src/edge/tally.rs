@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use http::Method;
 use parking_lot::Mutex;
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +25,8 @@ use super::auth::RequestContext;
 use crate::audit::AuditWriter;
 use crate::clock;
 use crate::metrics::AuthFailure;
-use crate::model::{Timestamp, Uptime};
-use crate::store::{EntryRow, Store};
+use crate::model::{CallId, Timestamp, Uptime};
+use crate::store::{Digester, EntryRow, Store};
 
 /// The kinds of such entries.
 const DENIED: &str = "auth.denied";
@@ -110,8 +111,33 @@ struct Count {
     first: Timestamp,
     last: Timestamp,
     from: Vec<IpAddr>,
+    said: Vec<Said>,
+}
+
+/// What differed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+enum Said {
     /// As it was said: taken free of secrets when it is put on record.
-    said: Vec<String>,
+    Words(String),
+    /// What was searched for.
+    Text(SearchedText),
+}
+
+/// What is put on record of a text that somebody searched for: whoever looks for what is to be erased
+/// must not put it on record by that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct SearchedText {
+    characters: usize,
+    /// Keyed: a plain one of something short can be guessed.
+    digest: String,
+}
+
+impl SearchedText {
+    pub(super) fn new(text: &str, digester: &Digester) -> Self {
+        let digest = digester.searched(text).iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { characters: text.chars().count(), digest }
+    }
 }
 
 /// A request that is turned away.
@@ -137,12 +163,20 @@ impl Edge {
             method: method(denied.method),
             reason: why.as_str(),
         };
-        self.tally.count(key, denied.peer, denied.says);
+        self.tally.count(key, denied.peer, Said::Words(denied.says.to_owned()));
     }
 
-    /// Counts that somebody saw what is kept of payloads: those of the call `which`, or what a search for
-    /// words in them found.
-    pub(super) fn payloads_read(&self, context: &RequestContext, how: &'static str, which: &str) {
+    /// Counts that somebody saw what is kept of the payloads of the call `which`.
+    pub(super) fn payloads_read(&self, context: &RequestContext, which: CallId) {
+        self.read(context, "call", Said::Words(which.to_string()));
+    }
+
+    /// Counts that somebody searched for words in payloads.
+    pub(super) fn payloads_searched(&self, context: &RequestContext, text: &str) {
+        self.read(context, "search", Said::Text(SearchedText::new(text, &self.store.digester())));
+    }
+
+    fn read(&self, context: &RequestContext, how: &'static str, said: Said) {
         let key = Key {
             kind: READ,
             actor: Arc::clone(&context.caller.name),
@@ -150,12 +184,12 @@ impl Edge {
             method: "GET",
             reason: how,
         };
-        self.tally.count(key, context.via.address(), which);
+        self.tally.count(key, context.via.address(), said);
     }
 }
 
 impl Tally {
-    fn count(&self, mut key: Key, from: Option<IpAddr>, said: &str) {
+    fn count(&self, mut key: Key, from: Option<IpAddr>, said: Said) {
         let now = clock::timestamp();
         let mut waiting = self.waiting.lock();
         if waiting.len() >= ENTRIES && !waiting.contains_key(&key) {
@@ -179,8 +213,8 @@ impl Tally {
         {
             count.from.push(from);
         }
-        if count.said.len() < SAID && !count.said.iter().any(|known| known == said) {
-            count.said.push(said.to_owned());
+        if count.said.len() < SAID && !count.said.contains(&said) {
+            count.said.push(said);
         }
         if waiting.len() == 1 {
             self.some.notify_one();
@@ -211,7 +245,11 @@ impl Tally {
     pub fn write(&self, store: &Store, audit: &AuditWriter) {
         let counted = std::mem::take(&mut *self.waiting.lock());
         for (key, mut count) in counted {
-            count.said.iter_mut().for_each(|said| *said = audit.redacted(said));
+            for said in &mut count.said {
+                if let Said::Words(words) = said {
+                    *words = audit.redacted(words);
+                }
+            }
             store.note(entry(&key, &count));
         }
     }
@@ -301,8 +339,8 @@ mod tests {
         };
         for number in 0..1000_u32 {
             let from = IpAddr::from(number.to_be_bytes());
-            tally.count(key("unauthenticated"), Some(from), "no");
-            tally.count(key(&number.to_string()), None, &number.to_string());
+            tally.count(key("unauthenticated"), Some(from), Said::Words("no".to_owned()));
+            tally.count(key(&number.to_string()), None, Said::Words(number.to_string()));
         }
         let waiting = tally.waiting.lock();
         assert_eq!(waiting.len(), ENTRIES + 1);

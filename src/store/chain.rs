@@ -281,6 +281,12 @@ impl Digester {
     pub fn digest(&self, start: &[u8], length: u64) -> Hash {
         tag(&self.0, &[b"payload v1", &length.to_le_bytes(), start])
     }
+
+    /// The digest of a text that somebody searched for, which tells alike searches and not what they were.
+    #[must_use]
+    pub fn searched(&self, text: &str) -> Hash {
+        tag(&self.0, &[b"search v1", text.as_bytes()])
+    }
 }
 
 fn tag(key: &hmac::Key, parts: &[&[u8]]) -> Hash {
@@ -365,6 +371,9 @@ mod tests {
         let key = LedgerKey::new(&[1; 32]);
         let digester = key.digester();
         assert_ne!(digester.digest(b"abc", 3), digester.digest(b"abc", 4));
+        assert_eq!(digester.searched("abc"), key.digester().searched("abc"));
+        assert_ne!(digester.searched("abc"), digester.searched("abd"));
+        assert_ne!(digester.searched("abc"), digester.digest(b"abc", 3));
         assert_eq!(key.kept(None, None), None);
         assert_ne!(key.kept(Some("a"), None), key.kept(None, Some("a")));
         assert_ne!(key.kept(Some("ab"), Some("c")), key.kept(Some("a"), Some("bc")));

@@ -148,6 +148,7 @@ async fn who_sees_payloads_is_on_record() {
     }
     auditor.get("/mcp/audit").await.expect(200);
     auditor.get("/mcp/audit?text=marble").await.expect(200);
+    auditor.get("/mcp/audit/export?text=marble&server=up").await.expect(200);
     let entries = entries(&app.stop().await).await;
     let reads = of_kind(&entries, "audit.read");
     let count = |how: &str| {
@@ -158,6 +159,15 @@ async fn who_sees_payloads_is_on_record() {
     };
     assert_eq!((count("call"), count("search")), (20, 1), "{reads:?}");
     assert!(reads.iter().any(|entry| detail(entry)["which"] == json!([id])), "{reads:?}");
+    // That a text was searched for, and not which.
+    let search = reads.iter().find(|entry| detail(entry)["reason"] == "search").unwrap();
+    let searched = &detail(search)["which"][0];
+    assert_eq!(searched["characters"], 6, "{search:?}");
+    assert_eq!(searched["digest"].as_str().map(str::len), Some(64), "{search:?}");
+    let exports = of_kind(&entries, "audit.exported");
+    let export = detail(exports.first().unwrap());
+    assert_eq!((&export["query"], &export["text"]), (&json!("server=up"), searched));
+    assert!(entries.iter().all(|entry| !entry.detail.contains("marble")), "{entries:?}");
 }
 
 /// In `strict` nobody gets an export that is not on record.

@@ -179,7 +179,7 @@ pub(super) async fn list(
 /// A search looks into payloads: what it finds says what is in them.
 fn searched(edge: &Shared, context: &RequestContext, query: &AuditParameters) {
     if let Some(text) = &query.text {
-        edge.payloads_read(context, "search", &cut_after(text, 128));
+        edge.payloads_searched(context, text);
     }
 }
 
@@ -196,7 +196,7 @@ pub(super) async fn show(
     match edge.ledger.get(parsed).await? {
         Some(call) => {
             if call.arguments.is_some() || call.result.is_some() {
-                edge.payloads_read(&context, "call", &parsed.to_string());
+                edge.payloads_read(&context, parsed);
             }
             Ok(Json(call))
         }

@@ -5,6 +5,7 @@
 //! The body asks for the next calls when the connection takes them, in a short transaction of its
 //! own: whoever reads slowly costs the memory of one stretch and keeps nothing in the database.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::vec;
 
@@ -22,6 +23,7 @@ use crate::edge::api::Shared;
 use crate::edge::auth::RequestContext;
 use crate::edge::door::MayBeCut;
 use crate::edge::error::ApiError;
+use crate::edge::tally::SearchedText;
 use crate::error::ErrorCode;
 use crate::model::{AuthKind, cut_after, nearest};
 use crate::store::{AuditFilter, EventRow, StoreError};
@@ -133,8 +135,14 @@ pub(super) async fn note(
     query: &str,
 ) -> Result<(), ApiError> {
     let over_socket = context.caller.auth == AuthKind::Socket;
-    let detail =
-        serde_json::json!({ "query": edge.audit.redacted(query), "over_socket": over_socket });
+    let (query, text) = without_text(query);
+    let query = edge.audit.redacted(&query);
+    let detail = match text.map(|text| SearchedText::new(&text, &edge.store.digester())) {
+        None => serde_json::json!({ "query": query, "over_socket": over_socket }),
+        Some(text) => {
+            serde_json::json!({ "query": query, "text": text, "over_socket": over_socket })
+        }
+    };
     let event = EventRow {
         at: crate::clock::timestamp(),
         actor: context.caller.name.as_ref().to_owned(),
@@ -155,6 +163,17 @@ pub(super) async fn note(
         }
     }
     Ok(())
+}
+
+/// A query without the text that it searches for, and that: words that somebody looks for are not put on record.
+fn without_text(query: &str) -> (Cow<'_, str>, Option<String>) {
+    let pairs = || form_urlencoded::parse(query.as_bytes());
+    let Some((_, text)) = pairs().find(|(name, _)| name == "text") else {
+        return (query.into(), None);
+    };
+    let rest = pairs().filter(|(name, _)| name != "text");
+    let rest = form_urlencoded::Serializer::new(String::new()).extend_pairs(rest).finish();
+    (rest.into(), Some(text.into_owned()))
 }
 
 /// Why an export ends before its end.
