@@ -190,11 +190,8 @@ impl Filter {
     fn spanned(&self, ask: Ask) -> Result<Ask, CliError> {
         let now = clock::timestamp();
         let zone = when::zone();
-        let time = |text: &Option<String>| {
-            let at = text.as_deref().map(|text| when::parse(text, now, &zone)).transpose();
-            at.map(|at| at.map(|at| at.to_string()))
-        };
-        Ok(ask.with("since", time(&self.since)?).with("until", time(&self.until)?))
+        let (since, until) = when::span(self.since.as_deref(), self.until.as_deref(), now, &zone)?;
+        Ok(ask.with("since", since).with("until", until))
     }
 }
 

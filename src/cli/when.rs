@@ -11,10 +11,16 @@ use crate::model::{Timestamp, parse_duration};
 
 /// Why a text is no point in time.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "`{0}` is not a time; write how long ago (90s, 15m, 1h, 7d), a date (2026-11-24), a local time (2026-11-24 14:30) or RFC 3339 (2026-11-24T14:30:00Z)"
-)]
-pub struct WhenError(String);
+pub enum WhenError {
+    /// It is in no form of those that are known.
+    #[error(
+        "`{0}` is not a time; write how long ago (90s, 15m, 1h, 7d), a date (2026-11-24), a local time (2026-11-24 14:30) or RFC 3339 (2026-11-24T14:30:00Z)"
+    )]
+    Unknown(String),
+    /// A span ends before it begins.
+    #[error("--since ({0}) is later than --until ({1})")]
+    Backwards(Timestamp, Timestamp),
+}
 
 /// Reads a point in time: how long before `now`, RFC 3339, or a date or time in `zone`.
 pub(crate) fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, WhenError> {
@@ -34,7 +40,24 @@ pub(crate) fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Times
         .ok()
         .and_then(|local| zone.to_zoned_datetime(local).ok())
         .map(|at| Timestamp::from_millis(at.timestamp().as_millisecond()))
-        .ok_or_else(|| WhenError(text.to_owned()))
+        .ok_or_else(|| WhenError::Unknown(text.to_owned()))
+}
+
+/// Reads the ends of a span, as the API has them.
+pub(crate) fn span(
+    since: Option<&str>,
+    until: Option<&str>,
+    now: Timestamp,
+    zone: &TimeZone,
+) -> Result<(Option<String>, Option<String>), WhenError> {
+    let read = |text: Option<&str>| text.map(|text| parse(text, now, zone)).transpose();
+    let (since, until) = (read(since)?, read(until)?);
+    if let (Some(since), Some(until)) = (since, until)
+        && since > until
+    {
+        return Err(WhenError::Backwards(since, until));
+    }
+    Ok((since.map(|at| at.to_string()), until.map(|at| at.to_string())))
 }
 
 /// The machine's time zone, or UTC where none is known.
@@ -104,6 +127,16 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         Timestamp::from_millis(text.parse::<jiff::Timestamp>().unwrap().as_millisecond())
+    }
+
+    #[test]
+    fn a_span_does_not_end_before_it_begins() {
+        let now = at("2026-11-24T12:00:00Z");
+        let span = |since, until| span(since, until, now, &TimeZone::UTC);
+        assert!(span(Some("2h"), Some("1h")).is_ok() && span(Some("1h"), Some("1h")).is_ok());
+        assert!(span(Some("1h"), None).is_ok() && span(None, Some("1h")).is_ok());
+        let error = span(Some("1h"), Some("2h")).unwrap_err().to_string();
+        assert!(error.contains("is later than --until"), "{error}");
     }
 
     #[test]

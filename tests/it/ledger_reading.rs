@@ -608,3 +608,29 @@ async fn checkpoint_starvation() {
     );
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_cannot_be_asked_for_is_refused_in_words_that_help() {
+    let app = TestApp::start("").await;
+    for path in ["/mcp/audit", "/mcp/audit/events", "/mcp/circuit-breakers/history"] {
+        for limit in ["0", "1001", "5000", "x"] {
+            let refused = app.http().get(&format!("{path}?limit={limit}")).await.expect(400);
+            let expected = format!("`limit`: `{limit}` is not a number from 1 to 1000");
+            assert_eq!(refused.json()["detail"], expected, "{path}");
+        }
+        app.http().get(&format!("{path}?limit=1000")).await.expect(200);
+        let refused = app.http().get(&format!("{path}?limits=5")).await.expect(400).json();
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains("did you mean `limit`? there are `"), "{detail}");
+    }
+    for path in ["", "/events", "/stats", "/export", "/tail"] {
+        let ask = async |query: &str| app.http().get(&format!("/mcp/audit{path}?{query}")).await;
+        let refused = ask("since=2026-11-29&until=2026-11-28").await.expect(400).json();
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains("is later than `until`"), "{path}: {detail}");
+        let refused = ask("since=2026-11-29T22:00:00+02:00").await.expect(400).json();
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains("a `+` is written `%2B`"), "{path}: {detail}");
+    }
+    app.stop().await;
+}

@@ -61,16 +61,13 @@ pub(super) struct Event {
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
     let client = context.client()?;
     let (now, zone) = (clock::timestamp(), when::zone());
-    let time = |text: &Option<String>| {
-        let at = text.as_deref().map(|text| when::parse(text, now, &zone)).transpose();
-        at.map(|at| at.map(|at| at.to_string()))
-    };
+    let (since, until) = when::span(args.since.as_deref(), args.until.as_deref(), now, &zone)?;
     let ask = Ask::get(&["mcp", "audit", "events"])
         .with("kind", args.kind.as_deref())
         .with("actor", args.actor.as_deref())
         .with("subject", args.subject.as_deref())
-        .with("since", time(&args.since)?)
-        .with("until", time(&args.until)?);
+        .with("since", since)
+        .with("until", until);
     let (events, cursor) = newest(&client, &ask, args.limit).await?;
     let out = &context.out;
     if out.is_json() {

@@ -101,10 +101,7 @@ struct Sum {
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
     let (now, zone) = (clock::timestamp(), when::zone());
-    let time = |text: Option<&str>| {
-        let at = text.map(|text| when::parse(text, now, &zone)).transpose();
-        at.map(|at| at.map(|at| at.to_string()))
-    };
+    let (since, until) = when::span(args.since.as_deref(), args.until.as_deref(), now, &zone)?;
     let ask = Ask::get(&["mcp", "audit", "stats"])
         .with("by", Some(args.by.as_str()))
         .with("per", Some(args.per.as_str()))
@@ -112,8 +109,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliErro
         .with("tool", args.tool.as_deref())
         .with("outcome", args.outcome.map(Outcome::as_str))
         .with("caller", args.caller.as_deref())
-        .with("since", time(args.since.as_deref())?)
-        .with("until", time(args.until.as_deref())?);
+        .with("since", since)
+        .with("until", until);
     let answer = context.client()?.request(ask).await?;
     let out = &context.out;
     if out.is_json() {

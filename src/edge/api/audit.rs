@@ -5,8 +5,7 @@ mod events;
 mod export;
 mod tail;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
 use http::Uri;
@@ -14,6 +13,7 @@ use serde::Deserialize;
 use url::form_urlencoded;
 
 use super::Shared;
+use super::query::{self, Asked};
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
@@ -26,8 +26,6 @@ pub(super) use tail::tail;
 
 /// Rows of a page unless asked otherwise.
 const PAGE: u16 = 100;
-/// Rows of a page at most.
-const LARGEST_PAGE: u16 = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,18 +41,18 @@ pub(super) struct AuditParameters {
     since: Option<String>,
     until: Option<String>,
     text: Option<String>,
-    limit: Option<u16>,
+    limit: Option<String>,
     cursor: Option<String>,
 }
 
 /// Reads the parameters of a request that has some of its own beside those of the list.
 fn with_own<const N: usize>(
-    query: &str,
+    text: &str,
     names: [&str; N],
 ) -> Result<([Option<String>; N], AuditParameters), ApiError> {
     let mut own = [const { None }; N];
     let mut rest = form_urlencoded::Serializer::new(String::new());
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         let place = names.iter().position(|own| *own == name);
         let Some(place) = place.and_then(|at| own.get_mut(at)) else {
             rest.append_pair(&name, &value);
@@ -66,9 +64,7 @@ fn with_own<const N: usize>(
     }
     let uri = Uri::builder().path_and_query(format!("/?{}", rest.finish())).build();
     let uri = uri.map_err(|error| ApiError::invalid(error.to_string()))?;
-    let Query(parameters) = Query::<AuditParameters>::try_from_uri(&uri)
-        .map_err(|error| ApiError::invalid(error.body_text()))?;
-    Ok((own, parameters))
+    Ok((own, query::read(&uri)?))
 }
 
 fn is_true(name: &str, value: Option<&str>) -> Result<bool, ApiError> {
@@ -107,8 +103,14 @@ pub(super) fn point(key: &str, text: &str) -> Result<Timestamp, ApiError> {
         return Ok(Timestamp::from_millis(millis));
     }
     parse_duration(text).map(|span| crate::clock::timestamp().minus(span)).ok().ok_or_else(|| {
+        let text = cut_after(text, 64);
+        // What a `+` before the offset becomes where it was not encoded.
+        let blank = text.rsplit_once(' ').is_some_and(|(before, after)| {
+            format!("{before}+{after}").parse::<jiff::Timestamp>().is_ok()
+        });
+        let hint = if blank { "; in a query a `+` is written `%2B`" } else { "" };
         ApiError::invalid(format!(
-            "`{key}`: `{text}` is neither a time (2026-11-24T10:00:00Z, 2026-11-24) nor a span back from now (1h)"
+            "`{key}`: `{text}` is neither a time (2026-11-24T10:00:00Z, 2026-11-24) nor a span back from now (1h){hint}"
         ))
     })
 }
@@ -136,6 +138,9 @@ fn trace(text: &str) -> Result<TraceId, ApiError> {
 
 fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
     let outcome = query.outcome.as_deref().map(outcome).transpose()?;
+    let since = query.since.as_deref().map(|text| point("since", text)).transpose()?;
+    let until = query.until.as_deref().map(|text| point("until", text)).transpose()?;
+    query::span(since, until)?;
     Ok(AuditFilter {
         server: query.server.clone(),
         tool: query.tool.clone(),
@@ -145,8 +150,8 @@ fn filter(query: &AuditParameters) -> Result<AuditFilter, ApiError> {
         error_code: query.error_code.clone(),
         view: query.view.clone(),
         trace: query.trace.as_deref().map(trace).transpose()?,
-        since: query.since.as_deref().map(|text| point("since", text)).transpose()?,
-        until: query.until.as_deref().map(|text| point("until", text)).transpose()?,
+        since,
+        until,
         text: query.text.clone(),
     })
 }
@@ -165,14 +170,14 @@ fn unpaged(query: &AuditParameters, what: &str) -> Result<AuditFilter, ApiError>
 pub(super) async fn list(
     State(edge): State<Shared>,
     Extension(context): Extension<RequestContext>,
-    query: Result<Query<AuditParameters>, QueryRejection>,
+    Asked(query): Asked<AuditParameters>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let limit = query.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
+    let limit = query::limit(query.limit.as_deref(), PAGE)?;
+    let filter = filter(&query)?;
     // Whoever asks after a call has come back expects to find it.
     edge.audit.flush().await;
     searched(&edge, &context, &query);
-    let page = edge.ledger.page(&filter(&query)?, query.cursor.as_deref(), limit).await?;
+    let page = edge.ledger.page(&filter, query.cursor.as_deref(), limit).await?;
     Ok(Json(page))
 }
 
@@ -204,5 +209,18 @@ pub(super) async fn show(
             ErrorCode::NotFound,
             format!("there is no call {parsed} in the ledger"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_whose_plus_became_a_blank_is_refused_with_the_way_to_write_it() {
+        let said = |text| point("since", text).unwrap_err().detail;
+        assert!(said("2026-11-29T22:00:00 02:00").ends_with("a `+` is written `%2B`"));
+        assert!(!said("2026-11-29T22:00:00 x").contains("%2B"));
+        assert!(point("since", "2026-11-29T22:00:00+02:00").is_ok());
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use serde::Deserialize;
 
 use super::Shared;
 use super::audit::{outcome, point};
+use super::query::{self, Asked};
 use crate::clock;
 use crate::edge::error::ApiError;
 use crate::store::{AuditFilter, StatsBy, StatsPer, StatsQuery};
@@ -54,9 +54,8 @@ fn per(text: &str) -> Result<StatsPer, ApiError> {
 
 pub(super) async fn stats(
     State(edge): State<Shared>,
-    query: Result<Query<StatsParameters>, QueryRejection>,
+    Asked(query): Asked<StatsParameters>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let now = clock::timestamp();
     let time = |key: &str, text: Option<&str>| text.map(|text| point(key, text)).transpose();
     let wanted = StatsQuery {
@@ -73,6 +72,7 @@ pub(super) async fn stats(
             ..AuditFilter::default()
         },
     };
+    query::span(Some(wanted.since), Some(wanted.until))?;
     // As in a list: whoever asks after a call has come back expects it to be counted.
     edge.audit.flush().await;
     Ok(Json(edge.ledger.stats(&wanted).await?))

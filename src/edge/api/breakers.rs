@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
+use super::query::{self, Asked};
 use super::{Shared, body, servers};
 use crate::clock;
 use crate::edge::Edge;
@@ -28,8 +28,6 @@ use crate::store::EventRow;
 const LAST: u32 = 5;
 /// Transitions of a page unless asked otherwise.
 const PAGE: u16 = 100;
-/// Transitions of a page at most.
-const LARGEST_PAGE: u16 = 1000;
 /// Characters of an operator's reason: it goes to callers.
 const REASON_LIMIT: usize = 500;
 
@@ -133,14 +131,8 @@ pub(super) struct Which {
 #[serde(deny_unknown_fields)]
 pub(super) struct HistoryParameters {
     tool: Option<String>,
-    limit: Option<u16>,
-    before: Option<i64>,
-}
-
-type Asked<T> = Result<Query<T>, QueryRejection>;
-
-fn parameters<T>(query: Asked<T>) -> Result<T, ApiError> {
-    query.map(|Query(query)| query).map_err(|error| ApiError::invalid(error.body_text()))
+    limit: Option<String>,
+    before: Option<String>,
 }
 
 /// Rounded up: whoever comes back then is not too early.
@@ -255,9 +247,9 @@ fn find(
 /// shown, such as `history`.
 pub(super) async fn list(
     State(edge): State<Shared>,
-    query: Asked<ListParameters>,
+    Asked(query): Asked<ListParameters>,
 ) -> Result<Json<BreakerList>, ApiError> {
-    let one = parameters(query)?.server;
+    let one = query.server;
     let handles = match &one {
         Some(name) => vec![servers::find(&edge, name)?],
         None => edge.registry.servers().values().cloned().collect(),
@@ -275,9 +267,8 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(edge): State<Shared>,
     Path(name): Path<String>,
-    query: Asked<Which>,
+    Asked(which): Asked<Which>,
 ) -> Result<impl axum::response::IntoResponse, ApiError> {
-    let which = parameters(query)?;
     let (handle, breaker) = find(&edge, &name, which.tool.as_deref())?;
     edge.registry.breakers().written().await;
     Ok(Json(show_one(&edge, &handle, &breaker).await?))
@@ -285,17 +276,16 @@ pub(super) async fn show(
 
 pub(super) async fn history(
     State(edge): State<Shared>,
-    query: Asked<HistoryParameters>,
+    Asked(query): Asked<HistoryParameters>,
 ) -> Result<Json<History>, ApiError> {
-    page(&edge, None, parameters(query)?).await
+    page(&edge, None, query).await
 }
 
 pub(super) async fn history_of(
     State(edge): State<Shared>,
     Path(name): Path<String>,
-    query: Asked<HistoryParameters>,
+    Asked(query): Asked<HistoryParameters>,
 ) -> Result<Json<History>, ApiError> {
-    let query = parameters(query)?;
     let server = match ServerName::parse(&name) {
         Ok(server) => server,
         // Gives the answer that an unknown name gets everywhere.
@@ -316,9 +306,12 @@ async fn page(
 ) -> Result<Json<History>, ApiError> {
     let tool = query.tool.as_deref().map(ToolName::parse).transpose();
     let tool = tool.map_err(|error| ApiError::invalid(format!("`tool`: {error}")))?;
-    let limit = query.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
+    let limit = query::limit(query.limit.as_deref(), PAGE)?;
+    let before = query.before.as_deref().map(str::parse).transpose();
+    let before =
+        before.map_err(|_no_number| ApiError::invalid("`before` is a number: `next_before`"))?;
     // One more shows whether there are others.
-    let (wanted, before) = (u32::from(limit) + 1, query.before);
+    let wanted = u32::from(limit) + 1;
     edge.registry.breakers().written().await;
     let mut events = match (server, &tool) {
         (Some(server), Some(tool)) => {
@@ -403,10 +396,9 @@ pub(super) async fn act(
     State(edge): State<Shared>,
     Extension(context): Extension<RequestContext>,
     Path(name): Path<String>,
-    query: Asked<Which>,
+    Asked(which): Asked<Which>,
     body: Body,
 ) -> Result<impl axum::response::IntoResponse, ApiError> {
-    let which = parameters(query)?;
     let (handle, breaker) = find(&edge, &name, which.tool.as_deref())?;
     let words = act.read(&body::bytes(&edge, body).await?, |text| edge.audit.redacted(text))?;
     let actor = context.caller.name.as_ref().to_owned();

@@ -9,6 +9,7 @@ mod body;
 mod breakers;
 mod call;
 mod health;
+mod query;
 mod servers;
 mod slo;
 mod tools;

@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use http::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
+use super::query::Asked;
 use crate::audit::Promise;
 use crate::catalogue::{Catalogue, CatalogueEntry, expose};
 use crate::clock;
@@ -118,9 +118,8 @@ pub(super) struct SloParameters {
 
 pub(super) async fn list(
     State(edge): State<Shared>,
-    query: Result<Query<SloParameters>, QueryRejection>,
+    Asked(query): Asked<SloParameters>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let mut said = said(&edge);
     if let Some(server) = query.server {
         if edge.registry.server(&server).is_none() {

@@ -1,11 +1,12 @@
 //! The catalogue over HTTP.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::query::Asked;
 use super::{Shared, servers};
 use crate::catalogue::{KnownTool, Lookup};
 use crate::edge::Edge;
@@ -144,9 +145,8 @@ fn collect(
 
 pub(super) async fn list(
     State(edge): State<Shared>,
-    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+    Asked(filter): Asked<Filter>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Query(filter) = filter.map_err(|error| ApiError::invalid(error.body_text()))?;
     let view = filter.view.as_deref().map(|name| edge.view(name)).transpose()?;
     Ok(Json(collect(&edge, view.as_ref(), filter.server.as_deref(), filter.search.as_deref())))
 }

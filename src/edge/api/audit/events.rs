@@ -3,13 +3,13 @@
 //! Changes when it can be asked for differently.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use serde::Deserialize;
 
-use super::{LARGEST_PAGE, PAGE, event_kind, point};
+use super::{PAGE, event_kind, point};
 use crate::edge::api::Shared;
+use crate::edge::api::query::{self, Asked};
 use crate::edge::error::ApiError;
 use crate::store::EntryFilter;
 
@@ -21,15 +21,14 @@ pub(in crate::edge::api) struct EventParameters {
     subject: Option<String>,
     since: Option<String>,
     until: Option<String>,
-    limit: Option<u16>,
+    limit: Option<String>,
     cursor: Option<String>,
 }
 
 pub(in crate::edge::api) async fn events(
     State(edge): State<Shared>,
-    query: Result<Query<EventParameters>, QueryRejection>,
+    Asked(query): Asked<EventParameters>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let filter = EntryFilter {
         kind: event_kind(query.kind)?,
         actor: query.actor,
@@ -37,7 +36,8 @@ pub(in crate::edge::api) async fn events(
         since: query.since.as_deref().map(|text| point("since", text)).transpose()?,
         until: query.until.as_deref().map(|text| point("until", text)).transpose()?,
     };
-    let limit = query.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
+    query::span(filter.since, filter.until)?;
+    let limit = query::limit(query.limit.as_deref(), PAGE)?;
     // Whoever asks after an act has been answered expects to find it.
     edge.audit.flush().await;
     Ok(Json(edge.ledger.events(&filter, query.cursor.as_deref(), limit).await?))

@@ -15,6 +15,7 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderValue};
+use url::form_urlencoded;
 
 use super::chain::{self, CHAIN};
 use super::{is_true, unpaged, with_own};
