@@ -85,6 +85,12 @@ impl Default for Via {
     }
 }
 
+/// The header by which `audit replay` marks the calls that it makes, and the client's name that these have on
+/// record, so that they are not made again by the next one.
+pub const REPLAY_HEADER: &str = "x-switchyard-replay";
+/// See [`REPLAY_HEADER`].
+pub const REPLAY_CLIENT: &str = "switchyard audit replay";
+
 /// What a client said of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClientInfo {

@@ -23,7 +23,8 @@ mod view;
 
 pub use breaker::{BreakerEvent, BreakerRecord, BreakerRow, BreakerState, TransitionReason};
 pub use call::{
-    Blame, CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, ToolCall, ToolTarget, Via,
+    Blame, CallId, ClientInfo, Entrance, Failure, Knowledge, Outcome, REPLAY_CLIENT, REPLAY_HEADER,
+    ToolCall, ToolTarget, Via,
 };
 pub use caller::{AuthKind, Caller, CallerClass, Scope, Scopes};
 pub use name::{ExposedName, NameError, ServerName, ToolName, ViewName};

@@ -61,6 +61,18 @@ async fn only_read_only_calls_with_whole_arguments_are_made_again() {
         assert_eq!((&call["same_outcome"], &call["same_shape"]), (&true.into(), &true.into()));
     }
     assert_eq!(up.stats().calls(), before + 2);
+    assert_eq!(again["more"], false);
+
+    // The calls of that replay are not made again, and calls that are left out take no place of others.
+    recorded(&router, 7).await;
+    let one = router.run(&["--json", "audit", "replay", "--limit", "1"]).await.expect(0);
+    assert!(one.err.is_empty(), "{}", one.err);
+    let one = one.json();
+    assert_eq!(one["calls"].as_array().unwrap().len(), 1, "{one}");
+    assert_eq!(one["calls"][0]["tool"], "up__add", "{one}");
+    assert_eq!((&one["more"], &one["skipped"]["a replay made it"]), (&true.into(), &2.into()));
+    let planned = router.run(&["audit", "replay", "--dry-run", "--limit", "1"]).await.expect(0);
+    assert!(planned.err.contains("the newest 1 of more; --limit for more"), "{}", planned.err);
 }
 
 /// A candidate whose server answers alike, and one that has lost a tool and breaks the other.

@@ -19,9 +19,11 @@ use super::super::client::{Ask, CALL_PATIENCE, Client};
 use super::super::table::{Cell, Style, Table};
 use super::super::temp_folder::TempFolder;
 use super::super::{CliError, Context, Status, guard_children, notice, text, when};
+use super::list_limit;
 use crate::app::App;
 use crate::clock;
 use crate::config;
+use crate::model::{REPLAY_CLIENT, REPLAY_HEADER};
 
 /// Calls of a page.
 const PAGE: usize = 500;
@@ -48,8 +50,8 @@ pub(super) struct Args {
     /// Only calls of this caller
     #[arg(long, value_name = "NAME")]
     caller: Option<String>,
-    /// At most so many, the newest
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    /// At most so many of those that can be made again, the newest
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = list_limit)]
     limit: usize,
     /// Make them with the servers of this configuration instead of those that run
     #[arg(long, value_name = "FILE")]
@@ -76,6 +78,8 @@ struct Recorded {
     outcome: String,
     #[serde(default)]
     error_code: Option<String>,
+    #[serde(default)]
+    client_name: Option<String>,
     duration_ms: f64,
 }
 
@@ -131,10 +135,17 @@ struct Replayed {
     error_now: Option<String>,
 }
 
+/// A call that can be made again, with its arguments and what is kept of its result.
+type Suitable = (Recorded, Box<RawValue>, Option<Value>);
+
 /// What is to be made again, and what is not.
 struct Plan {
-    calls: Vec<(Recorded, Box<RawValue>, Option<Value>)>,
+    /// Oldest first.
+    calls: Vec<Suitable>,
+    /// Of those that are no older than the first of these, or all where there is no more.
     skipped: BTreeMap<&'static str, usize>,
+    /// Whether there are earlier calls that could be made again.
+    more: bool,
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Status, CliError> {
@@ -191,7 +202,8 @@ async fn replay(
     for (call, arguments, result) in &plan.calls {
         // As they were kept, byte for byte.
         let body = format!(r#"{{"tool_name":{},"arguments":{arguments}}}"#, json!(call.tool));
-        let ask = Ask::post(&["mcp", "call"]).json(body).patient(CALL_PATIENCE);
+        let ask = Ask::post(&["mcp", "call"]).json(body).header(REPLAY_HEADER, "1");
+        let ask = ask.patient(CALL_PATIENCE);
         // Whatever its status: a refusal is an outcome, too.
         let answer: Answered = target.ask(ask).await?.parse()?;
         replayed.push(judge(call, result.as_ref(), answer));
@@ -228,32 +240,52 @@ async fn read_only(client: &Client) -> Result<BTreeSet<(String, String)>, CliErr
 
 async fn plan(args: &Args, source: &Client, target: &Client) -> Result<Plan, CliError> {
     let (there, here) = (read_only(source).await?, read_only(target).await?);
-    let mut plan = Plan { calls: Vec::new(), skipped: BTreeMap::new() };
-    for call in recorded(args, source).await? {
-        let tool = (call.tool.clone(), call.server.clone().unwrap_or_default());
-        let why = if !there.contains(&tool) || !here.contains(&tool) {
-            Some(
-                "the tool is not declared read-only, its server is not trusted, or it is not there",
-            )
-        } else if matches!(call.outcome.as_str(), "refused" | "cancelled" | "interrupted") {
-            Some("it was not answered then")
-        } else {
-            None
-        };
-        if let Some(why) = why {
-            *plan.skipped.entry(why).or_default() += 1;
-            continue;
-        }
-        let kept: Payloads =
-            source.request(Ask::get(&["mcp", "audit", &call.id])).await?.parse()?;
-        match kept.arguments {
-            Some(arguments) if is_sendable(&arguments) => {
-                plan.calls.push((call, arguments, kept.result));
+    let mut plan = Plan { calls: Vec::new(), skipped: BTreeMap::new(), more: false };
+    let mut recorded = Newest::new(args)?;
+    'all: while let Some(page) = recorded.page(args, source).await? {
+        for call in page {
+            let tool = (call.tool.clone(), call.server.clone().unwrap_or_default());
+            let found = if !there.contains(&tool) || !here.contains(&tool) {
+                Err(
+                    "the tool is not declared read-only, its server is not trusted, or it is not there",
+                )
+            } else {
+                suitable(call, source).await?
+            };
+            match found {
+                // One more is looked for, to say that there is one.
+                Ok(_) if plan.calls.len() >= args.limit => {
+                    plan.more = true;
+                    break 'all;
+                }
+                Ok(found) => plan.calls.push(found),
+                Err(why) if plan.calls.len() < args.limit => {
+                    *plan.skipped.entry(why).or_default() += 1;
+                }
+                Err(_) => {}
             }
-            _ => *plan.skipped.entry("its arguments were not kept whole").or_default() += 1,
         }
     }
+    plan.calls.reverse();
     Ok(plan)
+}
+
+/// A call of a tool that may be called again, or why this call is not made again.
+async fn suitable(
+    call: Recorded,
+    source: &Client,
+) -> Result<Result<Suitable, &'static str>, CliError> {
+    if call.client_name.as_deref() == Some(REPLAY_CLIENT) {
+        return Ok(Err("a replay made it"));
+    }
+    if matches!(call.outcome.as_str(), "refused" | "cancelled" | "interrupted") {
+        return Ok(Err("it was not answered then"));
+    }
+    let kept: Payloads = source.request(Ask::get(&["mcp", "audit", &call.id])).await?.parse()?;
+    Ok(match kept.arguments {
+        Some(arguments) if is_sendable(&arguments) => Ok((call, arguments, kept.result)),
+        _ => Err("its arguments were not kept whole"),
+    })
 }
 
 /// Whether arguments are an object of which nothing was taken out.
@@ -262,33 +294,41 @@ fn is_sendable(arguments: &RawValue) -> bool {
         .is_ok_and(|value| value.is_object() && is_whole(&value))
 }
 
-/// The newest calls, oldest first.
-async fn recorded(args: &Args, client: &Client) -> Result<Vec<Recorded>, CliError> {
-    let (now, zone) = (clock::timestamp(), when::zone());
-    let since = when::parse(&args.since, now, &zone)?.to_string();
-    let until = args.until.as_deref().map(|text| when::parse(text, now, &zone)).transpose()?;
-    let until = until.map_or_else(|| now.to_string(), |until| until.to_string());
-    let mut calls = Vec::new();
-    let mut cursor: Option<String> = None;
-    while calls.len() < args.limit {
-        let limit = (args.limit - calls.len()).min(PAGE).to_string();
+/// Reads calls page by page, the newest first.
+struct Newest {
+    since: Option<String>,
+    until: Option<String>,
+    /// Where the next page begins; `None` when there is none.
+    next: Option<Option<String>>,
+}
+
+impl Newest {
+    fn new(args: &Args) -> Result<Self, CliError> {
+        let (now, zone) = (clock::timestamp(), when::zone());
+        // Until now: what the replay itself makes is not in it.
+        let until = args.until.as_deref().unwrap_or("now");
+        let (since, until) = when::span(Some(&args.since), Some(until), now, &zone)?;
+        Ok(Self { since, until, next: Some(None) })
+    }
+
+    async fn page(
+        &mut self,
+        args: &Args,
+        client: &Client,
+    ) -> Result<Option<Vec<Recorded>>, CliError> {
+        let Some(cursor) = self.next.take() else { return Ok(None) };
         let ask = Ask::get(&["mcp", "audit"])
-            .with("since", Some(since.as_str()))
-            .with("until", Some(until.as_str()))
+            .with("since", self.since.as_deref())
+            .with("until", self.until.as_deref())
             .with("server", args.server.as_deref())
             .with("tool", args.tool.as_deref())
             .with("caller", args.caller.as_deref())
-            .with("limit", Some(limit))
-            .with("cursor", cursor.take());
+            .with("limit", Some(PAGE.to_string()))
+            .with("cursor", cursor);
         let page: Page = client.request(ask).await?.parse()?;
-        calls.extend(page.calls);
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            break;
-        }
+        self.next = page.next_cursor.map(Some);
+        Ok(Some(page.calls))
     }
-    calls.reverse();
-    Ok(calls)
 }
 
 fn show_plan(context: &Context, plan: &Plan) -> Result<(), CliError> {
@@ -299,21 +339,24 @@ fn show_plan(context: &Context, plan: &Plan) -> Result<(), CliError> {
         );
         context.out.line(text::escape_json(&line))?;
     }
-    told(&plan.skipped);
+    told(plan);
     notice(format!("{} would be made again", text::count(plan.calls.len(), "call")));
     Ok(())
 }
 
-fn told(skipped: &BTreeMap<&'static str, usize>) {
-    for (why, count) in skipped {
+fn told(plan: &Plan) {
+    for (why, count) in &plan.skipped {
         notice(format!("{} left out: {why}", text::count(*count, "call")));
+    }
+    if plan.more {
+        notice(format!("the newest {} of more; --limit for more", plan.calls.len()));
     }
 }
 
 fn show(context: &Context, plan: &Plan, replayed: &[Replayed]) -> Result<(), CliError> {
     if context.out.is_json() {
-        let skipped = &plan.skipped;
-        return context.out.json(&json!({ "calls": replayed, "skipped": skipped }).to_string());
+        let answer = json!({ "calls": replayed, "skipped": plan.skipped, "more": plan.more });
+        return context.out.json(&answer.to_string());
     }
     let mut by_tool: BTreeMap<&str, Vec<&Replayed>> = BTreeMap::new();
     for one in replayed {
@@ -361,7 +404,7 @@ fn show(context: &Context, plan: &Plan, replayed: &[Replayed]) -> Result<(), Cli
         };
         context.out.line(text::escape_line(&format!("{}  {}  {what}", one.id, one.tool)))?;
     }
-    told(&plan.skipped);
+    told(plan);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use std::sync::Arc;
 
 use super::{Shared, body};
@@ -14,7 +14,9 @@ use crate::edge::Edge;
 use crate::edge::auth::RequestContext;
 use crate::edge::error::ApiError;
 use crate::error::ErrorCode;
-use crate::model::{Entrance, Outcome, ServerName, ToolCall, ToolTarget};
+use crate::model::{
+    ClientInfo, Entrance, Outcome, REPLAY_CLIENT, REPLAY_HEADER, ServerName, ToolCall, ToolTarget,
+};
 use crate::protocol::{RawObject, first_text};
 use crate::router::{CallAnswer, Refusal, RefusedAt};
 
@@ -25,10 +27,15 @@ const KEYS: [&str; 5] = ["tool_name", "name", "server_name", "arguments", "timeo
 pub(super) async fn call(
     State(edge): State<Shared>,
     Extension(context): Extension<RequestContext>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let read = body::bytes(&edge, body).await.and_then(|bytes| {
-        let call = parse(&bytes, &context)?;
+        let mut call = parse(&bytes, &context)?;
+        call.client = headers.contains_key(REPLAY_HEADER).then(|| ClientInfo {
+            name: REPLAY_CLIENT.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        });
         Ok((call, bytes.len()))
     });
     match read {
