@@ -4,6 +4,7 @@
 //! ledger, what is known of servers, the log and panics all look through the one [`Redactor`] that is in
 //! force. Everything here is values in, values out, but for [`InForce`].
 
+mod address;
 mod encoding;
 mod json;
 mod named;
@@ -12,6 +13,7 @@ mod pointer;
 mod redactor;
 mod respell;
 mod search;
+mod value;
 
 #[cfg(test)]
 mod tests;

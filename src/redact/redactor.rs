@@ -202,10 +202,10 @@ impl Redactor {
         let mut replaced = String::new();
         let mut at = 0;
         let named = |text: &str| match strictness {
-            Strictness::Everything if !self.key_names.is_empty() => {
+            Strictness::Everything => {
                 named::spans(text, |key| self.is_telling_key(key, strictness))
             }
-            _ => Vec::new(),
+            Strictness::KnownSecrets => Vec::new(),
         };
         let mut more = searcher.spans_below(head, named);
         more.extend(named(head));
