@@ -16,6 +16,8 @@ const LONGEST_NAME: usize = 40;
 /// no `@` that an authority could end with.
 pub(super) fn user_info(text: &str, start: usize, barren: &mut usize) -> Option<Range<usize>> {
     let body = text.get(start..text.floor_char_boundary(start.saturating_add(LONGEST)))?;
+    // Most addresses have none.
+    memchr::memchr(b'@', body.as_bytes())?;
     let authority = body.find(['/', '?', '#']).unwrap_or(body.len()).min(word(body));
     let first = body.get(..authority)?;
     let found = |at: usize| (at > 0).then_some(start..start + at);
@@ -101,10 +103,9 @@ mod tests {
             "https://first.last@host/x",
             "https://host/@name and a@b.c",
             "{\"a\":\"http://h:x\",\"b\":\"c@d\"}",
-            "http://h:/x@y z@",
+            "http://h:x/y z@",
         ] {
-            let kept = masked(text);
-            assert!(kept == text || text.contains("h:/"), "{kept}");
+            assert_eq!(masked(text), text);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use super::pairs::{Pairs, Part, part, stays};
 use super::pointer::{PointerSet, Step};
 use super::redactor::{RECORD_LIMIT, Redactor, Strictness, VALUE_LIMIT, cut};
 
@@ -74,6 +75,8 @@ pub(super) fn redact(redactor: &Redactor, text: &str, scope: Scope<'_>) -> Optio
         open: Vec::new(),
         path: scope.base.to_vec(),
         hidden: None,
+        part: None,
+        pairs: Pairs::default(),
     };
     copy.run()?;
     Some(copy.out)
@@ -90,6 +93,9 @@ struct Copy<'a> {
     path: Vec<Step>,
     /// While inside a value that is replaced as a whole: how many containers were open before it.
     hidden: Option<usize>,
+    /// What the value that comes next is to a name that is a value.
+    part: Option<Part>,
+    pairs: Pairs,
 }
 
 impl<'a> Copy<'a> {
@@ -97,8 +103,9 @@ impl<'a> Copy<'a> {
         if self.walk().is_none() {
             // What is not whole is not kept: what it would have been is not known.
             let whole = self.scope.whole?;
-            cut(&mut self.out, self.scope.limits.record, whole);
+            self.cut(whole);
         }
+        self.pairs.mask(&mut self.out, MASK_STRING);
         Some(())
     }
 
@@ -109,7 +116,7 @@ impl<'a> Copy<'a> {
             // Once nothing more is kept, the rest need not be read.
             if self.out.len() > self.scope.limits.record {
                 let whole = self.scope.whole.unwrap_or(self.text.len());
-                cut(&mut self.out, self.scope.limits.record, whole);
+                self.cut(whole);
                 return Some(());
             }
             let Some(byte) = self.peek() else {
@@ -136,7 +143,10 @@ impl<'a> Copy<'a> {
                 (Expect::CommaOrEnd, b'}') => self.end(Container::Object)?,
                 (Expect::CommaOrEnd, b']') => self.end(Container::Array)?,
                 (Expect::Value | Expect::ValueOrEnd, _) => {
-                    if self.hidden.is_none() && self.is_named() {
+                    if self.open.last() == Some(&Container::Array) {
+                        self.part = Some(Part::Element { first: expect == Expect::ValueOrEnd });
+                    }
+                    if self.hidden.is_none() && (self.is_named() || self.is_paired()) {
                         self.emit(MASK_STRING);
                         self.hidden = Some(self.open.len());
                     }
@@ -152,6 +162,21 @@ impl<'a> Copy<'a> {
         self.scope.pointers.is_some_and(|pointers| {
             self.path.len() == self.scope.base.len() + self.open.len() && pointers.names(&self.path)
         })
+    }
+
+    /// Cuts what is kept. Values whose names did not come any more are not kept.
+    fn cut(&mut self, whole: usize) {
+        self.pairs.give_up();
+        self.pairs.mask(&mut self.out, MASK_STRING);
+        cut(&mut self.out, self.scope.limits.record, whole);
+    }
+
+    /// Whether a telling name that is itself a value has the value that comes next.
+    fn is_paired(&mut self) -> bool {
+        let Some(part) = self.part else { return false };
+        let (depth, at) = (self.open.len(), self.out.len());
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        self.pairs.hides(part, depth, rest, at)
     }
 
     /// Begins a container: its first member or element comes next.
@@ -170,6 +195,7 @@ impl<'a> Copy<'a> {
     fn close(&mut self) -> Option<Container> {
         let container = self.open.pop()?;
         self.path.truncate(self.scope.base.len() + self.open.len());
+        self.pairs.close(self.open.len());
         Some(container)
     }
 
@@ -260,6 +286,8 @@ impl<'a> Copy<'a> {
         if self.hidden == Some(self.open.len()) {
             self.hidden = None;
         }
+        self.part = None;
+        self.pairs.end_value(self.open.len(), self.out.len());
         if self.open.is_empty() { Expect::Nothing } else { Expect::CommaOrEnd }
     }
 
@@ -297,11 +325,14 @@ impl<'a> Copy<'a> {
             }
             self.copy(after.len() - colon.len() + 1);
             self.spaces();
-            self.emit(MASK_STRING);
-            self.hidden = Some(self.open.len());
+            if !stays(&key, self.rest()) {
+                self.emit(MASK_STRING);
+                self.hidden = Some(self.open.len());
+            }
             return Some(Expect::Value);
         }
         let length = token.len();
+        self.part = part(&key).filter(|_| self.scope.strictness == Strictness::Everything);
         self.write_string(&key, length, None);
         Some(Expect::Colon)
     }
@@ -316,6 +347,10 @@ impl<'a> Copy<'a> {
         let value = decode(token)?;
         let followed = self.path.len() == self.scope.base.len() + self.open.len();
         let pointers = self.scope.pointers.filter(|_| followed);
+        if let Some(part) = self.part.take() {
+            let telling = |name: &str| self.redactor.is_telling_key(name, self.scope.strictness);
+            self.pairs.name(part, &value, self.open.len(), &self.out, telling);
+        }
         self.write_string(&value, length, pointers);
         Some(())
     }

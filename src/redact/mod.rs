@@ -8,6 +8,7 @@ mod address;
 mod encoding;
 mod json;
 mod named;
+mod pairs;
 mod peel;
 mod pointer;
 mod redactor;

@@ -31,7 +31,7 @@ pub(super) fn spans(text: &str, telling: impl Fn(&str) -> bool) -> Vec<Range<usi
             (_, Some(sign)) if text.as_bytes().get(sign) == Some(&b'>') => {
                 (sign, content_at(text, sign, &telling))
             }
-            (_, Some(sign)) if text.get(sign..).is_some_and(|rest| rest.starts_with("://")) => {
+            (_, Some(sign)) if text.as_bytes().get(sign..sign + 3) == Some(b"://") => {
                 (sign, address::user_info(text, sign + 3, &mut barren))
             }
             (_, Some(sign)) => (sign, value_at(text, sign, &telling)),
@@ -99,7 +99,7 @@ fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Ran
     // As Markdown writes it.
     let before = before.strip_suffix("**").unwrap_or(before);
     let unquoted = before.strip_suffix(['"', '\'', '`']);
-    let mut quote = before.chars().next_back().filter(|_| unquoted.is_some());
+    let quote = before.chars().next_back().filter(|_| unquoted.is_some());
     // The quotes of JSON that stands in a string have backslashes.
     let before = unquoted.map_or(before, |rest| rest.trim_end_matches('\\'));
     let (mut outside, mut name) = before.split_at_checked(before.len() - name_length(before))?;
@@ -116,6 +116,24 @@ fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Ran
         }
         (outside, name) = (around, before.get(around.len()..)?);
     }
+    let named = Named { name, outside, quote, whole: from == 0 };
+    secret(text, name, value_behind(text, at, *sign, named))
+}
+
+/// A telling name and what is before it.
+struct Named<'a> {
+    name: &'a str,
+    outside: &'a str,
+    /// Whether that is all that is before it.
+    whole: bool,
+    /// The quote behind it.
+    quote: Option<char>,
+}
+
+/// What the sign at `at` gives to a name that is telling.
+#[inline(never)]
+fn value_behind(text: &str, at: usize, sign: u8, named: Named<'_>) -> Option<Range<usize>> {
+    let Named { name, mut outside, whole, mut quote } = named;
     if let (Some('`'), Some(around)) = (quote, outside.strip_suffix('`')) {
         (outside, quote) = (around, None);
     }
@@ -132,42 +150,45 @@ fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Ran
         _ => after,
     };
     // As Ruby and PHP write it, but no function: `token => token.trim()`.
-    let after = match after.strip_prefix('>').filter(|_| *sign == b'=') {
+    let after = match after.strip_prefix('>').filter(|_| sign == b'=') {
         Some(arrow) if arrow.trim_start_matches(' ').starts_with(['"', '\'', '\\']) => arrow,
         Some(_) => return None,
         None => after,
     };
     // As Go writes it.
-    let after = after.strip_prefix('=').filter(|_| *sign == b':').unwrap_or(after);
+    let after = after.strip_prefix('=').filter(|_| sign == b':').unwrap_or(after);
     let value = after.trim_start_matches([' ', '\t']);
     let value = quoted_below(value).unwrap_or(value);
     let start = text.len() - value.len();
-    let within = within(outside, from == 0, name, quote.is_some(), value);
-    let span =
-        match (quote, sign) {
-            (Some(quote), _) if outside.ends_with(quote) => range(value, start, within),
-            (Some(_), _) => None,
-            // A comparison.
-            (None, b'=') if after.starts_with('=') => None,
-            (None, b'=') => range(value, start, within),
-            // A path of names.
-            (None, _) if after.starts_with(':') => None,
-            (None, _) if is_header(name) => {
-                // What a line of a header is quoted in ends it.
-                if outside.chars().next_back().is_some_and(|quote| {
-                    matches!(quote, '"' | '\'' | '`') && value.starts_with(quote)
-                }) {
-                    return None;
-                }
-                header_value(name, value, start, within)
+    let within = within(outside, whole, name, quote.is_some(), value);
+    let line = matches!(within, Within::Line { .. });
+    match (quote, sign) {
+        (Some(quote), _) if outside.ends_with(quote) => range(value, start, within),
+        (Some(_), _) => None,
+        // A comparison.
+        (None, b'=') if after.starts_with('=') => None,
+        // Cookies have names of their own.
+        (None, b'=') if line && is_header(name) => header_value(name, value, start, within),
+        (None, b'=') => range(value, start, within),
+        // A path of names.
+        (None, _) if after.starts_with(':') => None,
+        (None, _) if is_header(name) => {
+            // What a line of a header is quoted in ends it.
+            if outside
+                .chars()
+                .next_back()
+                .is_some_and(|quote| matches!(quote, '"' | '\'' | '`') && value.starts_with(quote))
+            {
+                return None;
             }
-            // It may be prose; in doubt it is a secret.
-            (None, _) => {
-                let value = behind_type(value).unwrap_or(value);
-                range(value, text.len() - value.len(), within)
-            }
-        };
-    secret(text, name, span)
+            header_value(name, value, start, within)
+        }
+        // It may be prose; in doubt it is a secret.
+        (None, _) => {
+            let value = behind_type(value).unwrap_or(value);
+            range(value, text.len() - value.len(), within)
+        }
+    }
 }
 
 /// The text in quotes that begins in the next line.
@@ -412,6 +433,7 @@ mod tests {
             ("password=a S&user=bob", "password=***&user=bob"),
             ("password=a S; user=bob", "password=***; user=bob"),
             ("password=a user=bob", "password=*** user=bob"),
+            ("cookie=a=1; b=S\nn", "cookie=***\nn"),
             ("--token=a&b c --n=1", "--token=*** --n=1"),
             ("X-Api-Key: a b\nAccept: x", "X-Api-Key: ***\nAccept: x"),
             ("Authorization: Bearer a,S\nb: c", "Authorization: Bearer ***\nb: c"),

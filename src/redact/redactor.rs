@@ -21,6 +21,9 @@ pub(super) const MASK: &str = "***";
 pub(super) const VALUE_LIMIT: usize = 8 * 1024;
 /// Longest record kept, in bytes.
 pub(super) const RECORD_LIMIT: usize = 64 * 1024;
+/// Where blocks of PEM begin that are for everybody.
+const PUBLIC_BLOCKS: [&str; 3] =
+    ["-----BEGIN CERTIFICATE-----", "-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----"];
 /// Strings that hold JSON are looked into this many levels deep.
 const NESTED_JSON_LEVELS: u8 = 3;
 
@@ -207,10 +210,23 @@ impl Redactor {
             }
             Strictness::KnownSecrets => Vec::new(),
         };
-        let mut more = searcher.spans_below(head, named);
-        more.extend(named(head));
-        for span in joined(searcher.spans(head), more).into_iter().filter(|span| span.start < limit)
-        {
+        let found = |text: &str| {
+            let mut more = searcher.spans_below(text, named);
+            more.extend(named(text));
+            joined(searcher.spans(text), more)
+        };
+        let mut spans = found(head);
+        let public = |span: &Range<usize>| {
+            let block = head.get(span.start..).unwrap_or_default();
+            PUBLIC_BLOCKS.iter().any(|begin| block.starts_with(begin))
+        };
+        if spans.iter().any(public) {
+            // In small letters a block begins none; what is known may still be in it.
+            let plain = |text: String, begin: &&str| text.replace(begin, &begin.to_lowercase());
+            let text = PUBLIC_BLOCKS.iter().fold(head.to_owned(), plain);
+            spans = joined(self.known_secrets.spans(head), found(&text));
+        }
+        for span in spans.into_iter().filter(|span| span.start < limit) {
             replaced.push_str(head.get(at..span.start).unwrap_or_default());
             replaced.push_str(MASK);
             at = span.end;

@@ -51,7 +51,7 @@ fn values_under_telling_keys_are_replaced_whatever_they_are() {
         (r#"{"password":"x","n":1}"#, r#"{"password":"***","n":1}"#),
         (r#"{"DB_Password": 12, "n":1}"#, r#"{"DB_Password": "***", "n":1}"#),
         (r#"{"a":{"X-API-Key":[1,{"b":"]}"}]},"z":0}"#, r#"{"a":{"X-API-Key":"***"},"z":0}"#),
-        (r#"{"accessToken":null}"#, r#"{"accessToken":"***"}"#),
+        (r#"{"accessToken":"n"}"#, r#"{"accessToken":"***"}"#),
         (r#"{"pass\u0077ord":{"password":"y"} }"#, r#"{"pass\u0077ord":"***" }"#),
         (r#"[{"secret":[]},{"secret":{}}]"#, r#"[{"secret":"***"},{"secret":"***"}]"#),
         (
@@ -61,6 +61,59 @@ fn values_under_telling_keys_are_replaced_whatever_they_are() {
     ] {
         assert_eq!(redacted(input), expected, "{input}");
     }
+}
+
+#[test]
+fn names_that_are_values_count_too() {
+    for (input, expected) in [
+        (r#"["a","--password","S","b"]"#, r#"["a","--password","***","b"]"#),
+        (r#"["--api-key","--x","--api-key=S b"]"#, r#"["--api-key","--x","--api-key=***"]"#),
+        (
+            r#"[["Authorization","S"],["X-Api-Key", "S" ],["Token",1],["n","v"]]"#,
+            r#"[["Authorization","***"],["X-Api-Key", "***" ],["Token","***"],["n","v"]]"#,
+        ),
+        (r#"{"a":["--password"],"b":["c"]}"#, r#"{"a":["--password"],"b":["c"]}"#),
+        (r#"["token","b","c"]"#, r#"["token","b","c"]"#),
+        (r#"["--max-tokens","256","--token",7]"#, r#"["--max-tokens","256","--token","***"]"#),
+        (r#"{"name":"API_KEY","value":"S"}"#, r#"{"name":"API_KEY","value":"***"}"#),
+        (
+            r#"{"Value":"S","n":{"Value":"T"},"Key":"secret"}"#,
+            r#"{"Value":"***","n":{"Value":"T"},"Key":"secret"}"#,
+        ),
+        (
+            r#"[{"header":"x-token","value":{"a":["S"]}},1]"#,
+            r#"[{"header":"x-token","value":"***"},1]"#,
+        ),
+        (r#"{"field":"password","content":"S"}"#, r#"{"field":"password","content":"***"}"#),
+        (r#"{"content":5,"field":"password"}"#, r#"{"content":"***","field":"password"}"#),
+        (r#"{"name":"get_token","content":"text"}"#, r#"{"name":"get_token","content":"text"}"#),
+        (r#"{"value":true,"name":"token"}"#, r#"{"value":true,"name":"token"}"#),
+        (r#"{"name":"max_tokens","value":256}"#, r#"{"name":"max_tokens","value":256}"#),
+        (
+            r#"{"value":"S","a":[{"value":"S","name":"token"}],"name":"token"}"#,
+            r#"{"value":"***","a":[{"value":"***","name":"token"}],"name":"token"}"#,
+        ),
+        (r#"{"name":"n","value":"S"}"#, r#"{"name":"n","value":"S"}"#),
+    ] {
+        assert_eq!(redacted(input), expected, "{input}");
+    }
+    let part = br#"{"a":{"value":"S3cr3t","name":"tok"#;
+    let part = Payload { start: part, whole: 100, pointers: None };
+    let out = redactor(&[]).payload(part, Strictness::Everything);
+    assert!(!out.contains("S3cr3t"), "{out}");
+}
+
+#[test]
+fn what_is_no_secret_stays_under_a_telling_name() {
+    for text in [
+        r#"{"max_tokens":256,"usage":{"prompt_tokens":3,"totalTokenCount":12,"tokens":1.5}}"#,
+        r#"{"prompt_tokens_details":{"cached_tokens":1,"audio_tokens":0}}"#,
+        r#"{"password":null,"has_token":true,"password_set":false}"#,
+    ] {
+        assert_eq!(redacted(text), text);
+    }
+    assert_eq!(redacted(r#"{"password":123456}"#), r#"{"password":"***"}"#);
+    assert_eq!(redacted(r#"{"tokens":["a"]}"#), r#"{"tokens":"***"}"#);
 }
 
 #[test]
@@ -87,6 +140,21 @@ fn what_looks_like_a_credential_is_replaced() {
     let pem = "a -----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- b";
     assert_eq!(redacted(pem), "a *** b");
     assert_eq!(redacted("a -----BEGIN PRIVATE KEY-----\nMIIE"), "a ***");
+}
+
+#[test]
+fn certificates_and_public_keys_stay() {
+    let of =
+        |label: &str| format!("-----BEGIN {label}-----\nMIIBszCCAVmg\n-----END {label}-----\n");
+    let (public, certificate) = (of("PUBLIC KEY"), of("CERTIFICATE"));
+    let text = format!("{certificate}{public}{certificate} b");
+    assert_eq!(redactor(&[]).text(&text, 1000), text);
+    let text = format!("{certificate}{}{public}", of("PRIVATE KEY"));
+    assert_eq!(redactor(&[]).text(&text, 1000), format!("{certificate}***\n{public}"));
+    let text = format!("{certificate} Bearer abcdefgh12");
+    assert_eq!(redactor(&["IBszCC"]).text(&text, 1000).matches("***").count(), 2);
+    let many = "-----BEGIN CERTIFICATE-----".repeat(20_000);
+    assert_eq!(redactor(&[]).text(&many, usize::MAX), many);
 }
 
 #[test]
@@ -545,6 +613,25 @@ proptest! {
         }
         let out = redactor.text(&text, 1000);
         prop_assert!(!out.contains(&secret), "{out}");
+    }
+
+    #[test]
+    fn a_value_is_taken_out_wherever_its_name_stands(
+        swapped in any::<bool>(),
+        shape in prop::collection::vec(0u8..3, 0..3),
+        key in "[a-z]{1,8}",
+        name in prop::sample::select(vec!["API_KEY", "x-token", "password"]),
+        keys in prop::sample::select(vec![("name", "value"), ("Key", "Value"), ("field", "content")]),
+    ) {
+        // A string that begins with a quote is looked at as text.
+        prop_assume!(!shape.windows(2).any(|pair| pair == [2, 2]));
+        let (first, second) = (format!(r#""{}":"{name}""#, keys.0), format!(r#""{}":"MARKER""#, keys.1));
+        let members = if swapped { [second, first] } else { [first, second] }.join(r#","n":[{"a":1}],"#);
+        let inner: Value = serde_json::from_str(&format!("{{{members}}}")).unwrap();
+        let input = nest(Value::from(inner), &shape, &key).to_string();
+        let out = redactor(&[]).payload(Payload::whole(input.as_bytes()), Strictness::Everything);
+        prop_assert!(!out.contains("MARKER"), "{out}");
+        prop_assert!(serde_json::from_str::<Value>(&out).is_ok(), "{out}");
     }
 
     #[test]
