@@ -75,7 +75,10 @@ mod tests {
         let start = text.find("://").unwrap() + 3;
         user_info(text, start, &mut 0).map_or_else(
             || text.to_owned(),
-            |span| format!("{}***{}", &text[..span.start], &text[span.end..]),
+            |span| {
+                let (before, after) = (text.get(..span.start), text.get(span.end..));
+                format!("{}***{}", before.unwrap(), after.unwrap())
+            },
         )
     }
 

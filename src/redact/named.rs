@@ -117,7 +117,7 @@ fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Ran
         (outside, name) = (around, before.get(around.len()..)?);
     }
     let named = Named { name, outside, quote, whole: from == 0 };
-    secret(text, name, value_behind(text, at, *sign, named))
+    secret(text, name, value_behind(text, at, *sign, &named))
 }
 
 /// A telling name and what is before it.
@@ -132,8 +132,8 @@ struct Named<'a> {
 
 /// What the sign at `at` gives to a name that is telling.
 #[inline(never)]
-fn value_behind(text: &str, at: usize, sign: u8, named: Named<'_>) -> Option<Range<usize>> {
-    let Named { name, mut outside, whole, mut quote } = named;
+fn value_behind(text: &str, at: usize, sign: u8, named: &Named<'_>) -> Option<Range<usize>> {
+    let &Named { name, mut outside, whole, mut quote } = named;
     if let (Some('`'), Some(around)) = (quote, outside.strip_suffix('`')) {
         (outside, quote) = (around, None);
     }

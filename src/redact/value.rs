@@ -62,8 +62,7 @@ pub(super) fn range(value: &str, start: usize, within: Within) -> Option<Range<u
 /// Whether a value is no secret whatever its name says: `true`, `false`, `null`, and a number where the
 /// name speaks of a count.
 pub(super) fn is_plain(name: &str, value: &str) -> bool {
-    let word = |word: &&str| value.eq_ignore_ascii_case(word);
-    if ["true", "false", "null", "none"].iter().any(|plain| word(plain)) {
+    if ["true", "false", "null", "none"].iter().any(|plain| value.eq_ignore_ascii_case(plain)) {
         return true;
     }
     let first = value.split([' ', '\t']).next().unwrap_or_default();
