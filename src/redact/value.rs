@@ -135,7 +135,6 @@ fn ends_before(c: char, rest: &str, within: Within) -> bool {
             _ => false,
         },
         '&' => begins_pair(rest, false, false) || (words && alone),
-        ';' if within == Within::Parts => true,
         ';' | ',' => begins_pair(rest, true, !line) || (words && alone),
         '"' | '\'' | '`' => match within {
             Within::Line { .. } => false,
