@@ -732,15 +732,18 @@ async fn connections_that_the_server_closes_while_idle_cost_no_second_execution(
     rig.annotate("pay", json!({ "destructiveHint": true }));
     let app = TestApp::start(&rig.yaml("up", ONCE)).await.ready().await;
     rig.close_idle(500);
-    let mut failed = 0;
-    for number in 0..500 {
+    let (mut failed, mut called) = (0, 0);
+    // A quick machine is seldom slow enough between two calls: as many as it takes, within bounds.
+    while called < 500 || (rig.connections() <= 100 && called < 5_000) {
+        let number = called;
+        called += 1;
         let answer = app.http().call("up__pay", &json!({ "key": number }).to_string()).await;
         failed += usize::from(answer.json()["success"] == false);
     }
-    println!("{failed} of 500 failed over {} connections", rig.connections());
+    println!("{failed} of {called} failed over {} connections", rig.connections());
     assert!(rig.connections() > 100);
     assert_eq!(rig.executed_twice("pay"), Vec::<String>::new());
-    assert!(rig.executed("pay").len() >= 500 - failed);
+    assert!(rig.executed("pay").len() >= called - failed);
     app.stop().await;
 }
 
