@@ -64,7 +64,7 @@ fn with_own<const N: usize>(
     }
     let uri = Uri::builder().path_and_query(format!("/?{}", rest.finish())).build();
     let uri = uri.map_err(|error| ApiError::invalid(error.to_string()))?;
-    Ok((own, query::read(&uri)?))
+    Ok((own, query::read_beside(&uri, &names)?))
 }
 
 fn is_true(name: &str, value: Option<&str>) -> Result<bool, ApiError> {

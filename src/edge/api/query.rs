@@ -29,12 +29,18 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
 /// The parameters of a request for `uri`. All that there are must be texts: what else they have to be, their
 /// routes say.
 pub(super) fn read<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    read_beside(uri, &[])
+}
+
+/// The same where the path has parameters beside these, which were read before and are not in `uri`.
+pub(super) fn read_beside<T: DeserializeOwned>(uri: &Uri, own: &[&str]) -> Result<T, ApiError> {
     let names = names::<T>();
-    let listed = || names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let all = || names.iter().chain(own).copied();
+    let listed = || all().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let mut seen = Vec::new();
     for (name, _) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
         if !names.contains(&name.as_ref()) {
-            let like = nearest(&name, names.iter().copied(), 1);
+            let like = nearest(&name, all(), 1);
             let hint = like.first().map_or_else(String::new, |n| format!(" did you mean `{n}`?"));
             return Err(ApiError::invalid(format!(
                 "`{}` is no parameter of this path;{hint} there are {}",
@@ -137,6 +143,12 @@ mod tests {
             let error = asked(query).unwrap_err();
             assert!(error.contains(expected), "{query}: {error}");
         }
+        let uri = "/x?event=true".parse().unwrap();
+        let error = read_beside::<Parameters>(&uri, &["events"]).unwrap_err().detail;
+        assert!(
+            error.contains("did you mean `events`? there are `server`, `limit`, `events`"),
+            "{error}"
+        );
     }
 
     #[test]
