@@ -149,6 +149,8 @@ struct Database {
     checked: bool,
     /// Tells a check that goes on beside the traffic to stop.
     closing: Arc<AtomicBool>,
+    /// Held by a check; closing waits for it.
+    checks: Mutex<()>,
 }
 
 impl SqliteStore {
@@ -282,6 +284,7 @@ impl<'a> Opening<'a> {
             own,
             checked,
             closing,
+            checks: Mutex::default(),
         })
     }
 }
@@ -324,6 +327,7 @@ impl Database {
     async fn close(&self) -> Result<(), StoreError> {
         self.closing.store(true, Ordering::Relaxed);
         tokio::join!(self.readers.close(), self.own.close());
+        drop(self.checks.lock().await);
         let Some(mut writer) = self.writer.lock().await.take() else {
             return Ok(());
         };
@@ -334,6 +338,10 @@ impl Database {
 
     /// On a connection of its own: a large file takes minutes, and the readers serve requests.
     async fn check(&self) -> Result<(), StoreError> {
+        let _turn = self.checks.lock().await;
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
         let opening = |error| StoreError::while_opening(error, &self.path);
         let mut connection = self.options.connect().await.map_err(opening)?;
         let closing = Arc::clone(&self.closing);
@@ -342,6 +350,8 @@ impl Database {
             .await?
             .set_progress_handler(STEPS_BETWEEN_LOOKS, move || !closing.load(Ordering::Relaxed));
         let verdict = quick_check(&mut connection, &self.path).await;
+        // Not only dropped, which closes it some time later: the last connection to go takes the log away.
+        connection.close().await.map_err(opening)?;
         if self.closing.load(Ordering::Relaxed) { Err(StoreError::Closed) } else { verdict }
     }
 
