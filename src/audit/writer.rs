@@ -44,6 +44,9 @@ const ENCODED_BY_CALLER: usize = 16 * 1024;
 /// Calls in one commit, and bytes of payloads: what takes longer keeps others waiting.
 const BATCH: usize = 4_096;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Calls that are worth a commit of their own in `batched`: what a commit writes anew, the last page of
+/// each table, is then no more than the calls are themselves.
+const WORTHWHILE: usize = 32;
 /// How long a failing database is retried before `batched` gives up what it tries to commit, and how long
 /// another process' lock is waited for before it counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -445,6 +448,7 @@ impl Shared {
             self.work.notify_one();
         }
         if (urgent && depth >= self.wanted.load(Ordering::Relaxed))
+            || (depth == WORTHWHILE && self.durability == Durability::Batched)
             || depth == BATCH
             || (held >= BATCH_BYTES && held - bytes < BATCH_BYTES)
         {

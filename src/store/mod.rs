@@ -6,6 +6,7 @@
 
 mod chain;
 mod checkpoint;
+mod courtesy;
 mod entries;
 mod error;
 mod expire;
@@ -34,6 +35,7 @@ use crate::model::{
 
 pub use chain::{Digester, Hash};
 pub use checkpoint::Checkpoint;
+pub use courtesy::Courtesy;
 pub use entries::{EntryFilter, EntryPage, WholeStretch};
 use journal::Journal;
 
@@ -534,6 +536,14 @@ impl Store {
         calls: &[CallRow],
     ) -> Result<i64, StoreError> {
         forward!(self, append_ledger(entries, calls))
+    }
+
+    /// What lets calls go first while the ledger is written.
+    #[must_use]
+    pub fn ledger_courtesy(&self) -> Courtesy {
+        match &self.backend {
+            Backend::Sqlite(store) => store.ledger_courtesy(),
+        }
     }
 
     /// Moves the ledger's write-ahead log into its file and gives its space back, as far as nobody

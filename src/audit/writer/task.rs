@@ -15,14 +15,14 @@ use super::super::begun::{class_of, interrupted};
 use super::super::checkpoints::Checkpoints;
 use super::super::disk::{Disk, Space};
 use super::pace::Pace;
-use super::{AuditSettings, BATCH, BATCH_BYTES, Intent, Queued, Shared};
+use super::{AuditSettings, BATCH, BATCH_BYTES, Intent, Queued, Shared, WORTHWHILE};
 use crate::clock;
-use crate::config::Durability;
+use crate::config::{Durability, IntentMode};
 use crate::model::Uptime;
 use crate::redact::{Payload, Strictness};
 use crate::store::{
-    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, EntryRow, Spool, Store, StoreError,
-    StoreFailure,
+    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, Courtesy, EntryRow, Spool, Store,
+    StoreError, StoreFailure,
 };
 
 mod aside;
@@ -30,6 +30,8 @@ mod crowd;
 
 /// How long the first call of a batch waits for others; with the commit it stays below 100 ms.
 const COLLECT: Duration = Duration::from_millis(50);
+/// How long calls go first while a batch is written: where all processors are busy, it would never end else.
+const COURTEOUS: Duration = Duration::from_millis(10);
 /// How long calls are waited for at once with which a commit can be shared: the shortest that the timer knows.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Rows encoded, or bytes redacted, before other tasks of the thread get a turn.
@@ -63,6 +65,8 @@ pub(super) struct Task {
     /// What is missing from the ledger, until that is on record.
     gap: Option<Gap>,
     pace: Pace,
+    /// Lets calls go first, where nobody waits for commits.
+    courtesy: Option<Courtesy>,
     checkpoints: Checkpoints,
     disk: Disk,
     /// What is kept of which calls when the ledger is taken up.
@@ -96,8 +100,12 @@ impl Taken {
 
 impl Task {
     pub(super) fn new(store: Store, shared: Arc<Shared>, settings: &AuditSettings) -> Self {
+        // Callers wait for commits in `strict`, and where calls are put on record before they are sent.
+        let nobody_waits =
+            settings.durability == Durability::Batched && settings.intent == IntentMode::Off;
         Self {
             journal: store.journal(),
+            courtesy: nobody_waits.then(|| store.ledger_courtesy()),
             store,
             shared,
             failing_since: None,
@@ -148,8 +156,9 @@ impl Task {
         self.checkpoints.keep(&self.store, self.last).await;
         let mut spare = VecDeque::new();
         loop {
-            if self.shared.durability == Durability::Strict {
-                self.gather().await;
+            match self.shared.durability {
+                Durability::Strict => self.gather().await,
+                Durability::Batched => self.collect().await,
             }
             let Some(mut taken) = self.take(spare) else { break };
             self.hear();
@@ -280,11 +289,7 @@ impl Task {
                 _ => LONGEST_RETRY,
             };
             tokio::select! {
-                () = self.shared.work.notified() => {
-                    if self.shared.durability == Durability::Batched {
-                        self.collect().await;
-                    }
-                }
+                () = self.shared.work.notified() => {}
                 () = tokio::time::sleep(pause) => {
                     self.commit(&[], &[]).await;
                 }
@@ -292,11 +297,7 @@ impl Task {
             return;
         }
         tokio::select! {
-            () = self.shared.work.notified() => {
-                if self.shared.durability == Durability::Batched {
-                    self.collect().await;
-                }
-            }
+            () = self.shared.work.notified() => {}
             Some(entry) = self.journal.recv() => self.note(entry),
             () = tokio::time::sleep(self.checkpoints.due().min(self.disk.every())) => {}
         }
@@ -349,14 +350,28 @@ impl Task {
         fitting.count()
     }
 
-    /// Waits a little for more calls, without being woken for each.
+    /// Waits a little for more calls, without being woken for each: also right after a commit, during
+    /// which only a few may have come.
     async fn collect(&self) {
-        let since = self.shared.queue.lock().since;
-        let waited = since.map_or(Duration::ZERO, |since| clock::uptime().since(since));
-        tokio::select! {
-            () = tokio::time::sleep(COLLECT.saturating_sub(waited)) => {}
-            () = self.shared.hurry.notified() => {}
+        while let Some(rest) = self.until_commit() {
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = self.shared.hurry.notified() => {}
+            }
         }
+    }
+
+    /// How long what is queued waits for more; `None` when nothing is, or it is to be committed now.
+    fn until_commit(&self) -> Option<Duration> {
+        let queue = self.shared.queue.lock();
+        let in_a_hurry = queue.entries.len() >= WORTHWHILE
+            || self.shared.held_bytes.load(Ordering::Relaxed) >= BATCH_BYTES
+            || !queue.intents.is_empty()
+            || !queue.flushes.is_empty()
+            || self.shared.closed.load(Ordering::Relaxed);
+        let since = queue.since.filter(|_| !in_a_hurry && !queue.entries.is_empty())?;
+        let rest = COLLECT.saturating_sub(clock::uptime().since(since));
+        (!rest.is_zero()).then_some(rest)
     }
 
     /// Waits for calls with which the next commit can be shared, if that is worth it.
@@ -377,12 +392,18 @@ impl Task {
 
     /// Commits calls, the beginnings of others, and what others have to put on record.
     async fn write(&mut self, batch: &mut VecDeque<Queued>, mut intents: Vec<Intent>) {
+        if let Some(courtesy) = &self.courtesy {
+            courtesy.begin(COURTEOUS);
+        }
         let redactor = self.shared.redaction.get();
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len());
         let mut waiters = Vec::with_capacity(batch.len());
         let (mut held, mut encoded) = (0, 0);
         for queued in batch.drain(..) {
+            if let Some(courtesy) = &self.courtesy {
+                courtesy.give_way();
+            }
             rows.push(queued.call.encoded(&redactor, &self.shared.digester));
             places.push(queued.place);
             waiters.extend(queued.waiter);
@@ -420,6 +441,9 @@ impl Task {
             self.lose(rows.iter().map(|row| row.started_at));
         }
         self.dequeue(places, held);
+        if let Some(courtesy) = &self.courtesy {
+            courtesy.end();
+        }
     }
 
     /// Gives back what these calls took of the queue.

@@ -165,6 +165,34 @@ async fn batched_commits_by_itself() {
     ledger.end().await;
 }
 
+/// Each commit writes the last page of each table anew: one after the other for a call or two each would
+/// write many times what the calls are.
+#[tokio::test]
+async fn calls_that_keep_coming_share_commits() {
+    let ledger = Ledger::start(Durability::Batched).await;
+    ledger.writer.flush().await;
+    let commits = || {
+        let families = ledger.registry.gather();
+        let commit =
+            families.iter().find(|f| f.name() == "switchyard_audit_commit_duration_seconds");
+        commit.unwrap().get_metric()[0].get_histogram().get_sample_count()
+    };
+    let (before, began) = (commits(), clock::uptime());
+    let mut calls = 0;
+    while clock::uptime().since(began) < Duration::from_millis(500) {
+        ledger.writer.admit().await.unwrap().record(entry("{}"));
+        calls += 1;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    ledger.writer.flush().await;
+    let periods = clock::uptime().since(began).as_millis() / 50;
+    let most = u64::try_from(periods).unwrap() + calls / u64::try_from(WORTHWHILE).unwrap() + 2;
+    let made = commits() - before;
+    assert!((1..=most).contains(&made), "{made} commits of {calls} calls, at most {most}");
+    assert_eq!(ledger.store.audit_count().await.unwrap(), calls);
+    ledger.end().await;
+}
+
 #[tokio::test]
 async fn a_strict_record_is_there_when_its_caller_hears_of_it() {
     let ledger = Ledger::start(Durability::Strict).await;

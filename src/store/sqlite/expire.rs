@@ -101,7 +101,7 @@ impl SqliteStore {
         let mut writer = self.audit.writer().await?;
         let began = clock::uptime();
         let mut transaction = begin(&mut writer).await?;
-        append(&mut transaction, &self.ledger_key, &[entry], &[]).await?;
+        append(&mut transaction, &self.ledger_key, &[entry], &[], &self.audit.courtesy).await?;
         let sql = format!("delete from payloads where seq <= {last}");
         raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
         transaction.commit().await?;

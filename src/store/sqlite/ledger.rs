@@ -19,6 +19,7 @@ use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, Kind, LedgerKey, Value,
     canonical_call, canonical_entry,
 };
+use crate::store::courtesy::Courtesy;
 use crate::store::spool::Link;
 use crate::store::{
     AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, Checkpoint, EntryRow, StoreError,
@@ -124,9 +125,14 @@ impl SqliteStore {
     ) -> Result<i64, StoreError> {
         let mut writer = self.audit.writer().await?;
         let mut transaction = begin(&mut writer).await?;
-        let seq = append(&mut transaction, &self.ledger_key, entries, calls).await?;
+        let courtesy = &self.audit.courtesy;
+        let seq = append(&mut transaction, &self.ledger_key, entries, calls, courtesy).await?;
         transaction.commit().await?;
         Ok(seq)
+    }
+
+    pub(in crate::store) fn ledger_courtesy(&self) -> Courtesy {
+        self.audit.courtesy.clone()
     }
 }
 
@@ -242,8 +248,9 @@ pub(super) async fn append(
     key: &LedgerKey,
     entries: &[EntryRow],
     calls: &[CallRow],
+    courtesy: &Courtesy,
 ) -> Result<i64, StoreError> {
-    append_links(transaction, key, links(key, entries, calls)).await
+    append_links(transaction, key, links(key, entries, calls, courtesy), courtesy).await
 }
 
 /// The rows as they are before they have a number.
@@ -251,6 +258,7 @@ pub(super) fn links<'a>(
     key: &LedgerKey,
     entries: &'a [EntryRow],
     calls: &'a [CallRow],
+    courtesy: &Courtesy,
 ) -> Vec<Link<'a>> {
     let entries = entries.iter().map(|entry| Link {
         kind: Kind::Entry,
@@ -259,6 +267,7 @@ pub(super) fn links<'a>(
         payload: None,
     });
     let calls = calls.iter().map(|call| {
+        courtesy.give_way();
         let (arguments, result) = (call.arguments.as_deref(), call.result.as_deref());
         let kept = key.kept(arguments, result);
         Link {
@@ -279,6 +288,7 @@ pub(super) async fn append_links(
     transaction: &mut Transaction<'_, Sqlite>,
     key: &LedgerKey,
     links: Vec<Link<'_>>,
+    courtesy: &Courtesy,
 ) -> Result<i64, StoreError> {
     // Read anew: a place kept in memory is wrong after a commit whose answer was not awaited.
     let mut head = Head::read(transaction).await?;
@@ -286,6 +296,7 @@ pub(super) async fn append_links(
     let mut calls = Vec::with_capacity(links.len());
     let (mut attempts, mut payloads) = (Vec::with_capacity(links.len()), Vec::new());
     for Link { kind, mut values, attempts: tried, payload } in links {
+        courtesy.give_way();
         let seq = head.seq.saturating_add(1);
         let columns = values.get(1..).unwrap_or_default();
         let (form, rows) = match kind {
@@ -301,12 +312,12 @@ pub(super) async fn append_links(
         attempts.extend(tried.into_iter().map(|values| numbered(seq, values)));
         payloads.extend(payload.map(|payload| numbered(seq, payload)));
     }
-    insert(transaction, &INSERT_ENTRIES, [&entries]).await?;
+    insert(transaction, &INSERT_ENTRIES, [&entries], courtesy).await?;
     let [calls, attempts, payloads] =
-        insert(transaction, &INSERT_TOGETHER, [&calls, &attempts, &payloads]).await?;
-    insert(transaction, &INSERT_CALLS, [calls]).await?;
-    insert(transaction, &INSERT_ATTEMPTS, [attempts]).await?;
-    insert(transaction, &INSERT_PAYLOADS, [payloads]).await?;
+        insert(transaction, &INSERT_TOGETHER, [&calls, &attempts, &payloads], courtesy).await?;
+    insert(transaction, &INSERT_CALLS, [calls], courtesy).await?;
+    insert(transaction, &INSERT_ATTEMPTS, [attempts], courtesy).await?;
+    insert(transaction, &INSERT_PAYLOADS, [payloads], courtesy).await?;
     head.write(transaction, key).await?;
     Ok(head.seq)
 }
@@ -329,12 +340,17 @@ async fn insert<'r, 'v, const TABLES: usize>(
     transaction: &mut Transaction<'_, Sqlite>,
     statements: &Statements,
     mut rows: [&'r [Vec<Value<'v>>]; TABLES],
+    courtesy: &Courtesy,
 ) -> Result<[&'r [Vec<Value<'v>>]; TABLES], StoreError> {
     for (sql, count) in statements.iter().zip(BLOCKS) {
         while rows.iter().all(|rows| rows.len() >= count) {
             let parts = rows.map(|rows| rows.split_at(count.min(rows.len())));
-            let values = parts.iter().flat_map(|(block, _)| block.iter().flatten());
-            values.fold(sqlx::query(*sql), bind).execute(&mut **transaction).await?;
+            let mut query = sqlx::query(*sql);
+            for row in parts.iter().flat_map(|(block, _)| *block) {
+                courtesy.give_way();
+                query = row.iter().fold(query, bind);
+            }
+            query.execute(&mut **transaction).await?;
             rows = parts.map(|(_, rest)| rest);
         }
     }

@@ -52,7 +52,7 @@ impl SqliteStore {
         calls: &[CallRow],
     ) -> (Spool, io::Result<()>) {
         let key = &self.ledger_key;
-        let encoded = spool.encode(key, after, &links(key, entries, calls));
+        let encoded = spool.encode(key, after, &links(key, entries, calls, &self.audit.courtesy));
         let path = spool.path().to_owned();
         let writing = tokio::task::spawn_blocking(move || {
             let written = spool.write(&encoded);
@@ -163,7 +163,7 @@ impl SqliteStore {
             leave_out_known(&mut transaction, spool.head().after, &mut chunk.links).await?;
         }
         chunk.links.insert(0, mark_entry(&mark, now));
-        append_links(&mut transaction, &self.ledger_key, chunk.links).await?;
+        append_links(&mut transaction, &self.ledger_key, chunk.links, &self.audit.courtesy).await?;
         transaction.commit().await?;
         spool.read = Some(chunk.to);
         spool.rejected = spool.rejected.saturating_add(rejected.len() as u64);
@@ -189,7 +189,13 @@ impl SqliteStore {
             rejected: 0,
         };
         // What is ours to write must be taken: else it is not for the rows.
-        append_links(&mut transaction, &self.ledger_key, vec![mark_entry(&mark, now)]).await?;
+        append_links(
+            &mut transaction,
+            &self.ledger_key,
+            vec![mark_entry(&mark, now)],
+            &self.audit.courtesy,
+        )
+        .await?;
         let mut rejected = Vec::new();
         for (at, link) in chunk.links.into_iter().enumerate() {
             let mut one = vec![link];
@@ -197,7 +203,8 @@ impl SqliteStore {
                 leave_out_known(&mut transaction, spool.head().after, &mut one).await?;
             }
             sqlx::raw_sql("savepoint one_row").execute(&mut *transaction).await?;
-            match append_links(&mut transaction, &self.ledger_key, one).await {
+            match append_links(&mut transaction, &self.ledger_key, one, &self.audit.courtesy).await
+            {
                 Ok(_) => {}
                 Err(error) if error.is_of_a_row() => {
                     sqlx::raw_sql("rollback to one_row").execute(&mut *transaction).await?;

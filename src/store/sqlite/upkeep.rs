@@ -124,7 +124,7 @@ impl SqliteStore {
             subject: "ledger".to_owned(),
             detail: json!({ "through": through, "hash": hash }).to_string(),
         };
-        append(&mut transaction, &self.ledger_key, &[entry], &[]).await?;
+        append(&mut transaction, &self.ledger_key, &[entry], &[], &self.audit.courtesy).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -303,7 +303,7 @@ impl SqliteStore {
         // What is deleted is overwritten, also where a whole page becomes free.
         raw_sql("pragma secure_delete = on").execute(&mut *writer).await?;
         let mut transaction = begin(&mut writer).await?;
-        append(&mut transaction, &self.ledger_key, &[entry], &[]).await?;
+        append(&mut transaction, &self.ledger_key, &[entry], &[], &self.audit.courtesy).await?;
         for (first, last) in &rows {
             sqlx::query("delete from payloads where seq >= ? and seq <= ?")
                 .bind(first)

@@ -38,6 +38,7 @@ use tokio::sync::Mutex;
 use super::file_system::log_pages;
 use super::{BUSY_TIMEOUT, READERS, SqliteStore, begin_writing, create_private, files, pool};
 use crate::model::Timestamp;
+use crate::store::courtesy::Courtesy;
 use crate::store::{IndexState, StoreError};
 
 const FILE: &str = "audit-index.db";
@@ -188,6 +189,8 @@ pub(super) struct Index {
     follower: Mutex<follow::Follower>,
     /// Somebody met damage while reading.
     suspect: AtomicBool,
+    /// How long the thread that writes lets calls go first.
+    courtesy: Courtesy,
 }
 
 impl Index {
@@ -199,6 +202,7 @@ impl Index {
             readers: RwLock::new(None),
             follower: Mutex::default(),
             suspect: AtomicBool::new(false),
+            courtesy: Courtesy::default(),
         }
     }
 
@@ -250,6 +254,7 @@ impl Index {
         create_private(&self.path)?;
         let opening = |error| StoreError::while_opening(error, &self.path);
         let mut writer = options(&self.path).connect().await.map_err(opening)?;
+        self.courtesy.teach(&mut writer).await.map_err(opening)?;
         let row = sqlx::query(
             "select (select application_id from pragma_application_id),
                     (select user_version from pragma_user_version),
