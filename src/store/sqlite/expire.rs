@@ -66,6 +66,7 @@ impl SqliteStore {
         }
         self.give_back(&mut log).await?;
         log.empty().await?;
+        log.close().await?;
         Ok(gone)
     }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Row as _, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection};
 
 use crate::store::StoreError;
 
@@ -55,6 +55,12 @@ impl Log {
     pub(super) async fn shorten(&mut self) -> Result<bool, StoreError> {
         self.checkpoint("pragma wal_checkpoint(passive)").await?;
         self.checkpoint("pragma wal_checkpoint(truncate)").await
+    }
+
+    /// Not only dropped, which closes it some time later: the last connection to go takes the log away.
+    pub(super) async fn close(self) -> Result<(), StoreError> {
+        self.connection.close().await?;
+        Ok(())
     }
 
     async fn checkpoint(&mut self, sql: &'static str) -> Result<bool, StoreError> {

@@ -77,6 +77,7 @@ impl SqliteStore {
         if done.rows > 0 {
             log.empty().await?;
         }
+        log.close().await?;
         // The rows are gone, whatever becomes of the index; the next run tries again.
         if let Err(error) = self.forget_in_index().await {
             tracing::warn!(%error, "old calls could not be taken out of the ledger's index: {error}");
@@ -240,6 +241,7 @@ impl SqliteStore {
         let indexed = self.index_erase().await?;
         done.longest = pace.longest().max(self.give_back(&mut log).await?);
         done.logs_emptied = log.empty().await? && indexed;
+        log.close().await?;
         let mut beside = Vec::new();
         if let Some(folder) = self.audit.path.parent() {
             erase_in_copies(folder, of).await?;

@@ -59,7 +59,10 @@ impl SqliteStore {
             tokio::task::yield_now().await;
         }
         // What was erased is in the log until then.
-        Log::open(&options(&self.index.path)).await?.empty().await
+        let mut log = Log::open(&options(&self.index.path)).await?;
+        let emptied = log.empty().await?;
+        log.close().await?;
+        Ok(emptied)
     }
 }
 
@@ -77,7 +80,9 @@ impl Follower {
                 return Ok(true);
             }
             // What left is in the log until then, and the file as long as it was.
-            self.freed = !Log::open(&options(&index.path)).await?.shorten().await?;
+            let mut log = Log::open(&options(&index.path)).await?;
+            self.freed = !log.shorten().await?;
+            log.close().await?;
         }
         Ok(false)
     }
