@@ -254,13 +254,27 @@ impl Index {
         create_private(&self.path)?;
         let opening = |error| StoreError::while_opening(error, &self.path);
         let mut writer = options(&self.path).connect().await.map_err(opening)?;
-        self.courtesy.teach(&mut writer).await.map_err(opening)?;
+        let usable = self.prepare(&mut writer).await;
+        if matches!(usable, Ok(true)) {
+            return Ok(Some(writer));
+        }
+        // Not only dropped, which closes it some time later: it would take the log of the next file away.
+        let closed = writer.close().await;
+        usable?;
+        closed?;
+        Ok(None)
+    }
+
+    /// Makes the tables of a new file; whether the file is of this form and of this ledger.
+    async fn prepare(&self, writer: &mut SqliteConnection) -> Result<bool, StoreError> {
+        let opening = |error| StoreError::while_opening(error, &self.path);
+        self.courtesy.teach(writer).await.map_err(opening)?;
         let row = sqlx::query(
             "select (select application_id from pragma_application_id),
                     (select user_version from pragma_user_version),
                     (select count(*) from sqlite_schema)",
         )
-        .fetch_one(&mut writer)
+        .fetch_one(&mut *writer)
         .await
         .map_err(opening)?;
         let found: (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -271,40 +285,33 @@ impl Index {
                      pragma application_id = {APPLICATION_ID}; pragma user_version = {VERSION};
                      commit;"
                 );
-                raw_sql(AssertSqlSafe(script)).execute(&mut writer).await.map_err(opening)?;
+                raw_sql(AssertSqlSafe(script)).execute(&mut *writer).await.map_err(opening)?;
             }
             (APPLICATION_ID, VERSION, _) => {
                 let version = usize::try_from(VERSION).unwrap_or_default();
-                begin_writing(&mut writer, version).await.map_err(opening)?;
-                raw_sql("pragma synchronous = normal").execute(&mut writer).await?;
+                begin_writing(writer, version).await.map_err(opening)?;
+                raw_sql("pragma synchronous = normal").execute(&mut *writer).await?;
             }
-            _ => {
-                writer.close().await?;
-                return Ok(None);
-            }
+            _ => return Ok(false),
         }
         sqlx::query("attach database ? as ledger")
             .bind(self.ledger.to_string_lossy().into_owned())
-            .execute(&mut writer)
+            .execute(&mut *writer)
             .await?;
         // The ledger is read once, from its beginning to its end.
-        raw_sql("pragma ledger.cache_size = -512").execute(&mut writer).await?;
-        raw_sql(text::DECODED).execute(&mut writer).await?;
+        raw_sql("pragma ledger.cache_size = -512").execute(&mut *writer).await?;
+        raw_sql(text::DECODED).execute(&mut *writer).await?;
         // The id of the call there is in no other ledger, nor in an older copy of this one; and an
         // older copy has not the entries that were looked at.
-        let same: bool = sqlx::query_scalar(
+        let same = sqlx::query_scalar(
             "select (indexed_seq = 0 or indexed_id is
                     (select c.id from ledger.calls c where c.seq = indexed_seq))
                 and erased_seq <= (select coalesce(max(seq), 0) from ledger.entries) from state",
         )
-        .fetch_one(&mut writer)
+        .fetch_one(writer)
         .await
         .map_err(opening)?;
-        if same {
-            return Ok(Some(writer));
-        }
-        writer.close().await?;
-        Ok(None)
+        Ok(same)
     }
 
     /// Nobody may have the file open.
