@@ -632,12 +632,13 @@ async fn a_recovery_that_was_killed_loses_nothing() {
     let prepared = root();
     let data = prepared.path().join("data");
     generation(&data, "s", 3).await;
-    // The last connection takes its log with it when it is closed.
-    for _ in 0..500 {
-        if data.join("audit.db-shm").exists() {
+    // The last connection takes its log with it when it is closed, and the log last of all.
+    for _ in 0..3_000 {
+        if ["audit.db-shm", "audit.db-wal"].iter().any(|file| data.join(file).exists()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+    assert!(!data.join("audit.db-wal").exists());
     let mut damaged = bytes(&data, "audit.db");
     damaged[2 * 4096..3 * 4096].fill(0x5a);
     fs::write(data.join("audit.db"), &damaged).unwrap();
