@@ -266,7 +266,16 @@ async fn what_clients_see_has_the_wait_for_the_commit_in_it() {
     let collector = Collector::start().await;
     let app = strict(&rig, &collector).await;
     let began = std::time::Instant::now();
-    let answer = held(&app, "up__read", async || drop(rig.call("read", began).await)).await;
+    let answer = held(&app, "up__read", async || {
+        rig.call("read", began).await;
+        // It has the server's answer, and waits.
+        eventually(SOON, "its place is free", || async {
+            let inflight = r#"switchyard_upstream_inflight{server="up"}"#;
+            (app.metric(inflight).await == Some(0.0)).then_some(())
+        })
+        .await;
+    })
+    .await;
     assert_eq!(answer["success"], true, "{answer}");
     let (clients, servers) = (seconds(&app, "server").await, seconds(&app, "client").await);
     assert!(clients - servers >= NEARLY.as_secs_f64(), "{clients} s, {servers} s at the server");
