@@ -7,6 +7,7 @@
 mod address;
 mod encoding;
 mod json;
+mod keys;
 mod named;
 mod pairs;
 mod peel;

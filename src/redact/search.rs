@@ -13,6 +13,7 @@ use super::encoding::{
     Partly, encodings, escaped_beginnings, escaped_length, lines_of, percent_beginnings,
     percent_length,
 };
+use super::keys::{self, Body, KEYS};
 use super::peel::{Peeler, Sought};
 use super::redactor::Strictness;
 use crate::model::CUT;
@@ -36,44 +37,6 @@ const SHORTEST_WINDOW: usize = 1024;
 /// 4 KiB of bits: a few hundred beginnings leave few false hits, and it stays in the first cache.
 const KEY_BITS: u32 = 15;
 
-/// Prefixes of keys that well-known services hand out, and how many characters follow at least.
-const KEY_PREFIXES: [(&str, usize); 34] = [
-    ("sk-", 16),
-    ("sk_live_", 10),
-    ("sk_test_", 10),
-    ("rk_live_", 10),
-    ("pk_live_", 10),
-    ("sy_", 16),
-    ("ghp_", 16),
-    ("gho_", 16),
-    ("ghu_", 16),
-    ("ghs_", 16),
-    ("ghr_", 16),
-    ("github_pat_", 16),
-    ("glpat-", 12),
-    ("xoxb-", 10),
-    ("xoxp-", 10),
-    ("xoxa-", 10),
-    ("xapp-", 10),
-    ("npm_", 20),
-    ("hf_", 20),
-    ("AIza", 30),
-    ("AKIA", 16),
-    ("ASIA", 16),
-    ("xoxs-", 10),
-    ("xoxe-", 10),
-    ("glrt-", 12),
-    ("gldt-", 12),
-    ("ya29.", 20),
-    ("GOCSPX-", 16),
-    ("SG.", 30),
-    ("shpat_", 16),
-    ("pypi-", 30),
-    ("dop_v1_", 16),
-    ("ATATT3", 20),
-    ("whsec_", 16),
-];
-
 #[derive(Clone)]
 enum Pattern {
     /// A known secret in one of its encodings.
@@ -82,8 +45,12 @@ enum Pattern {
     PercentEncoded(Arc<str>),
     /// A known secret with escapes of JSON in it, once or several times.
     Escaped(Arc<str>),
-    /// A prefix and the least number of characters after it.
-    KeyPrefix(&'static str, usize),
+    /// The beginning of a key, and what follows.
+    Key(&'static str, Body),
+    /// A key with this in its middle: where one is whose middle is there.
+    Around(fn(&str, usize) -> Option<(usize, usize)>),
+    /// The beginning of the key of a bot of Discord.
+    Discord,
     /// `Bearer` or `Basic` and a credential.
     Scheme(&'static str),
     /// The beginning of a JSON Web Token.
@@ -139,8 +106,15 @@ impl Searcher {
             }
         }
         if strictness == Strictness::Everything {
-            for (prefix, rest) in KEY_PREFIXES {
-                searcher.add(prefix.as_bytes(), &Pattern::KeyPrefix(prefix, rest));
+            for (prefix, body) in KEYS {
+                for beginning in beginnings(prefix) {
+                    searcher.add(&beginning, &Pattern::Key(prefix, body));
+                }
+            }
+            searcher.add(keys::TERRAFORM.as_bytes(), &Pattern::Around(keys::terraform));
+            searcher.add(keys::TELEGRAM.as_bytes(), &Pattern::Around(keys::telegram));
+            for beginning in keys::discord_beginnings() {
+                searcher.add(&beginning, &Pattern::Discord);
             }
             for scheme in ["bearer", "basic"] {
                 for variant in case_variants(scheme) {
@@ -210,7 +184,8 @@ impl Searcher {
                 .max_by_key(|(_, end)| *end);
             match (end, spans.last_mut()) {
                 (Some((_, end)), Some(last)) if inside => last.end = last.end.max(end),
-                (Some((start, end)), _) => spans.push(start..end),
+                // Those with something before their middle may reach back into the last.
+                (Some((start, end)), _) => spans.push(start.max(covered)..end),
                 (None, _) => {}
             }
         }
@@ -238,16 +213,17 @@ impl Pattern {
             Self::Escaped(secret) => {
                 found_partly(escaped_length(secret, rest), rest).map(|length| (at, at + length))
             }
-            Self::KeyPrefix(prefix, least) => {
+            Self::Key(prefix, key) => {
                 let body = rest.strip_prefix(prefix)?;
                 if !begins_word(text, at) && !begins_name(text, at, body) {
                     return None;
                 }
-                // Some have parts with dots between; one at the end belongs to the sentence.
-                let run = run(body, |byte| is_word(byte) || byte == b'.');
-                let length = body.get(..run)?.trim_end_matches('.').len();
-                let found = length >= *least || (length > 0 && ends_cut(body, length));
-                found.then(|| (at, at + prefix.len() + length))
+                key.length(body).map(|length| (at, at + prefix.len() + length))
+            }
+            Self::Around(find) => find(text, at),
+            Self::Discord => {
+                let length = keys::discord(rest).filter(|_| begins_word(text, at))?;
+                Some((at, at + length))
             }
             Self::Scheme(scheme) => {
                 let name = rest.get(..scheme.len())?;
@@ -323,7 +299,7 @@ fn common_length(one: &str, other: &str) -> usize {
 }
 
 /// Whether a text was cut after these bytes: what stands there may be the beginning of more.
-fn ends_cut(text: &str, length: usize) -> bool {
+pub(super) fn ends_cut(text: &str, length: usize) -> bool {
     text.get(length..).is_some_and(|rest| rest.starts_with(CUT))
 }
 
@@ -340,11 +316,11 @@ fn found_partly(found: Partly, text: &str) -> Option<usize> {
 
 /// How many of the first bytes satisfy `wanted`. All of them are ASCII, so it is a character
 /// boundary.
-fn run(text: &str, wanted: impl Fn(u8) -> bool) -> usize {
+pub(super) fn run(text: &str, wanted: impl Fn(u8) -> bool) -> usize {
     text.bytes().position(|byte| !wanted(byte)).unwrap_or(text.len())
 }
 
-fn is_word(byte: u8) -> bool {
+pub(super) fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
@@ -371,6 +347,14 @@ fn hash([a, b, c]: [u8; 3]) -> usize {
     let value = u32::from_le_bytes([a, b, c, 0]);
     let mixed = value.wrapping_mul(0x9e37_79b1) >> (32 - KEY_BITS);
     usize::try_from(mixed).unwrap_or(0)
+}
+
+/// The first three bytes of what begins with `prefix`, also where that has two and hex follows.
+fn beginnings(prefix: &str) -> Vec<Vec<u8>> {
+    if prefix.len() > 2 {
+        return vec![prefix.as_bytes().to_vec()];
+    }
+    b"0123456789abcdefABCDEF".iter().map(|byte| [prefix.as_bytes(), &[*byte]].concat()).collect()
 }
 
 /// The first three letters in every mixture of cases.
