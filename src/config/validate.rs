@@ -22,7 +22,7 @@ use crate::model::{
 };
 
 /// Key names whose values the ledger never keeps, unless the file has a list of its own.
-pub(super) const REDACT: [&str; 11] = [
+pub(super) const REDACT: [&str; 29] = [
     "password",
     "token",
     "secret",
@@ -34,6 +34,24 @@ pub(super) const REDACT: [&str; 11] = [
     "credential",
     "private_key",
     "access_key",
+    "account_key",
+    "subscription_key",
+    "connection_string",
+    "shared_access_signature",
+    "x_amz_signature",
+    "x_goog_signature",
+    "=pass",
+    "=pwd",
+    "=auth",
+    "=bearer",
+    "=csrf",
+    "=xsrf",
+    "=sig",
+    "=signature",
+    "=dsn",
+    "=otp",
+    "=cvv",
+    "=cvc",
 ];
 
 /// Reads a whole file. The result only counts when the reader has no problems.

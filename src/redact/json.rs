@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 
-use super::pairs::{Pairs, Part, part, stays};
+use super::names::Says;
+use super::pairs::{Pairs, Part, hides, part};
 use super::pointer::{PointerSet, Step};
 use super::redactor::{RECORD_LIMIT, Redactor, Strictness, VALUE_LIMIT, cut};
 
@@ -315,7 +316,11 @@ impl<'a> Copy<'a> {
         let token = self.string_token()?;
         let key = decode(token)?;
         self.next_member(&key);
-        if self.hidden.is_none() && self.redactor.is_telling_key(&key, self.scope.strictness) {
+        let says = match self.hidden {
+            None => self.redactor.says(&key, self.scope.strictness),
+            Some(_) => Says::Nothing,
+        };
+        if says != Says::Nothing {
             let length = token.len();
             self.write_string(&key, length, None);
             let after = self.rest();
@@ -325,7 +330,7 @@ impl<'a> Copy<'a> {
             }
             self.copy(after.len() - colon.len() + 1);
             self.spaces();
-            if !stays(&key, self.rest()) {
+            if hides(&key, says, self.rest()) {
                 self.emit(MASK_STRING);
                 self.hidden = Some(self.open.len());
             }
@@ -348,8 +353,8 @@ impl<'a> Copy<'a> {
         let followed = self.path.len() == self.scope.base.len() + self.open.len();
         let pointers = self.scope.pointers.filter(|_| followed);
         if let Some(part) = self.part.take() {
-            let telling = |name: &str| self.redactor.is_telling_key(name, self.scope.strictness);
-            self.pairs.name(part, &value, self.open.len(), &self.out, telling);
+            let says = |name: &str| self.redactor.says(name, self.scope.strictness);
+            self.pairs.name(part, &value, self.open.len(), &self.out, says);
         }
         self.write_string(&value, length, pointers);
         Some(())

@@ -9,6 +9,7 @@ mod encoding;
 mod json;
 mod keys;
 mod named;
+mod names;
 mod pairs;
 mod peel;
 mod pointer;

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::address;
+use super::names::{Place, Says, fits};
 use super::value::{
     LONGEST_NAME, Within, behind_type, goes_on, has_parts, is_name, is_plain, quoted_length, range,
 };
@@ -13,9 +14,9 @@ use super::value::{
 /// No credential in a header is looked for further on.
 const LONGEST_CREDENTIAL: usize = 8 * 1024;
 
-/// Where the values of names for which `telling` holds are, and names and passwords in addresses, in order
+/// Where the values of names are that are secrets after what `telling` says of them, and names and passwords in addresses, in order
 /// and without overlaps.
-pub(super) fn spans(text: &str, telling: impl Fn(&str) -> bool) -> Vec<Range<usize>> {
+pub(super) fn spans(text: &str, telling: impl Fn(&str) -> Says) -> Vec<Range<usize>> {
     let mut spans = Vec::new();
     let (mut from, mut barren) = (0, 0);
     let mut flags = memchr::memmem::find_iter(text.as_bytes(), "--").peekable();
@@ -46,31 +47,45 @@ pub(super) fn spans(text: &str, telling: impl Fn(&str) -> bool) -> Vec<Range<usi
 }
 
 /// The value behind the flag of a command that begins at `at`, where a space is between them.
-fn value_of_flag(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Range<usize>> {
+fn value_of_flag(text: &str, at: usize, telling: impl Fn(&str) -> Says) -> Option<Range<usize>> {
     let rest = text.get(at + 2..)?;
     let length = rest.bytes().take(LONGEST_NAME).take_while(|byte| is_name(*byte)).count();
     let (name, after) = rest.split_at_checked(length)?;
     let value = after.trim_start_matches([' ', '\t']);
     let flag = value.len() < after.len() && !value.starts_with(['-', '=', ':']);
-    if !flag || !telling(name) {
+    let says = if flag { telling(name) } else { Says::Nothing };
+    if says == Says::Nothing {
         return None;
     }
-    secret(text, name, range(value, text.len() - value.len(), Within::Words))
+    let span = range(value, text.len() - value.len(), Within::Words);
+    secret(text, name, says, Place::Text, span)
 }
 
-/// The range of a value, unless it is plain that it is no secret.
-fn secret(text: &str, name: &str, span: Option<Range<usize>>) -> Option<Range<usize>> {
-    span.filter(|span| text.get(span.clone()).is_some_and(|value| !is_plain(name, value)))
+/// The range of a value that stands at a place, unless it is plain that it is no secret.
+fn secret(
+    text: &str,
+    name: &str,
+    says: Says,
+    place: Place,
+    span: Option<Range<usize>>,
+) -> Option<Range<usize>> {
+    span.filter(|span| {
+        let Some(value) = text.get(span.clone()) else { return false };
+        let quoted = || text.get(..span.start).is_some_and(|before| before.ends_with(['"', '\'', '`']));
+        let fits = || fits(name, value, if quoted() { Place::Json } else { place });
+        !is_plain(name, value) && (says == Says::Secret || fits())
+    })
 }
 
 /// What stands in the element of a telling name whose tag ends at `at`.
-fn content_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Range<usize>> {
+fn content_at(text: &str, at: usize, telling: impl Fn(&str) -> Says) -> Option<Range<usize>> {
     let before = text.get(text.floor_char_boundary(at.saturating_sub(LONGEST_NAME))..at)?;
     let (_, tag) = before.rsplit_once('<')?;
     // Attributes may follow its name.
     let tag = tag.split_ascii_whitespace().next().filter(|_| !tag.ends_with('/'))?;
     let is_tag = !tag.is_empty() && tag.bytes().all(|byte| is_name(byte) || byte == b':');
-    if !is_tag || !telling(tag) {
+    let says = if is_tag { telling(tag) } else { Says::Nothing };
+    if says == Says::Nothing {
         return None;
     }
     let content = text.get(at + 1..)?;
@@ -83,7 +98,7 @@ fn content_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<R
     let length = content.find('<')?;
     // `Vec<Token>` is none.
     let closed = content.get(length..)?.starts_with("</");
-    secret(text, tag, (closed && length > 0).then_some(at + 1..at + 1 + length))
+    secret(text, tag, says, Place::Text, (closed && length > 0).then_some(at + 1..at + 1 + length))
 }
 
 /// How many of the last bytes can be of a name.
@@ -92,7 +107,7 @@ fn name_length(text: &str) -> usize {
 }
 
 /// The value that the sign at `at` gives to a telling name.
-fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Range<usize>> {
+fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> Says) -> Option<Range<usize>> {
     let sign = text.as_bytes().get(at)?;
     let from = text.floor_char_boundary(at.saturating_sub(LONGEST_NAME));
     let before = text.get(from..at)?.trim_end_matches([' ', '\t']);
@@ -106,18 +121,34 @@ fn value_at(text: &str, at: usize, telling: impl Fn(&str) -> bool) -> Option<Ran
     if name.is_empty() {
         return None;
     }
-    if !telling(name) {
+    let mut says = telling(name);
+    if says == Says::Nothing {
         // `ACCESS KEY=…`: both words together.
         let first = outside.strip_suffix([' ', '\t'])?;
         let (around, word) = first.split_at_checked(first.len() - name_length(first))?;
-        let both = telling(before.get(around.len()..)?);
-        if word.is_empty() || !both || (telling(word) && !name.eq_ignore_ascii_case("key")) {
+        says = telling(before.get(around.len()..)?);
+        let alone = || telling(word) == Says::Secret && !name.eq_ignore_ascii_case("key");
+        if word.is_empty() || says != Says::Secret || alone() {
             return None;
         }
         (outside, name) = (around, before.get(around.len()..)?);
     }
     let named = Named { name, outside, quote, whole: from == 0 };
-    secret(text, name, value_behind(text, at, *sign, &named))
+    let span = value_behind(text, at, *sign, &named);
+    secret(text, name, says, place(text, at, outside), span)
+}
+
+/// Where the value stands that the sign at `at` gives to a name with `outside` before it.
+fn place(text: &str, at: usize, outside: &str) -> Place {
+    let is = |at: usize, kind: fn(&u8) -> bool| text.as_bytes().get(at).is_some_and(kind);
+    let alone = |byte: &u8| byte.is_ascii_whitespace();
+    if !is(at, |sign| *sign == b'=') || is(at + 1, alone) || (at > 0 && is(at - 1, alone)) {
+        return Place::Prose;
+    }
+    match outside.ends_with(['?', '&']) || outside.ends_with("&amp;") {
+        true => Place::Query,
+        false => Place::Text,
+    }
 }
 
 /// A telling name and what is before it.
@@ -315,6 +346,7 @@ mod tests {
             ["token", "password", "cookie", "authorization", "api-key", "access-key", "secret"]
                 .iter()
                 .any(|word| name.contains(word))
+                .into()
         };
         let (mut out, mut at) = (String::new(), 0);
         for span in spans(text, telling) {
@@ -524,7 +556,8 @@ mod tests {
         #[test]
         fn spans_are_in_order(text in "(token|password=|[-:=\"'`<>@&;, \n|é(){}*]|://|Some\\(|a){0,40}") {
             let mut end = 0;
-            for span in spans(&text, |name| name.contains("token") || name.contains("password")) {
+            let telling = |name: &str| (name.contains("token") || name.contains("password")).into();
+            for span in spans(&text, telling) {
                 proptest::prop_assert!(span.start >= end && span.start < span.end);
                 proptest::prop_assert!(text.get(span.clone()).is_some(), "{text:?} {span:?}");
                 end = span.end;

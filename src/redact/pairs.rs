@@ -3,9 +3,11 @@
 //!
 //! Changes when JSON gives names to values in another way.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use super::value::{LONGEST_NAME, counts, is_name, is_plain};
+use super::names::{Place, Says, fits, is_about, is_policy};
+use super::value::{LONGEST_NAME, counts, is_name, is_number, is_plain};
 
 /// What a value is to a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,16 +39,51 @@ pub(super) fn part(key: &str) -> Option<Part> {
     }
 }
 
+/// Whether the value that `rest` begins with is a secret, after what its name says.
+pub(super) fn hides(name: &str, says: Says, rest: &str) -> bool {
+    let fits = || value(rest).is_some_and(|value| fits(name, &value, Place::Json));
+    match says {
+        Says::Nothing => false,
+        Says::Perhaps => fits() && !stays(name, rest),
+        Says::Secret => !stays(name, rest),
+    }
+}
+
+/// The text, number or first bracket that `rest` begins with.
+fn value(rest: &str) -> Option<Cow<'_, str>> {
+    let length = match rest.as_bytes().first()? {
+        b'"' => {
+            let text = rest.get(1..)?;
+            let text = text.get(..quoted_json(text))?;
+            return Some(match text.contains('\\') {
+                true => text.replace("\\/", "/").into(),
+                false => text.into(),
+            });
+        }
+        b'{' | b'[' => 1,
+        _ => rest.find([',', '}', ']', ' ', '\n', '\r', '\t']).unwrap_or(rest.len()),
+    };
+    rest.get(..length).map(Cow::Borrowed)
+}
+
 /// Whether the value that `rest` begins with is no secret though `name` is telling.
-pub(super) fn stays(name: &str, rest: &str) -> bool {
+fn stays(name: &str, rest: &str) -> bool {
+    let about = |value: &str| (is_number(value) && counts(name)) || is_about(name, value);
     match rest.as_bytes().first() {
         Some(b't' | b'f' | b'n') => true,
-        Some(b'-' | b'0'..=b'9') => counts(name),
+        Some(b'-' | b'0'..=b'9') => {
+            counts(name) || value(rest).is_some_and(|value| is_about(name, &value))
+        }
+        Some(b'"') => {
+            // Of one without an end, nobody knows what it would have been.
+            let ends = |value: &str| rest.get(value.len() + 1..).is_some_and(|rest| rest.starts_with('"'));
+            value(rest).is_some_and(|value| ends(&value) && about(&value))
+        }
         // `prompt_tokens_details`: its members are looked at one by one.
         Some(b'{') => {
-            let name = name.to_ascii_lowercase();
-            let of = name.strip_suffix("details").unwrap_or_default();
-            counts(of) && of.trim_end_matches('_').ends_with("tokens")
+            let of = name.to_ascii_lowercase();
+            let of = of.strip_suffix("details").unwrap_or_default();
+            is_policy(name) || (counts(of) && of.trim_end_matches('_').ends_with("tokens"))
         }
         _ => false,
     }
@@ -55,8 +92,8 @@ pub(super) fn stays(name: &str, rest: &str) -> bool {
 /// An object with a name or a value in it.
 struct Pair {
     depth: usize,
-    /// The name, if it is telling, and whether it is one of a field.
-    name: Option<(String, bool)>,
+    /// The name, if it is telling, what it says, and whether it is one of a field.
+    name: Option<(String, Says, bool)>,
     /// A value before the name, in what is kept, and whether only a field's name counts.
     value: Option<(Range<usize>, bool)>,
     /// Whether that value has not ended.
@@ -67,8 +104,8 @@ struct Pair {
 #[derive(Default)]
 pub(super) struct Pairs {
     open: Vec<Pair>,
-    /// The telling element before, the number of containers around it, and whether it is a flag.
-    element: Option<(String, usize, bool)>,
+    /// The telling element before, what it says, the number of containers around it, and whether it is a flag.
+    element: Option<(String, Says, usize, bool)>,
     /// What of the kept text is the value of a name that came later.
     later: Vec<Range<usize>>,
 }
@@ -87,14 +124,14 @@ impl Pairs {
         match part {
             Part::Name | Part::Field => false,
             Part::Element { .. } => {
-                let Some((name, of, flag)) = self.element.take() else { return false };
-                of == depth && is_behind(&name, flag, rest)
+                let Some((name, says, of, flag)) = self.element.take() else { return false };
+                of == depth && is_behind(&name, says, flag, rest)
             }
             Part::Value | Part::Content => {
                 let content = part == Part::Content;
                 let Some(pair) = self.at(depth) else { return false };
-                if let Some((name, field)) = &pair.name {
-                    return (*field || !content) && !stays(name, rest);
+                if let Some((name, says, field)) = &pair.name {
+                    return (*field || !content) && hides(name, *says, rest);
                 }
                 if !rest.starts_with(['{', '[']) {
                     pair.value = Some((at..at, content));
@@ -124,7 +161,7 @@ impl Pairs {
         name: &str,
         depth: usize,
         kept: &str,
-        telling: impl Fn(&str) -> bool,
+        says: impl Fn(&str) -> Says,
     ) {
         if matches!(part, Part::Value | Part::Content) || name.len() > LONGEST_NAME {
             return;
@@ -134,19 +171,20 @@ impl Pairs {
             return;
         }
         let whole = |byte: u8| is_name(byte) || (byte == b' ' && !flag);
-        if !name.bytes().all(whole) || !telling(name) {
+        let says = if name.bytes().all(whole) { says(name) } else { Says::Nothing };
+        if says == Says::Nothing {
             return;
         }
         if matches!(part, Part::Element { .. }) {
-            self.element = Some((name.to_owned(), depth, flag));
+            self.element = Some((name.to_owned(), says, depth, flag));
             return;
         }
         let field = part == Part::Field;
         let Some(pair) = self.at(depth) else { return };
-        pair.name = Some((name.to_owned(), field));
+        pair.name = Some((name.to_owned(), says, field));
         if let Some((value, content)) = pair.value.take()
             && (field || !content)
-            && kept.get(value.clone()).is_some_and(|value| !stays(name, value))
+            && kept.get(value.clone()).is_some_and(|value| hides(name, says, value))
         {
             self.later.push(value);
         }
@@ -184,8 +222,8 @@ impl Pairs {
 
 /// Whether the element that `rest` begins with is the value of the telling one before it: of a flag, or of
 /// the first of two.
-fn is_behind(name: &str, flag: bool, rest: &str) -> bool {
-    if rest.starts_with(['{', '[']) || stays(name, rest) {
+fn is_behind(name: &str, says: Says, flag: bool, rest: &str) -> bool {
+    if rest.starts_with(['{', '[']) || !hides(name, says, rest) {
         return false;
     }
     let Some(text) = rest.strip_prefix('"') else {

@@ -12,6 +12,7 @@ use crate::model::{Secret, escape_json};
 
 use super::json::{self, Limits, Scope};
 use super::named;
+use super::names::{Names, Says};
 use super::pointer::PointerSet;
 use super::search::Searcher;
 
@@ -76,15 +77,15 @@ impl<'a> Payload<'a> {
 
 /// Takes secrets out of texts and JSON.
 pub struct Redactor {
-    /// Lower case, letters and digits only.
-    key_names: Vec<String>,
+    names: Names,
     everything: Searcher,
     known_secrets: Searcher,
 }
 
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redactor").field("key_names", &self.key_names).finish_non_exhaustive()
+        let names: Vec<_> = self.names.list().collect();
+        f.debug_struct("Redactor").field("names", &names).finish_non_exhaustive()
     }
 }
 
@@ -97,17 +98,14 @@ impl Default for Redactor {
 
 impl Redactor {
     /// Prepares the search. `key_names` match anywhere in a key, without regard to case and
-    /// punctuation: `api_key` also finds `X-API-Key` and `apiKey`. A known secret shorter than four
+    /// punctuation: `api_key` also finds `X-API-Key` and `apiKey`. With `=` before it, one matches the
+    /// last word of a key alone: `=pwd` finds `DB_PWD` and `userPwd`. A known secret shorter than four
     /// bytes is not searched for: it would be found everywhere.
     #[must_use]
     pub fn new(key_names: &[String], secrets: &Secrets) -> Self {
         let values: Vec<&str> = secrets.0.iter().map(Secret::expose).collect();
         Self {
-            key_names: key_names
-                .iter()
-                .map(|name| plain_key(name))
-                .filter(|name| !name.is_empty())
-                .collect(),
+            names: Names::new(key_names),
             everything: Searcher::new(&values, Strictness::Everything),
             known_secrets: Searcher::new(&values, Strictness::KnownSecrets),
         }
@@ -206,7 +204,7 @@ impl Redactor {
         let mut at = 0;
         let named = |text: &str| match strictness {
             Strictness::Everything => {
-                named::spans(text, |key| self.is_telling_key(key, strictness))
+                named::spans(text, |name| self.says(name, strictness))
             }
             Strictness::KnownSecrets => Vec::new(),
         };
@@ -245,12 +243,12 @@ impl Redactor {
         }
     }
 
-    pub(super) fn is_telling_key(&self, key: &str, strictness: Strictness) -> bool {
-        if strictness == Strictness::KnownSecrets || self.key_names.is_empty() {
-            return false;
+    /// What the name of a value says of it.
+    pub(super) fn says(&self, name: &str, strictness: Strictness) -> Says {
+        match strictness {
+            Strictness::Everything => self.names.says(name),
+            Strictness::KnownSecrets => Says::Nothing,
         }
-        let key = plain_key(key);
-        self.key_names.iter().any(|name| key.contains(name.as_str()))
     }
 }
 
@@ -269,15 +267,6 @@ fn joined(mut spans: Vec<Range<usize>>, more: Vec<Range<usize>>) -> Vec<Range<us
         }
     }
     joined
-}
-
-/// Letters and digits of a key, in lower case.
-fn plain_key(key: &str) -> String {
-    if key.is_ascii() {
-        let letters = key.bytes().filter(u8::is_ascii_alphanumeric);
-        return letters.map(|byte| char::from(byte.to_ascii_lowercase())).collect();
-    }
-    key.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 /// Cuts `text` after `limit` bytes and says how long the whole was.

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::names::is_about;
+
 /// No name is looked for further away.
 pub(super) const LONGEST_NAME: usize = 96;
 /// So far on the next part of a connection string is looked for.
@@ -67,10 +69,11 @@ pub(super) fn is_plain(name: &str, value: &str) -> bool {
     }
     let first = value.split([' ', '\t']).next().unwrap_or_default();
     let first = first.trim_end_matches([',', ';', '.']);
-    is_number(first) && counts(name)
+    (is_number(first) && counts(name))
+        || is_about(name, if is_number(first) { first } else { value.trim_end_matches([',', ';', '.']) })
 }
 
-fn is_number(text: &str) -> bool {
+pub(super) fn is_number(text: &str) -> bool {
     let other = |byte: u8| matches!(byte, b'.' | b',' | b'_');
     (1..=LONGEST_COUNT).contains(&text.len())
         && text.starts_with(|first: char| first.is_ascii_digit())
