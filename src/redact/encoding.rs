@@ -10,6 +10,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 /// Shorter lines of a secret are found everywhere: `}`, `-----`.
 const SHORTEST_LINE: usize = 8;
+/// A shorter secret is only found in the case that it has.
+const SHORTEST_CASELESS: usize = 8;
 /// Backslashes before one character: five times JSON in a string makes 31 of them.
 const MOST_BACKSLASHES: usize = 32;
 /// Backslashes that stand for backslashes.
@@ -52,7 +54,22 @@ pub(super) fn encodings(secret: &str) -> Vec<String> {
     let hex: String = secret.bytes().map(hex).collect();
     texts.push(hex.to_ascii_uppercase());
     texts.push(hex);
+    if is_caseless(secret) {
+        texts.push(secret.to_ascii_uppercase());
+        texts.push(secret.to_ascii_lowercase());
+    }
     texts
+}
+
+/// Whether a secret is written in hex or base32, which mean the same in the other case.
+fn is_caseless(secret: &str) -> bool {
+    let all = |kind: fn(u8) -> bool| secret.bytes().all(kind);
+    let hex = all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    let base32 = all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7' | b'='))
+        || all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7' | b'='));
+    // Words have no digits.
+    let mixed = secret.bytes().any(|byte| byte.is_ascii_digit());
+    secret.len() >= SHORTEST_CASELESS && mixed && (hex || base32)
 }
 
 /// As it stands inside a JSON string that is itself inside a string: escaped the short way, with

@@ -42,6 +42,8 @@ pub(super) struct Peeler {
     least: usize,
     /// Whether one of the secrets has a quote in it.
     quoted: bool,
+    /// Whether one has a mark before which shells write a backslash.
+    marked: bool,
 }
 
 /// Where something is in a text, as it is and encoded once.
@@ -67,7 +69,9 @@ impl Peeler {
             Strictness::KnownSecrets => told,
         };
         let quoted = secrets.iter().any(|secret| secret.contains(['\'', '"']));
-        Self { secrets, told, least, quoted }
+        let mark = |c: char| c == ' ' || (c.is_ascii_punctuation() && !"-_./".contains(c));
+        let marked = secrets.iter().any(|secret| secret.contains(mark));
+        Self { secrets, told, least, quoted, marked }
     }
 
     /// Where secrets are in `text` below what is found without. In no order, and they may overlap.
@@ -118,7 +122,7 @@ impl Peeler {
     ) -> Vec<Range<usize>> {
         let Some(depth) = depth.checked_sub(1) else { return Vec::new() };
         let mut found = Vec::new();
-        for plain in respellings(text, self.quoted) {
+        for plain in respellings(text, self.quoted, self.marked) {
             let mut below = find(&plain.text);
             below.extend(self.below(&plain.text, sought, depth));
             let source = |span: Range<usize>| plain.source(span.start)..plain.source(span.end);

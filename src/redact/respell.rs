@@ -11,14 +11,20 @@ use crate::model::CUT;
 /// No entity takes more bytes.
 const LONGEST_ENTITY: usize = 12;
 
-/// `text` with each of these ways of writing taken off that it has; with `quoted`, also quotes in quotes.
-pub(super) fn respellings(text: &str, quoted: bool) -> impl Iterator<Item = Peeled> {
+/// `text` with each of these ways of writing taken off that it has; with `quoted`, also quotes in quotes,
+/// and with `marked` backslashes before marks.
+pub(super) fn respellings(
+    text: &str,
+    quoted: bool,
+    marked: bool,
+) -> impl Iterator<Item = Peeled> {
     let [shell, single, double] = match quoted {
         true => [unquoted(text), undoubled(text, b'\''), undoubled(text, b'"')],
         false => [None, None, None],
     };
+    let slashed = if marked { without_slashes(text) } else { None };
     let unescaped = unescaped(text);
-    [percent_decoded(text), unescaped, without_entities(text), shell, single, double]
+    [percent_decoded(text), unescaped, without_entities(text), slashed, shell, single, double]
         .into_iter()
         .flatten()
 }
@@ -96,6 +102,10 @@ fn unescaped(text: &str) -> Option<Peeled> {
 fn escaped_byte(text: &str) -> Option<(u8, usize)> {
     match text.as_bytes() {
         [b'x', high, low, ..] => Some(((hex(*high)? << 4) | hex(*low)?, 3)),
+        // As shells write bytes that are no text.
+        [high @ b'2'..=b'3', middle @ b'0'..=b'7', low @ b'0'..=b'7', ..] => {
+            Some((((high - b'0') << 6) | ((middle - b'0') << 3) | (low - b'0'), 3))
+        }
         _ => None,
     }
 }
@@ -140,6 +150,26 @@ fn entity_means(name: &str) -> Option<char> {
             char::from_u32(number.ok()?)?
         }
     })
+}
+
+/// `text` with each mark as it is that has a backslash before it, as shells write them; `None` when none has
+/// but those that JSON writes so, too.
+fn without_slashes(text: &str) -> Option<Peeled> {
+    let mut plain = Respelling::of(text);
+    let bytes = text.as_bytes();
+    let (mut at, mut of_shell) = (0, false);
+    while let Some(found) = memchr::memchr(b'\\', bytes.get(at..)?) {
+        at += found;
+        match bytes.get(at + 1) {
+            Some(mark) if mark.is_ascii_punctuation() || *mark == b' ' => {
+                of_shell |= !matches!(mark, b'"' | b'\\' | b'/' | b'\'');
+                plain.means(at..at + 2, &[*mark]);
+                at += 2;
+            }
+            _ => at += 1,
+        }
+    }
+    plain.end().filter(|_| of_shell)
 }
 
 /// `text` with each quote as it is that shells are given in quotes; `None` when there is none.
@@ -257,6 +287,10 @@ mod tests {
             };
             text.bytes().map(byte).collect()
         };
+        let shell = |c: char| match c != '-' && (c.is_ascii_punctuation() || c == ' ') {
+            true => vec!['\\', c],
+            false => vec![c],
+        };
         let number = |c: char| format!("&#{};", u32::from(c));
         let hex = |c: char| format!("&#x{:X};", u32::from(c));
         vec![
@@ -271,6 +305,7 @@ mod tests {
             text.replace('\'', "''"),
             text.replace('"', "\"\""),
             text.replace('\'', "\\'"),
+            text.chars().flat_map(shell).collect(),
         ]
     }
 

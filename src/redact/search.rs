@@ -16,6 +16,7 @@ use super::encoding::{
 use super::keys::{self, Body, KEYS};
 use super::peel::{Peeler, Sought};
 use super::redactor::Strictness;
+use super::value::{Within, bare_length};
 use crate::model::CUT;
 
 /// Shorter secrets would be found everywhere, and hiding them would hide everything.
@@ -36,6 +37,8 @@ const SHORTEST_WINDOW: usize = 1024;
 
 /// 4 KiB of bits: a few hundred beginnings leave few false hits, and it stays in the first cache.
 const KEY_BITS: u32 = 15;
+/// A credential with marks in it and digits has so many letters at least.
+const SHORTEST_MARKED: usize = 8;
 
 #[derive(Clone)]
 enum Pattern {
@@ -237,15 +240,24 @@ impl Pattern {
                     return None;
                 }
                 let credential = body.get(spaces..)?;
-                let length = run(credential, is_token68);
+                let encoded = run(credential, is_token68);
                 // "basic functionality" is prose; encoded credentials are mixed.
-                let is_prose = *scheme == "basic"
+                let basic = *scheme == "basic";
+                let is_prose = basic
                     && credential
-                        .get(1..length)
+                        .get(1..encoded)
                         .is_some_and(|tail| tail.bytes().all(|byte| byte.is_ascii_lowercase()));
+                // Others have marks of their own, and end where a word does.
+                let length = if basic { encoded } else { encoded.max(word_length(credential)) };
+                let whole = credential.get(..length)?;
                 // The scheme's name stays: it is no secret, and says what was there.
                 let start = at + scheme.len() + spaces;
-                let enough = length >= 8 || (length > 0 && ends_cut(credential, length));
+                let enough = encoded >= 8
+                    || (length >= SHORTEST_MARKED
+                        && whole.bytes().any(|byte| byte.is_ascii_digit())
+                        // What a server asks for.
+                        && !whole.contains("=\""))
+                    || (encoded > 0 && ends_cut(credential, encoded));
                 (enough && !is_prose).then(|| (start, start + length))
             }
             Self::Jwt => {
@@ -291,6 +303,15 @@ impl Pattern {
             }
         }
     }
+}
+
+/// Bytes of the word that a credential is, which may have marks in it.
+fn word_length(text: &str) -> usize {
+    let length = bare_length(text, Within::Words);
+    let word = text.get(..length).unwrap_or_default();
+    // Before a line's end in a text that has it escaped.
+    let end = ["\\n", "\\r", "\\t"].iter().filter_map(|end| word.find(end));
+    end.chain(word.find(CUT)).min().unwrap_or(length)
 }
 
 /// How many bytes two texts begin with alike.

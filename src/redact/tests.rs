@@ -418,6 +418,57 @@ fn hostile_inputs_take_linear_time() {
 }
 
 #[test]
+fn a_credential_behind_its_scheme_ends_where_the_word_does() {
+    for (text, expected) in [
+        ("sent Bearer aaa1!bbb, then", "sent Bearer ***, then"),
+        ("sent Bearer aaaaaaaa!bbb(c then", "sent Bearer *** then"),
+        ("a 'Bearer abcdefgh12$x' b", "a 'Bearer ***' b"),
+        ("x=Bearer abcdefgh12&y=1", "x=Bearer ***&y=1"),
+        ("(Bearer abcdefgh12)", "(Bearer ***)"),
+        ("Bearer abcdefgh12$x\\nHost: a", "Bearer ***\\nHost: a"),
+        ("<b>Bearer abcdefgh12</b>", "<b>Bearer ***</b>"),
+        ("Bearer abcdefgh!x\u{2026}", "Bearer ***\u{2026}"),
+        ("the bearer of (bad) news!", "the bearer of (bad) news!"),
+        ("Bearer realm=\"a1\"", "Bearer realm=\"a1\""),
+    ] {
+        assert_eq!(redactor(&[]).text(text, 1000), expected, "{text}");
+    }
+}
+
+#[test]
+fn what_shells_write_is_a_known_secret_too() {
+    for (secret, text) in [
+        ("p@ss word", r"p\@ss\ word"),
+        ("p@ss word", r"p@ss\ word"),
+        ("a;b(c)d'e", r"a\;b\(c\)d\'e"),
+        ("caf\u{e9} au lait", r"$'caf\303\251 au lait'"),
+        ("two\nlines", r"$'two\nlines'"),
+    ] {
+        let out = redactor(&[secret]).text(&format!("set {text} x"), 1000);
+        let marks = text.strip_prefix("$'").map_or(("", ""), |_| ("$'", "'"));
+        assert_eq!(out, format!("set {}***{} x", marks.0, marks.1), "{text}");
+    }
+    let regex = r"matches \(a\|b\)\[c\] and C:\Users\x";
+    assert_eq!(redactor(&["p@ss word"]).text(regex, 1000), regex);
+}
+
+#[test]
+fn hex_and_base32_are_known_in_either_case() {
+    for (secret, text) in [
+        ("deadbeef01", "DEADBEEF01"),
+        ("DEADBEEF01", "deadbeef01"),
+        ("0123abcd-89ab-cdef", "0123ABCD-89AB-CDEF"),
+        ("JBSWY3DPEHPK3PXP", "jbswy3dpehpk3pxp"),
+        ("jbswy3dpehpk3pxp", "JBSWY3DPEHPK3PXP"),
+    ] {
+        assert_eq!(redactor(&[secret]).text(&format!("<{text}>"), 100), "<***>", "{text}");
+    }
+    // A word is not caseless, nor is what has other letters.
+    assert_eq!(redactor(&["deadbeef"]).text("DEADBEEF", 100), "DEADBEEF");
+    assert_eq!(redactor(&["hunter8888"]).text("HUNTER8888", 100), "HUNTER8888");
+}
+
+#[test]
 fn keys_are_found_behind_the_name_of_a_server() {
     for (text, expected) in [
         ("no tool `web__ghp_abcdefghij0123456789`", "no tool `web__***`"),
