@@ -2,10 +2,10 @@
 //! credential.
 //!
 //! Every pattern is at least three bytes long. A bit set over hashes of three bytes tells at each
-//! position whether a pattern can begin there; only then are the patterns with those three bytes
-//! compared. So one pass serves any number of patterns.
+//! position whether a pattern can begin there; only then, and where the fourth byte fits, are the
+//! patterns with those three bytes compared. So one pass serves any number of patterns.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -66,18 +66,19 @@ enum Pattern {
 
 /// Finds all of a set of patterns in one pass. Not `Debug`: it holds the secrets.
 pub(super) struct Searcher {
-    /// One bit for each hash of the first three bytes of a pattern.
-    begins: Box<[u64]>,
-    patterns: HashMap<[u8; 3], Vec<Pattern>>,
+    beginnings: Beginnings,
     longest: usize,
     peeler: Peeler,
 }
 
 impl Searcher {
     pub(super) fn new(secrets: &[&str], strictness: Strictness) -> Self {
+        let mut patterns: Vec<(Vec<u8>, Pattern)> = Vec::new();
+        let mut add = |beginning: &[u8], pattern: &Pattern| {
+            patterns.push((beginning.to_vec(), pattern.clone()));
+        };
         let mut searcher = Self {
-            begins: vec![0; 1 << (KEY_BITS - 6)].into_boxed_slice(),
-            patterns: HashMap::new(),
+            beginnings: Beginnings::default(),
             longest: SHORTEST_WINDOW,
             peeler: Peeler::new(std::iter::empty(), strictness),
         };
@@ -94,7 +95,7 @@ impl Searcher {
             .collect();
         for text in known {
             searcher.longest = searcher.longest.max(text.len());
-            searcher.add(text.as_bytes(), &Pattern::Known(text.clone().into_boxed_str()));
+            add(text.as_bytes(), &Pattern::Known(text.clone().into_boxed_str()));
         }
         searcher.peeler = Peeler::new(secrets.iter().copied(), strictness);
         for secret in secrets {
@@ -102,42 +103,34 @@ impl Searcher {
             searcher.longest = searcher.longest.max(secret.len().saturating_mul(12));
             let shared: Arc<str> = secret.into();
             for beginning in percent_beginnings(secret) {
-                searcher.add(&beginning, &Pattern::PercentEncoded(Arc::clone(&shared)));
+                add(&beginning, &Pattern::PercentEncoded(Arc::clone(&shared)));
             }
             for beginning in escaped_beginnings(secret) {
-                searcher.add(&beginning, &Pattern::Escaped(Arc::clone(&shared)));
+                add(&beginning, &Pattern::Escaped(Arc::clone(&shared)));
             }
         }
         if strictness == Strictness::Everything {
             for (prefix, body) in KEYS {
                 for beginning in beginnings(prefix) {
-                    searcher.add(&beginning, &Pattern::Key(prefix, body));
+                    add(&beginning, &Pattern::Key(prefix, body));
                 }
             }
-            searcher.add(keys::TERRAFORM.as_bytes(), &Pattern::Around(keys::terraform));
-            searcher.add(keys::TELEGRAM.as_bytes(), &Pattern::Around(keys::telegram));
+            add(keys::TERRAFORM.as_bytes(), &Pattern::Around(keys::terraform));
+            add(keys::TELEGRAM.as_bytes(), &Pattern::Around(keys::telegram));
             for beginning in keys::discord_beginnings() {
-                searcher.add(&beginning, &Pattern::Discord);
+                add(&beginning, &Pattern::Discord);
             }
             for scheme in ["bearer", "basic"] {
                 for variant in case_variants(scheme) {
-                    searcher.add(&variant, &Pattern::Scheme(scheme));
+                    add(&variant, &Pattern::Scheme(scheme));
                 }
             }
-            searcher.add(b"eyJ", &Pattern::Jwt);
-            searcher.add(PEM_BEGIN.as_bytes(), &Pattern::Pem);
-            searcher.add(b"://", &Pattern::UserInfo);
+            add(b"eyJ", &Pattern::Jwt);
+            add(PEM_BEGIN.as_bytes(), &Pattern::Pem);
+            add(b"://", &Pattern::UserInfo);
         }
+        searcher.beginnings = Beginnings::new(patterns);
         searcher
-    }
-
-    fn add(&mut self, text: &[u8], pattern: &Pattern) {
-        let Some(first) = text.first_chunk::<3>() else { return };
-        let hash = hash(*first);
-        if let Some(word) = self.begins.get_mut(hash >> 6) {
-            *word |= 1 << (hash & 63);
-        }
-        self.patterns.entry(*first).or_default().push(pattern.clone());
     }
 
     /// The longest text that one known secret can take.
@@ -171,17 +164,18 @@ impl Searcher {
         let mut spans: Vec<Range<usize>> = Vec::new();
         for (at, window) in bytes.windows(3).enumerate() {
             let &[a, b, c] = window else { continue };
-            let hash = hash([a, b, c]);
-            if self.begins.get(hash >> 6).is_none_or(|word| word & (1 << (hash & 63)) == 0) {
+            let Some(patterns) = self.beginnings.at([a, b, c], || bytes.get(at + 3).copied())
+            else {
                 continue;
-            }
-            let Some(patterns) = self.patterns.get(&[a, b, c]) else { continue };
+            };
             let covered = spans.last().map_or(0, |span| span.end);
             // Known secrets may begin inside something hidden and reach beyond it. The others are
             // not looked for there, which also keeps `sk-sk-sk-…` from being read over and over.
             let inside = at < covered;
             let end = patterns
                 .iter()
+                .filter(|(first, _)| *first == [a, b, c])
+                .map(|(_, pattern)| pattern)
                 .filter(|pattern| wanted(pattern) && (!inside || pattern.is_known_secret()))
                 .filter_map(|pattern| pattern.span(text, at))
                 .max_by_key(|(_, end)| *end);
@@ -193,6 +187,83 @@ impl Searcher {
             }
         }
         spans
+    }
+}
+
+/// Patterns by how they begin.
+#[derive(Default)]
+struct Beginnings {
+    /// One bit for each hash of the first three bytes of a pattern.
+    bits: Box<[u64]>,
+    /// How many of them are set before each word.
+    before: Box<[u32]>,
+    /// For each that is set, in order.
+    all: Vec<Beginning>,
+}
+
+/// The patterns whose first three bytes have one hash.
+#[derive(Default)]
+struct Beginning {
+    /// One bit for each byte that can follow these three.
+    next: [u64; 4],
+    /// With the three.
+    patterns: Vec<([u8; 3], Pattern)>,
+}
+
+impl Beginnings {
+    /// Patterns, each with three bytes or more that it begins with. If there are more, one with another
+    /// fourth is never found.
+    fn new(patterns: Vec<(Vec<u8>, Pattern)>) -> Self {
+        let mut by_hash: BTreeMap<usize, Beginning> = BTreeMap::new();
+        for (beginning, pattern) in patterns {
+            let Some(first) = beginning.first_chunk::<3>() else { continue };
+            let of_hash = by_hash.entry(hash(*first)).or_default();
+            match beginning.get(3) {
+                Some(next) => of_hash.set(*next),
+                None => of_hash.next = [u64::MAX; 4],
+            }
+            of_hash.patterns.push((*first, pattern));
+        }
+        let mut bits = vec![0; 1 << (KEY_BITS - 6)];
+        for hash in by_hash.keys() {
+            if let Some(word) = bits.get_mut(hash >> 6) {
+                *word |= 1_u64 << (hash & 63);
+            }
+        }
+        let mut set = 0;
+        let before = bits.iter().map(|word| {
+            let before = set;
+            set += word.count_ones();
+            before
+        });
+        Self { before: before.collect(), bits: bits.into(), all: by_hash.into_values().collect() }
+    }
+
+    /// Those that can begin with these three bytes and what is next, and some that do not.
+    #[inline]
+    fn at(&self, first: [u8; 3], next: impl Fn() -> Option<u8>) -> Option<&[([u8; 3], Pattern)]> {
+        let hash = hash(first);
+        let word = self.bits.get(hash >> 6)?;
+        let bit = 1 << (hash & 63);
+        if word & bit == 0 {
+            return None;
+        }
+        let before = self.before.get(hash >> 6)? + (word & (bit - 1)).count_ones();
+        let beginning = self.all.get(usize::try_from(before).ok()?)?;
+        let fits = next().is_none_or(|next| beginning.has(next));
+        fits.then_some(beginning.patterns.as_slice())
+    }
+}
+
+impl Beginning {
+    fn set(&mut self, next: u8) {
+        if let Some(word) = self.next.get_mut(usize::from(next >> 6)) {
+            *word |= 1 << (next & 63);
+        }
+    }
+
+    fn has(&self, next: u8) -> bool {
+        self.next.get(usize::from(next >> 6)).is_some_and(|word| word & (1 << (next & 63)) != 0)
     }
 }
 
@@ -363,10 +434,11 @@ fn begins_name(text: &str, at: usize, body: &str) -> bool {
         && letters().any(|byte| byte.is_ascii_digit())
 }
 
-/// Mixes three bytes into a number below `1 << KEY_BITS`.
+/// Mixes three bytes into a number below `1 << KEY_BITS`, which what texts are full of, such as spaces,
+/// shares with the beginning of no key.
 fn hash([a, b, c]: [u8; 3]) -> usize {
     let value = u32::from_le_bytes([a, b, c, 0]);
-    let mixed = value.wrapping_mul(0x9e37_79b1) >> (32 - KEY_BITS);
+    let mixed = value.wrapping_mul(0x1656_67b1) >> (32 - KEY_BITS);
     usize::try_from(mixed).unwrap_or(0)
 }
 
