@@ -14,8 +14,8 @@ use super::value::{
 /// No credential in a header is looked for further on.
 const LONGEST_CREDENTIAL: usize = 8 * 1024;
 
-/// Where the values of names are that are secrets after what `telling` says of them, and names and passwords in addresses, in order
-/// and without overlaps.
+/// Where the values of names are that are secrets after what `telling` says of them, and names and
+/// passwords in addresses, in order and without overlaps.
 pub(super) fn spans(text: &str, telling: impl Fn(&str) -> Says) -> Vec<Range<usize>> {
     let mut spans = Vec::new();
     let (mut from, mut barren) = (0, 0);
@@ -71,7 +71,8 @@ fn secret(
 ) -> Option<Range<usize>> {
     span.filter(|span| {
         let Some(value) = text.get(span.clone()) else { return false };
-        let quoted = || text.get(..span.start).is_some_and(|before| before.ends_with(['"', '\'', '`']));
+        let quoted =
+            || text.get(..span.start).is_some_and(|before| before.ends_with(['"', '\'', '`']));
         let fits = || fits(name, value, if quoted() { Place::Json } else { place });
         !is_plain(name, value) && (says == Says::Secret || fits())
     })

@@ -2,10 +2,10 @@
 //!
 //! Changes when other names tell of secrets, or of none. Where names and values stand is not known here.
 
-use super::value::is_number;
+use super::value::{LONGEST_NAME, is_number};
 
 /// Names with this in them are of something else: what follows is the word that they only begin with.
-const OTHERS: [&str; 4] = ["tokeniz", "tokenis", "secretar", "passwordless"];
+const OTHERS: [&str; 5] = ["tokeniz", "tokenis", "secretary", "secretari", "passwordless"];
 /// A name that ends so describes a secret: its value is a word.
 const KINDS: [&str; 9] =
     ["type", "types", "policy", "policies", "algorithm", "format", "strategy", "status", "consent"];
@@ -33,6 +33,9 @@ const SHORTEST_KEY: usize = 8;
 /// And this one whatever is in it.
 const LONGEST_PART: usize = 24;
 
+/// In a name of words, each goes on with so many small letters at least.
+const SHORTEST_WORD: usize = 2;
+
 /// What a name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Says {
@@ -54,10 +57,12 @@ impl From<bool> for Says {
 pub(super) struct Names {
     /// In lower case, letters and digits only.
     parts: Vec<String>,
-    /// One bit for the hash of the first two bytes of each.
-    begins: [u64; 4],
+    /// How they begin.
+    begins: Threes,
     /// Names that count as the last word of another.
     words: Vec<String>,
+    /// How they end.
+    ends: Threes,
 }
 
 impl Names {
@@ -72,16 +77,9 @@ impl Names {
         }
         parts.retain(|name| !name.is_empty());
         words.retain(|name| !name.is_empty());
-        let mut begins = [0; 4];
-        for part in &parts {
-            match *part.as_bytes() {
-                [first, second, ..] => set(&mut begins, [first, second]),
-                // Whatever is behind it.
-                [first] => (0..=u8::MAX).for_each(|second| set(&mut begins, [first, second])),
-                [] => {}
-            }
-        }
-        Self { parts, begins, words }
+        let begins = Threes::of(parts.iter().map(|part| part.bytes()));
+        let ends = Threes::of(words.iter().map(|word| word.bytes().rev()));
+        Self { parts, begins, words, ends }
     }
 
     pub(super) fn list(&self) -> impl Iterator<Item = &str> {
@@ -90,46 +88,81 @@ impl Names {
 
     /// What `name` says.
     pub(super) fn says(&self, name: &str) -> Says {
-        if self.parts.is_empty() && self.words.is_empty() {
-            return Says::Nothing;
+        let mut room = [0; LONGEST_NAME];
+        match plain_within(name, &mut room) {
+            Some(plain) => self.says_plainly(name, plain),
+            None => self.says_plainly(name, plain(name).as_bytes()),
         }
-        let plain = plain(name);
-        let bytes = plain.as_bytes();
-        let part = (0..bytes.len()).any(|at| {
-            let next = bytes.get(at + 1).copied().unwrap_or_default();
-            bytes.get(at).is_some_and(|first| is_set(&self.begins, [*first, next]))
-                && plain.get(at..).is_some_and(|rest| self.begins_with_part(rest))
-        });
-        if part {
-            return Says::Secret;
-        }
-        let word = |word: &String| plain.ends_with(word.as_str()) && ends_with_word(name, word);
-        if self.words.iter().any(word) { Says::Perhaps } else { Says::Nothing }
     }
 
-    fn begins_with_part(&self, rest: &str) -> bool {
-        let of_other = |part: &String| {
-            OTHERS.iter().any(|other| other.len() > part.len() && rest.starts_with(other))
+    /// What `name` says that is `plain` in lower case, letters and digits only.
+    fn says_plainly(&self, name: &str, plain: &[u8]) -> Says {
+        let mut rest = plain;
+        while let [first, after @ ..] = rest {
+            let three = [*first, at(rest, 1), at(rest, 2)];
+            if self.begins.has(three) && self.begins_with_part(rest) {
+                return Says::Secret;
+            }
+            rest = after;
+        }
+        let [third, second, last] = match plain {
+            [.., third, second, last] => [*third, *second, *last],
+            [second, last] => [0, *second, *last],
+            [last] => [0, 0, *last],
+            [] => return Says::Nothing,
         };
-        self.parts.iter().any(|part| rest.starts_with(part.as_str()) && !of_other(part))
+        let word = |word: &String| plain.ends_with(word.as_bytes()) && ends_with_word(name, word);
+        match self.ends.has([last, second, third]) && self.words.iter().any(word) {
+            true => Says::Perhaps,
+            false => Says::Nothing,
+        }
+    }
+
+    fn begins_with_part(&self, rest: &[u8]) -> bool {
+        let of_other = |part: &String| {
+            let is = |other: &str| other.len() > part.len() && rest.starts_with(other.as_bytes());
+            OTHERS.into_iter().any(is)
+        };
+        self.parts.iter().any(|part| rest.starts_with(part.as_bytes()) && !of_other(part))
     }
 }
 
-fn place_of([first, second]: [u8; 2]) -> (usize, u32) {
-    let hash = first.wrapping_mul(31) ^ second.wrapping_mul(7);
-    (usize::from(hash >> 6), u32::from(hash & 63))
+fn at(bytes: &[u8], at: usize) -> u8 {
+    bytes.get(at).copied().unwrap_or_default()
 }
 
-fn set(bits: &mut [u64; 4], pair: [u8; 2]) {
-    let (word, bit) = place_of(pair);
-    if let Some(word) = bits.get_mut(word) {
-        *word |= 1 << bit;
+/// Which three bytes words can begin with: one bit for each hash of such.
+struct Threes([u64; 16]);
+
+impl Threes {
+    fn of(words: impl Iterator<Item: Iterator<Item = u8>>) -> Self {
+        let mut threes = Self([0; 16]);
+        for mut word in words {
+            match (word.next(), word.next(), word.next()) {
+                (Some(first), Some(second), Some(third)) => threes.set([first, second, third]),
+                // Whatever is behind it.
+                _ => threes.0 = [u64::MAX; 16],
+            }
+        }
+        threes
     }
-}
 
-fn is_set(bits: &[u64; 4], pair: [u8; 2]) -> bool {
-    let (word, bit) = place_of(pair);
-    bits.get(word).is_some_and(|word| word & (1 << bit) != 0)
+    fn place([first, second, third]: [u8; 3]) -> (usize, u32) {
+        let hash = u32::from_le_bytes([first, second, third, 0]).wrapping_mul(0x9e37_79b1) >> 22;
+        (usize::try_from(hash >> 6).unwrap_or_default(), hash & 63)
+    }
+
+    fn set(&mut self, three: [u8; 3]) {
+        let (word, bit) = Self::place(three);
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= 1 << bit;
+        }
+    }
+
+    fn has(&self, three: [u8; 3]) -> bool {
+        let (word, bit) = Self::place(three);
+        self.0.get(word).is_some_and(|word| word & (1 << bit) != 0)
+    }
 }
 
 /// Whether the last word of a name is `word`: `DB_PWD`, `userPwd`, `pwd`.
@@ -166,14 +199,18 @@ pub(super) fn fits(name: &str, value: &str, place: Place) -> bool {
     let is = |word: &str| ends_with_word(name, word);
     let digits = || value.bytes().all(|byte| byte.is_ascii_digit());
     if is("pass") || is("pwd") {
-        const WORDS: [&str; 12] = [
+        const WORDS: [&str; 15] = [
             "true", "false", "yes", "no", "ok", "on", "off", "pass", "passed", "fail", "failed",
-            "none",
+            "none", "pwd", "passwd", "password",
         ];
-        let word = WORDS.iter().any(|word| value.eq_ignore_ascii_case(word));
+        let word = WORDS.iter().any(|word| value.eq_ignore_ascii_case(word))
+            || !value.chars().any(char::is_alphanumeric);
         let object = place == Place::Json && matches!(value, "{" | "[");
         // How many passed, and the folder that a shell is in.
-        let count = value.len() < 4 && digits();
+        let (first, rest) = value.split_once(' ').unwrap_or((value, ""));
+        let count = first.len() < 4
+            && first.bytes().all(|byte| byte.is_ascii_digit())
+            && (rest.is_empty() || rest.contains('='));
         let folder = is("pwd")
             && (value.starts_with(['/', '~', '$', '.']) || value.get(1..3) == Some(":\\"));
         return place != Place::Prose && !word && !object && !count && !folder;
@@ -199,13 +236,22 @@ pub(super) fn fits(name: &str, value: &str, place: Place) -> bool {
     true
 }
 
-/// Whether a value can be a key: at least `least` letters that keys have, in both cases or with digits.
+/// Whether a value can be a key: at least `least` characters that keys have, with digits among letters or in
+/// both cases, but no path and no words of names: `AuthKind::Key`, `HTTPBasicAuth`.
 fn is_key(value: &str, least: usize) -> bool {
     let has = |kind: fn(&u8) -> bool| value.as_bytes().iter().any(kind);
     let wanted = |byte: u8| byte.is_ascii_alphanumeric() || b"._~+/=%:-|".contains(&byte);
+    let mixed = || has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase);
+    let words = || {
+        let mut small =
+            value.split(|c: char| !c.is_ascii_lowercase()).filter(|part| !part.is_empty());
+        small.all(|part| part.len() >= SHORTEST_WORD)
+    };
     value.len() >= least
         && value.bytes().all(wanted)
-        && (has(u8::is_ascii_digit) || (has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase)))
+        && !value.contains("::")
+        && has(u8::is_ascii_alphabetic)
+        && (has(u8::is_ascii_digit) || (mixed() && !words()))
 }
 
 /// Whether a value is no secret because its name only speaks of one: `token_type: bearer`,
@@ -245,6 +291,19 @@ fn is_public_address(value: &str) -> bool {
     parts.next().is_some_and(|host| !host.is_empty())
         && rest.bytes().all(plain)
         && !parts.any(is_key)
+}
+
+/// Letters and digits of a name of ASCII that fits, in lower case.
+fn plain_within<'a>(name: &str, room: &'a mut [u8]) -> Option<&'a [u8]> {
+    let mut length = 0;
+    for byte in name.bytes() {
+        if !byte.is_ascii() {
+            return None;
+        }
+        *room.get_mut(length)? = byte.to_ascii_lowercase();
+        length += usize::from(byte.is_ascii_alphanumeric());
+    }
+    room.get(..length)
 }
 
 /// Letters and digits of a key, in lower case.
@@ -333,11 +392,17 @@ mod tests {
             "--- PASS: TestRedactor (0.00s)",
             "PWD=/home/bob\nOLDPWD=/tmp",
             "pass=12 fail=3",
+            "said \"pass=12 fail=3\"",
             "let pass = render(scene);",
             "to=<a@b.c>, dsn=2.0.0, status=sent",
             "auth=required and bearer=none, otp=27.1",
             "a pass: the mountain road",
             "inspect.signature(f, sig=sig)",
+            "Caller { auth: AuthKind::None, bearer: config::Oauth2Mode, n: 1 }",
+            "get(url, auth=HTTPBasicAuth, bearer=http.ClientSession)",
+            "CLIENT_AUTH = ObjectIdentifier(\"1.3.6.1.5.5.7.3.2\")",
+            "tls_auth = ExtendedKeyUsageOID.CLIENT_AUTH",
+            "open(path, pwd=pwd), user_pass = netloc.split(\"@\", 1)",
         ] {
             assert_eq!(redacted(text), text);
         }
@@ -377,7 +442,16 @@ mod tests {
     fn names_say_what_stands_behind_them() {
         let list = ["api_key", "Token", "secret", "password", "=pwd", "=pass", "x", "="];
         let names = Names::new(&list.map(str::to_owned));
-        for name in ["X-API-Key", "apiKey", "tokens", "a.Token", "DB_PASSWORD", "box", "SecretÄ"] {
+        for name in [
+            "X-API-Key",
+            "apiKey",
+            "tokens",
+            "a.Token",
+            "DB_PASSWORD",
+            "box",
+            "SecretÄ",
+            "secret_arg",
+        ] {
             assert_eq!(names.says(name), Says::Secret, "{name}");
         }
         for name in ["pwd", "DB_PWD", "userPwd", "SMTP_PASS", "pass", "db.pwd_", "$pwd"] {
@@ -391,6 +465,30 @@ mod tests {
         assert_eq!(names.says("tokenizer_password"), Says::Secret);
         assert_eq!(Names::new(&["secretary".to_owned()]).says("secretary"), Says::Secret);
         assert_eq!(Names::new(&[]).says("password"), Says::Nothing);
+    }
+
+    #[test]
+    fn short_and_long_names_are_found() {
+        let names = |list: &[&str]| {
+            let list: Vec<_> = list.iter().map(|name| (*name).to_owned()).collect();
+            Names::new(&list)
+        };
+        for (list, name, says) in [
+            (&["=id"], "id", Says::Perhaps),
+            (&["=id"], "user_id", Says::Perhaps),
+            (&["=id"], "valid", Says::Nothing),
+            (&["=q"], "q", Says::Perhaps),
+            (&["=q"], "a.q", Says::Perhaps),
+            (&["pw"], "dbpw", Says::Secret),
+            (&["pw"], "p", Says::Nothing),
+            (&["schl\u{fc}ssel"], "Mein SCHL\u{dc}SSEL", Says::Secret),
+            (&["pass"], "\u{dc}pass", Says::Secret),
+        ] {
+            assert_eq!(names(list).says(name), says, "{list:?} {name}");
+        }
+        let long = "a_".repeat(LONGEST_NAME);
+        assert_eq!(names(&["token"]).says(&format!("{long}token")), Says::Secret);
+        assert_eq!(names(&["=pwd"]).says(&format!("{long}pwd")), Says::Perhaps);
     }
 
     #[test]

@@ -76,7 +76,8 @@ fn stays(name: &str, rest: &str) -> bool {
         }
         Some(b'"') => {
             // Of one without an end, nobody knows what it would have been.
-            let ends = |value: &str| rest.get(value.len() + 1..).is_some_and(|rest| rest.starts_with('"'));
+            let ends =
+                |value: &str| rest.get(value.len() + 1..).is_some_and(|rest| rest.starts_with('"'));
             value(rest).is_some_and(|value| ends(&value) && about(&value))
         }
         // `prompt_tokens_details`: its members are looked at one by one.
@@ -104,7 +105,8 @@ struct Pair {
 #[derive(Default)]
 pub(super) struct Pairs {
     open: Vec<Pair>,
-    /// The telling element before, what it says, the number of containers around it, and whether it is a flag.
+    /// The telling element before, what it says, the number of containers around it, and whether it is a
+    /// flag.
     element: Option<(String, Says, usize, bool)>,
     /// What of the kept text is the value of a name that came later.
     later: Vec<Range<usize>>,

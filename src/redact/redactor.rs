@@ -203,9 +203,7 @@ impl Redactor {
         let mut replaced = String::new();
         let mut at = 0;
         let named = |text: &str| match strictness {
-            Strictness::Everything => {
-                named::spans(text, |name| self.says(name, strictness))
-            }
+            Strictness::Everything => named::spans(text, |name| self.says(name, strictness)),
             Strictness::KnownSecrets => Vec::new(),
         };
         let found = |text: &str| {

@@ -70,7 +70,10 @@ pub(super) fn is_plain(name: &str, value: &str) -> bool {
     let first = value.split([' ', '\t']).next().unwrap_or_default();
     let first = first.trim_end_matches([',', ';', '.']);
     (is_number(first) && counts(name))
-        || is_about(name, if is_number(first) { first } else { value.trim_end_matches([',', ';', '.']) })
+        || is_about(
+            name,
+            if is_number(first) { first } else { value.trim_end_matches([',', ';', '.']) },
+        )
 }
 
 pub(super) fn is_number(text: &str) -> bool {
