@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use super::redactor::Strictness;
-use super::respell::{Peeled, hex, respellings, text_of};
+use super::respell::{Marks, Peeled, hex, respellings, text_of};
 use crate::model::CUT;
 
 /// Encodings that are taken off, one below the other. What is left may be encoded once more.
@@ -42,8 +42,8 @@ pub(super) struct Peeler {
     least: usize,
     /// Whether one of the secrets has a quote in it.
     quoted: bool,
-    /// Whether one has a mark before which shells write a backslash.
-    marked: bool,
+    /// The marks before which shells write a backslash where they write one, encoded or not.
+    marks: Marks,
 }
 
 /// Where something is in a text, as it is and encoded once.
@@ -69,9 +69,8 @@ impl Peeler {
             Strictness::KnownSecrets => told,
         };
         let quoted = secrets.iter().any(|secret| secret.contains(['\'', '"']));
-        let mark = |c: char| c == ' ' || (c.is_ascii_punctuation() && !"-_./".contains(c));
-        let marked = secrets.iter().any(|secret| secret.contains(mark));
-        Self { secrets, told, least, quoted, marked }
+        let marks = Marks::of(secrets.iter().flat_map(|secret| secret.bytes()));
+        Self { secrets, told, least, quoted, marks }
     }
 
     /// Where secrets are in `text` below what is found without. In no order, and they may overlap.
@@ -122,7 +121,7 @@ impl Peeler {
     ) -> Vec<Range<usize>> {
         let Some(depth) = depth.checked_sub(1) else { return Vec::new() };
         let mut found = Vec::new();
-        for plain in respellings(text, self.quoted, self.marked) {
+        for plain in respellings(text, self.quoted, self.marks) {
             let mut below = find(&plain.text);
             below.extend(self.below(&plain.text, sought, depth));
             let source = |span: Range<usize>| plain.source(span.start)..plain.source(span.end);

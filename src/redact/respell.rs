@@ -11,18 +11,40 @@ use crate::model::CUT;
 /// No entity takes more bytes.
 const LONGEST_ENTITY: usize = 12;
 
+/// Marks before which shells write a backslash: one bit for each byte of ASCII.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Marks(u128);
+
+impl Marks {
+    /// Those of secrets, and of what they may be encoded in; none where secrets have none.
+    pub(super) fn of(secrets: impl Iterator<Item = u8>) -> Self {
+        let mark = |byte: u8| is_mark(byte) && !b"-_./".contains(&byte);
+        let bits = |bits: u128, byte: u8| bits | (1 << byte);
+        match secrets.filter(|byte| mark(*byte)).fold(0, bits) {
+            0 => Self(0),
+            marks => Self(b"&#;%".iter().copied().fold(marks, bits)),
+        }
+    }
+
+    /// Whether a backslash before `byte` may be one of a shell: before some JSON has them, too.
+    fn tell(self, byte: u8) -> bool {
+        let json = matches!(byte, b'"' | b'\\' | b'/' | b'\'');
+        is_mark(byte) && !json && self.0 & (1 << byte) != 0
+    }
+}
+
+fn is_mark(byte: u8) -> bool {
+    byte.is_ascii_punctuation() || byte == b' '
+}
+
 /// `text` with each of these ways of writing taken off that it has; with `quoted`, also quotes in quotes,
-/// and with `marked` backslashes before marks.
-pub(super) fn respellings(
-    text: &str,
-    quoted: bool,
-    marked: bool,
-) -> impl Iterator<Item = Peeled> {
+/// and backslashes before `marks`.
+pub(super) fn respellings(text: &str, quoted: bool, marks: Marks) -> impl Iterator<Item = Peeled> {
     let [shell, single, double] = match quoted {
         true => [unquoted(text), undoubled(text, b'\''), undoubled(text, b'"')],
         false => [None, None, None],
     };
-    let slashed = if marked { without_slashes(text) } else { None };
+    let slashed = if marks.0 == 0 { None } else { without_slashes(text, marks) };
     let unescaped = unescaped(text);
     [percent_decoded(text), unescaped, without_entities(text), slashed, shell, single, double]
         .into_iter()
@@ -152,17 +174,17 @@ fn entity_means(name: &str) -> Option<char> {
     })
 }
 
-/// `text` with each mark as it is that has a backslash before it, as shells write them; `None` when none has
-/// but those that JSON writes so, too.
-fn without_slashes(text: &str) -> Option<Peeled> {
+/// `text` with each mark as it is that has a backslash before it, as shells write them; `None` when none of
+/// `marks` has but those that JSON writes so, too.
+fn without_slashes(text: &str, marks: Marks) -> Option<Peeled> {
     let mut plain = Respelling::of(text);
     let bytes = text.as_bytes();
     let (mut at, mut of_shell) = (0, false);
     while let Some(found) = memchr::memchr(b'\\', bytes.get(at..)?) {
         at += found;
         match bytes.get(at + 1) {
-            Some(mark) if mark.is_ascii_punctuation() || *mark == b' ' => {
-                of_shell |= !matches!(mark, b'"' | b'\\' | b'/' | b'\'');
+            Some(mark) if is_mark(*mark) => {
+                of_shell |= marks.tell(*mark);
                 plain.means(at..at + 2, &[*mark]);
                 at += 2;
             }
