@@ -210,8 +210,8 @@ pub(super) struct RawAudit {
     #[schemars(with = "Option<Vec<RawLevelRule>>")]
     pub(super) levels: Option<Vec<Spanned<RawLevelRule>>>,
     /// Keys whose values are never kept; part of a key is enough, and those named here replace the
-    /// default list. What begins with `/` is a JSON pointer to a place in arguments and results that is
-    /// never kept.
+    /// default list; with `=` before it, only the last word of one. What begins with `/` is a JSON pointer
+    /// to a place in arguments and results that is never kept.
     pub(super) redact: Option<Vec<Field<String>>>,
     /// How long calls are kept. Default: 90d.
     #[schemars(extend("exclusiveMinimum" = 0))]
