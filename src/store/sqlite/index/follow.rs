@@ -28,8 +28,8 @@ use crate::store::sqlite::SqliteStore;
 const PERIOD: Duration = Duration::from_secs(1);
 /// A transaction takes no more chunks once it took so long.
 const LONG_ENOUGH: Duration = Duration::from_millis(200);
-/// How long a transaction lets calls go first.
-const COURTEOUS: Duration = Duration::from_millis(200);
+/// How long a transaction lets calls go first, unless the index is behind.
+const COURTEOUS: Duration = Duration::from_millis(100);
 /// Chunks of a transaction at most: what is summed of them is held in memory.
 const MOST_CHUNKS: usize = 8;
 /// The connection's cache of pages in KiB. A third of the speed hangs on the working set of merges; who has
@@ -60,7 +60,7 @@ pub(super) struct Follower {
     /// Pages became free that are not given back yet.
     pub(super) freed: bool,
     closed: bool,
-    /// Whether the connection has the large cache.
+    /// Whether there is more to do than was done: the connection has the large cache then.
     behind: bool,
     /// How often the file was thrown away.
     discarded: u32,
@@ -263,7 +263,7 @@ impl Follower {
     async fn advance(&mut self, index: &Index) -> Result<Progress, StoreError> {
         let began = clock::uptime();
         self.writer(index).await?;
-        index.courtesy.begin(COURTEOUS);
+        index.courtesy.begin(if self.behind { Duration::ZERO } else { COURTEOUS });
         let (Some(writer), open) = (self.writer.as_mut(), &mut self.open) else {
             return Err(StoreError::Closed);
         };
