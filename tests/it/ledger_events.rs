@@ -189,6 +189,12 @@ async fn the_tail_command_shows_events_over_a_restart() {
     let up = upstream(Options::default()).await;
     let router = Router::start(&yaml(&[("up", &up)])).await;
     let first = router.http.call("up__echo", HI).await.expect(200).id();
+    // Of what one commit holds the calls come last.
+    eventually(SOON, "the call is on record", || async {
+        let page = router.http.get("/mcp/audit?limit=1").await.expect(200).json();
+        page["calls"].as_array().is_some_and(|calls| !calls.is_empty()).then_some(())
+    })
+    .await;
     router.run(&["servers", "disable", "up"]).await.expect(0);
     eventually(SOON, "the act is on record", || async {
         (!events(&router, "kind=server.disabled").await.is_empty()).then_some(())
