@@ -160,10 +160,14 @@ def record(made):
     made.lines("Bytes in the queue", "Bytes of arguments and results that wait to be committed, and how many may. Bad: near "
                "the limit; calls are refused beyond it, as when no place is left.", "bytes",
                query(f"sum(switchyard_audit_queue_bytes{{{HERE}}})", "waiting"),
-               query(f"sum(switchyard_audit_queue_limit_bytes{{{HERE}}})", "limit"), width=12)
+               query(f"sum(switchyard_audit_queue_limit_bytes{{{HERE}}})", "limit"))
+    made.lines("Calls that waited for the ledger", "Calls a second that waited before they were sent, for a quarter of a "
+               "second at most, because calls end faster than the ledger writes them; with durability batched. Bad: any "
+               "for long; processors or disk are too slow for so many calls.", "reqps",
+               query(rate("switchyard_audit_throttled_total", HERE), "calls"))
     made.lines("Series that found no place", "Series of tools that were not made because there are 20,000 already; what they "
                "would have counted is under the tool __overflow__. Bad: any; a server names its tools anew again and "
-               "again.", "short", query(grown_or_new("switchyard_metrics_overflow_total", HERE), "series"), width=12,
+               "again.", "short", query(grown_or_new("switchyard_metrics_overflow_total", HERE), "series"),
                bars=True)
 
 

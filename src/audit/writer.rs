@@ -5,7 +5,8 @@
 //!
 //! A place in the queue is reserved before a call is dispatched, so that recording a call never
 //! waits and never fails. When the places are used up, new calls wait for a quarter of a second and
-//! are refused then. When the database cannot be written, `strict` refuses new calls and keeps what
+//! are refused then. In `batched` they also wait, and are served then, when calls end faster than the task
+//! writes: no row waits long for its commit. When the database cannot be written, `strict` refuses new calls and keeps what
 //! it has; `batched` goes on serving, lets go of the oldest calls when half of the places are taken, and of
 //! all after five seconds, counts them and says so. When its disk is nearly full, `strict` refuses calls that it might be unable to
 //! record. With a spool, a file on another disk, neither happens: rows are synced there, and read back
@@ -21,7 +22,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
+use self::backlog::weight;
 use self::task::Task;
+use self::throttle::Throttle;
 use super::{AuditEntry, CallBegun};
 use crate::clock;
 use crate::config::{Durability, IntentMode};
@@ -39,7 +42,8 @@ const ADMISSION: Duration = Duration::from_millis(250);
 /// Bytes of a text that is redacted for others.
 const TEXT: usize = 1024;
 /// A call that waits for its commit makes its row itself, if no more bytes than these must be looked
-/// through: the writer would do it for one after the other while the disk has nothing to do.
+/// through: the writer would do it for one after the other while the disk has nothing to do. So does one that
+/// finds [`LARGE`] waiting.
 const ENCODED_BY_CALLER: usize = 16 * 1024;
 /// Calls in one commit, and bytes of payloads: what takes longer keeps others waiting.
 const BATCH: usize = 4_096;
@@ -47,6 +51,8 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Calls that are worth a commit of their own in `batched`: what a commit writes anew, the last page of
 /// each table, is then no more than the calls are themselves.
 const WORTHWHILE: usize = 32;
+/// Weight of calls that do not come together unless they come faster than they are written.
+const LARGE: usize = 256;
 /// How long a failing database is retried before `batched` gives up what it tries to commit, and how long
 /// another process' lock is waited for before it counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -114,6 +120,7 @@ struct Shared {
     /// A place or bytes became free.
     freed: Notify,
     held_bytes: AtomicUsize,
+    throttle: Throttle,
     failing: AtomicBool,
     /// What a router before this one left unsaid is on record.
     begun: AtomicBool,
@@ -149,6 +156,7 @@ struct Queue {
 
 struct Queued {
     call: Call,
+    /// Held of its arguments and result.
     bytes: usize,
     /// Gives the place back when the row is committed.
     place: OwnedSemaphorePermit,
@@ -232,6 +240,7 @@ impl AuditWriter {
             wanted: AtomicUsize::new(0),
             freed: Notify::new(),
             held_bytes: AtomicUsize::new(0),
+            throttle: Throttle::new(),
             failing: AtomicBool::new(false),
             begun: AtomicBool::new(false),
             has_spool: AtomicBool::new(false),
@@ -318,12 +327,18 @@ impl AuditWriter {
         self.shared.redacted(text)
     }
 
-    /// Reserves a place for a call before it is dispatched. Waits only when none is free.
+    /// Reserves a place for a call before it is dispatched. Waits only when none is free, or when more calls
+    /// have ended than can be put on record in time.
     ///
     /// # Errors
     /// [`AuditUnavailable`] when there is no place within 250 ms, in `strict` also when the
     /// database cannot be written.
     pub async fn admit(&self) -> Result<AuditSlot, AuditUnavailable> {
+        let throttle = &self.shared.throttle;
+        if throttle.is_on() {
+            self.shared.metrics.throttled();
+            throttle.keep_back(ADMISSION).await;
+        }
         match self.try_admit() {
             Err(AuditUnavailable::Closed) => return Err(AuditUnavailable::Closed),
             Err(_) => {}
@@ -394,6 +409,7 @@ impl AuditWriter {
     pub async fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
         self.shared.freed.notify_waiters();
+        self.shared.throttle.ease();
         self.flush().await;
     }
 }
@@ -423,7 +439,8 @@ impl Shared {
         self.metrics.ended(entry.class, entry.outcome);
         let (id, trace_id) = (entry.id, entry.trace_id);
         let mut call = Call::Received(entry);
-        if urgent && bytes <= ENCODED_BY_CALLER {
+        let helps = urgent || self.throttle.waiting() >= LARGE;
+        if helps && bytes <= ENCODED_BY_CALLER {
             call = Call::Encoded(call.encoded(&self.redaction.get(), &self.digester));
         }
         let (depth, held) = {
@@ -436,6 +453,7 @@ impl Shared {
             }
             // Counted before the writer can see it, which takes it off again.
             let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            self.throttle.add(weight(bytes));
             if queue.entries.is_empty() {
                 queue.since = Some(clock::uptime());
             }
@@ -524,7 +542,9 @@ impl AuditSlot {
     }
 }
 
+mod backlog;
 mod pace;
 mod task;
 #[cfg(test)]
 mod tests;
+mod throttle;

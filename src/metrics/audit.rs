@@ -17,6 +17,7 @@ pub struct AuditMetrics {
     recorded: [IntCounter; Outcome::ALL.len()],
     /// One for each class of caller and outcome, likewise.
     calls: [[IntCounter; Outcome::ALL.len()]; CallerClass::ALL.len()],
+    throttled: IntCounter,
     dropped: IntCounter,
     dropped_entries: IntCounter,
     pruned: IntCounter,
@@ -61,6 +62,11 @@ impl AuditMetrics {
             &["caller_class", "outcome"],
         )?;
         registry.register(Box::new(calls.clone()))?;
+        let throttled = IntCounter::new(
+            "switchyard_audit_throttled_total",
+            "Tool calls that waited, for a quarter of a second at most, before they were sent, because calls ended faster than the ledger writes them; with durability batched.",
+        )?;
+        registry.register(Box::new(throttled.clone()))?;
         let dropped = IntCounter::new(
             "switchyard_audit_dropped_total",
             "Tool calls that are missing from the ledger because it could not be written in time.",
@@ -140,6 +146,7 @@ impl AuditMetrics {
                 Outcome::ALL
                     .map(|outcome| calls.with_label_values(&[class.as_str(), outcome.as_str()]))
             }),
+            throttled,
             dropped,
             dropped_entries,
             pruned,
@@ -206,6 +213,11 @@ impl AuditMetrics {
             Some(at) => self.oldest(at),
             None => self.oldest.set(0.0),
         }
+    }
+
+    /// A call waits for the ledger before it is sent.
+    pub(crate) fn throttled(&self) {
+        self.throttled.inc();
     }
 
     /// A call waits to be committed.

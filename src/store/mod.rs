@@ -41,10 +41,10 @@ use journal::Journal;
 
 pub use error::{StoreError, StoreFailure};
 pub use rows::{
-    AUDIT_SPOOLED, AUDIT_STARTED, AUDIT_STOPPED, AttemptRow, AuditFilter, CALL_STARTED, CallRow,
-    Cursor, Depth, DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow, IndexState,
-    KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats, StatsBy,
-    StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
+    AUDIT_SPOOLED, AUDIT_STARTED, AUDIT_STOPPED, Appended, AttemptRow, AuditFilter, CALL_STARTED,
+    CallRow, Cursor, Depth, DiscoveryRow, EntryRow, EventRow, FileSize, HistoryKind, HistoryRow,
+    IndexState, KeyRow, OfferKind, OfferRow, Page, ServerRow, ServerUpsert, SessionRow, Stats,
+    StatsBy, StatsPer, StatsQuery, StatsRow, StoreSize, Stretch, ToolRow, Unfinished, Upserted,
 };
 pub use spool::{Spool, SpoolRemains, spool_is_usable, spool_remains};
 pub use sqlite::LedgerExport;
@@ -526,7 +526,7 @@ impl Store {
         self.append_ledger(&[], calls).await.map(drop)
     }
 
-    /// Adds entries and then calls to the ledger, as one commit; gives the number of the last row.
+    /// Adds entries and then calls to the ledger, as one commit.
     ///
     /// # Errors
     /// What any statement can give; nothing was added then.
@@ -534,7 +534,7 @@ impl Store {
         &self,
         entries: &[EntryRow],
         calls: &[CallRow],
-    ) -> Result<i64, StoreError> {
+    ) -> Result<Appended, StoreError> {
         forward!(self, append_ledger(entries, calls))
     }
 

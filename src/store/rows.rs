@@ -423,6 +423,15 @@ pub struct EntryRow {
     pub detail: String,
 }
 
+/// What adding to the ledger did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The number of the last row.
+    pub last: i64,
+    /// How long it took until there was nothing left but to sync.
+    pub took: Duration,
+}
+
 /// One attempt of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptRow {

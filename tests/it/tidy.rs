@@ -92,6 +92,7 @@ const PURE: &[&str] = &[
     "redact/search",
     "redact/value",
     "audit/export",
+    "audit/writer/backlog",
     "audit/writer/pace",
     "store/sqlite/index/fts",
     "store/sqlite/index/postings",

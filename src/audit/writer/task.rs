@@ -14,8 +14,9 @@ use self::crowd::{GAP, Gap};
 use super::super::begun::{class_of, interrupted};
 use super::super::checkpoints::Checkpoints;
 use super::super::disk::{Disk, Space};
+use super::backlog::{Backlog, weight};
 use super::pace::Pace;
-use super::{AuditSettings, BATCH, BATCH_BYTES, Intent, Queued, Shared, WORTHWHILE};
+use super::{AuditSettings, BATCH, BATCH_BYTES, Intent, LARGE, Queued, Shared, WORTHWHILE};
 use crate::clock;
 use crate::config::{Durability, IntentMode};
 use crate::model::Uptime;
@@ -65,6 +66,9 @@ pub(super) struct Task {
     /// What is missing from the ledger, until that is on record.
     gap: Option<Gap>,
     pace: Pace,
+    /// What writing takes, and how long the last batch took but for the sync.
+    backlog: Backlog,
+    took: Duration,
     /// Lets calls go first, where nobody waits for commits.
     courtesy: Option<Courtesy>,
     checkpoints: Checkpoints,
@@ -117,6 +121,8 @@ impl Task {
             notes: Vec::new(),
             gap: None,
             pace: Pace::default(),
+            backlog: Backlog::default(),
+            took: Duration::ZERO,
             checkpoints: Checkpoints::new(&settings.checkpoints),
             disk: Disk::new(&settings.data_dir),
             recording: settings.recording.clone(),
@@ -154,6 +160,7 @@ impl Task {
             self.oldest = Some(());
         }
         self.checkpoints.keep(&self.store, self.last).await;
+        self.limit_waiting();
         let mut spare = VecDeque::new();
         loop {
             match self.shared.durability {
@@ -319,9 +326,11 @@ impl Task {
         let count = self.batch(&queue.entries);
         if count < queue.entries.len() {
             // What is asked to be flushed may be in the rest.
-            let entries = queue.entries.drain(..count).collect();
+            let entries: VecDeque<Queued> = queue.entries.drain(..count).collect();
+            self.shared.throttle.take(weights(&entries));
             return Some(Taken { entries, intents, flushes: Vec::new() });
         }
+        self.shared.throttle.take(self.shared.throttle.waiting());
         Some(Taken {
             entries: std::mem::replace(&mut queue.entries, spare),
             intents,
@@ -392,7 +401,11 @@ impl Task {
 
     /// Commits calls, the beginnings of others, and what others have to put on record.
     async fn write(&mut self, batch: &mut VecDeque<Queued>, mut intents: Vec<Intent>) {
-        if let Some(courtesy) = &self.courtesy {
+        let weight = weights(batch);
+        let started = clock::uptime();
+        self.took = Duration::ZERO;
+        // So much comes together only if it comes faster than it is written: then the writer has its turns.
+        if let Some(courtesy) = self.courtesy.as_ref().filter(|_| weight < LARGE) {
             courtesy.begin(COURTEOUS);
         }
         let redactor = self.shared.redaction.get();
@@ -426,6 +439,10 @@ impl Task {
         }
         let began = clock::uptime();
         if self.commit(&notes, &rows).await {
+            if weight >= LARGE {
+                self.backlog.wrote(weight, began.since(started) + self.took);
+            }
+            self.limit_waiting();
             let released = waiters.len();
             for waiter in waiters {
                 // The caller went away: what it waited for is there all the same.
@@ -443,6 +460,16 @@ impl Task {
         self.dequeue(places, held);
         if let Some(courtesy) = &self.courtesy {
             courtesy.end();
+        }
+    }
+
+    /// Bounds how many calls may wait from now on. In `strict` there are no more than callers, who wait for
+    /// them. While there is something to catch up with first, keeping calls back would not help.
+    fn limit_waiting(&self) {
+        if self.is_behind() {
+            self.shared.throttle.ease();
+        } else if self.shared.durability == Durability::Batched {
+            self.shared.throttle.limit(self.backlog.limit());
         }
     }
 
@@ -469,7 +496,8 @@ impl Task {
     /// Adds to the ledger. Lets go of waiting calls when that takes too long.
     async fn append(&mut self, entries: &[EntryRow], rows: &[CallRow]) -> Result<(), StoreError> {
         let store = self.store.clone();
-        self.last = self.beside(store.append_ledger(entries, rows)).await?;
+        let appended = self.beside(store.append_ledger(entries, rows)).await?;
+        (self.last, self.took) = (appended.last, appended.took);
         Ok(())
     }
 
@@ -601,6 +629,10 @@ impl Task {
         }
         self.shared.spools.store(false, Ordering::Relaxed);
     }
+}
+
+fn weights(calls: &VecDeque<Queued>) -> usize {
+    calls.iter().map(|queued| weight(queued.bytes)).sum()
 }
 
 /// Tells one boot of the machine from the next; `None` where the system does not say.

@@ -14,6 +14,7 @@ use crate::model::{
 };
 use crate::store::{AuditFilter, EventRow};
 
+mod flood;
 mod signed;
 mod stuck;
 

@@ -12,7 +12,8 @@ use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
 use super::attempts::attempt_values;
 use super::verify::hex;
-use super::{SqliteStore, begin, hash_of, multi_row};
+use super::{SqliteStore, begin, hash_of, places};
+use crate::clock;
 use crate::error::ErrorCode;
 use crate::model::{BreakerState, Entrance, Failure, Timestamp, ViewName};
 use crate::store::chain::{
@@ -22,43 +23,53 @@ use crate::store::chain::{
 use crate::store::courtesy::Courtesy;
 use crate::store::spool::Link;
 use crate::store::{
-    AUDIT_STARTED, AUDIT_STOPPED, CALL_STARTED, CallRow, Checkpoint, EntryRow, StoreError,
-    Unfinished,
+    AUDIT_STARTED, AUDIT_STOPPED, Appended, CALL_STARTED, CallRow, Checkpoint, EntryRow,
+    StoreError, Unfinished,
 };
 
 const TABLE: &str = "ledger";
 
-/// Rows of a statement, largest first. A batch takes as many statements as its number has binary
-/// digits that are set: each costs two switches of threads, which is more than the work of a few rows,
-/// and in `strict` batches are small. Larger ones are not faster.
-const BLOCKS: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
+/// Rows that are given to SQLite at once, largest first. A batch is given in as many parts as its number has
+/// binary digits that are set: each costs two switches of threads, which is more than the work of a few rows,
+/// and where all processors are busy each of them waits for its turn.
+const BLOCKS: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+/// Rows of the largest statement: larger blocks are several of them. Still larger ones are not faster.
+const LARGEST: usize = 64;
 
-/// A statement for each of [`BLOCKS`].
+/// What writes each of [`BLOCKS`].
 type Statements = LazyLock<[&'static str; BLOCKS.len()]>;
 
 static INSERT_CALLS: Statements =
-    LazyLock::new(|| statements("calls", CALL_COLUMNS.into_iter().chain(["hash"])));
-static INSERT_ATTEMPTS: Statements = LazyLock::new(|| statements("attempts", ATTEMPT_COLUMNS));
+    LazyLock::new(|| statements([("calls", &[&CALL_COLUMNS, &["hash"]])]));
+static INSERT_ATTEMPTS: Statements =
+    LazyLock::new(|| statements([("attempts", &[&ATTEMPT_COLUMNS])]));
 static INSERT_PAYLOADS: Statements =
-    LazyLock::new(|| statements("payloads", ["arguments", "result"]));
+    LazyLock::new(|| statements([("payloads", &[&["arguments", "result"]])]));
 static INSERT_ENTRIES: Statements =
-    LazyLock::new(|| statements("entries", ENTRY_COLUMNS.into_iter().chain(["hash"])));
+    LazyLock::new(|| statements([("entries", &[&ENTRY_COLUMNS, &["hash"]])]));
 /// As many rows of each of the three: most calls have one attempt and payloads.
 static INSERT_TOGETHER: Statements = LazyLock::new(|| {
-    let tables = [&INSERT_CALLS, &INSERT_ATTEMPTS, &INSERT_PAYLOADS];
-    std::array::from_fn(|block| {
-        let all = tables.iter().filter_map(|table| table.get(block).copied());
-        &*all.collect::<Vec<_>>().join("; ").leak()
-    })
+    statements([
+        ("calls", &[&CALL_COLUMNS, &["hash"]]),
+        ("attempts", &[&ATTEMPT_COLUMNS]),
+        ("payloads", &[&["arguments", "result"]]),
+    ])
 });
 
-fn statements<'a>(
-    table: &str,
-    columns: impl IntoIterator<Item = &'a str>,
-) -> [&'static str; BLOCKS.len()] {
-    let columns: Vec<&str> = std::iter::once("seq").chain(columns).collect();
-    let head = format!("insert into {table} ({})", columns.join(", "));
-    BLOCKS.map(|rows| multi_row(&head, columns.len(), rows, ""))
+/// A table, and its columns but for the number of the row.
+type Table<'a> = (&'a str, &'a [&'a [&'a str]]);
+
+fn statements<const TABLES: usize>(tables: [Table<'_>; TABLES]) -> [&'static str; BLOCKS.len()] {
+    BLOCKS.map(|rows| {
+        let one = tables.map(|(table, columns)| {
+            let columns: Vec<&str> = std::iter::once("seq").chain(columns.concat()).collect();
+            let values = places(columns.len(), rows.min(LARGEST));
+            format!("insert into {table} ({}) values {values}", columns.join(", "))
+        });
+        let all = vec![one.join("; "); rows.div_ceil(LARGEST)].join("; ");
+        // As others: once, for each of the few.
+        &*all.leak()
+    })
 }
 
 /// Where the chain ends, and what it is.
@@ -117,18 +128,20 @@ impl Head {
 }
 
 impl SqliteStore {
-    /// Adds entries and then calls to the ledger; gives the number of the last row.
+    /// Adds entries and then calls to the ledger.
     pub(in crate::store) async fn append_ledger(
         &self,
         entries: &[EntryRow],
         calls: &[CallRow],
-    ) -> Result<i64, StoreError> {
+    ) -> Result<Appended, StoreError> {
         let mut writer = self.audit.writer().await?;
         let mut transaction = begin(&mut writer).await?;
         let courtesy = &self.audit.courtesy;
-        let seq = append(&mut transaction, &self.ledger_key, entries, calls, courtesy).await?;
+        let began = clock::uptime();
+        let last = append(&mut transaction, &self.ledger_key, entries, calls, courtesy).await?;
+        let took = clock::uptime().since(began);
         transaction.commit().await?;
-        Ok(seq)
+        Ok(Appended { last, took })
     }
 
     pub(in crate::store) fn ledger_courtesy(&self) -> Courtesy {
@@ -346,9 +359,12 @@ async fn insert<'r, 'v, const TABLES: usize>(
         while rows.iter().all(|rows| rows.len() >= count) {
             let parts = rows.map(|rows| rows.split_at(count.min(rows.len())));
             let mut query = sqlx::query(*sql);
-            for row in parts.iter().flat_map(|(block, _)| *block) {
-                courtesy.give_way();
-                query = row.iter().fold(query, bind);
+            for statement in 0..count.div_ceil(LARGEST) {
+                let rows = |rows: &'r [Vec<Value<'v>>]| rows.chunks(LARGEST).nth(statement);
+                for row in parts.iter().filter_map(|(block, _)| rows(block)).flatten() {
+                    courtesy.give_way();
+                    query = row.iter().fold(query, bind);
+                }
             }
             query.execute(&mut **transaction).await?;
             rows = parts.map(|(_, rest)| rest);

@@ -619,8 +619,13 @@ fn files<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
 ///
 /// Leaked once for each of the few statements, because the driver takes static texts without a copy.
 fn multi_row(head: &str, columns: usize, rows: usize, tail: &str) -> &'static str {
+    format!("{head} values {} {tail}", places(columns, rows)).leak()
+}
+
+/// `(?, …), …` for so many rows.
+fn places(columns: usize, rows: usize) -> String {
     let row = format!("({})", vec!["?"; columns].join(", "));
-    format!("{head} values {} {tail}", vec![row.as_str(); rows].join(", ")).leak()
+    vec![row.as_str(); rows].join(", ")
 }
 
 /// Rows per multi-row statement: larger ones are not faster, and a fixed number keeps the

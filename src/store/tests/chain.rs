@@ -42,7 +42,7 @@ pub(super) async fn written() -> TempDir {
     let store = Store::open(folder.path()).await.unwrap();
     for part in 0..3_u64 {
         let calls: Vec<_> = (0..19).map(|n| tried(part * 100 + n)).collect();
-        let last = store.append_ledger(&[entry(part as i64)], &calls).await.unwrap();
+        let last = store.append_ledger(&[entry(part as i64)], &calls).await.unwrap().last;
         assert_eq!(last, i64::try_from(part + 1).unwrap() * 20);
     }
     store.close().await.unwrap();
@@ -216,7 +216,7 @@ async fn batches_of_every_size_are_written_whole() {
             })
             .collect();
         let entries: Vec<_> = (0..size % 7).map(|n| entry(n as i64)).collect();
-        let last = store.append_ledger(&entries, &calls).await.unwrap();
+        let last = store.append_ledger(&entries, &calls).await.unwrap().last;
         let first = last - i64::try_from(calls.len()).unwrap() + 1;
         written.extend((first..).zip(calls));
     }

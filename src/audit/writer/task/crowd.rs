@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::super::backlog::weight;
 use super::super::{HELD_BYTES, PLACES};
 use super::{Task, entry};
 use crate::clock;
@@ -19,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(25);
 /// A commit that takes this long is not a slow one: the disk hangs. Before that callers wait for their place, as
 /// they do when calls come faster than the disk takes them; what is slow loses nothing.
 const HANGS: Duration = Duration::from_secs(1);
+/// Before that a commit may be so slow that keeping calls back has no use: it is not they that it waits for.
+const SLOW: Duration = Duration::from_millis(150);
 /// With a spool: how long another process' lock is waited for before rows go there.
 const BEFORE_SPOOL: Duration = Duration::from_secs(1);
 /// Calls, and bytes, that may wait while the database cannot be written: the rest is for new ones.
@@ -144,7 +147,7 @@ impl Task {
             return;
         }
         let mut held = self.shared.held_bytes.load(Ordering::Relaxed);
-        let (mut times, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut times, mut places, mut bytes, mut weighs) = (Vec::new(), Vec::new(), 0, 0);
         {
             let mut queue = self.shared.queue.lock();
             while queue.entries.len() > MOST_WAITING || held > MOST_BYTES {
@@ -152,8 +155,10 @@ impl Task {
                 times.push(oldest.call.started_at());
                 places.push(oldest.place);
                 bytes += oldest.bytes;
+                weighs += weight(oldest.bytes);
                 held = held.saturating_sub(oldest.bytes);
             }
+            self.shared.throttle.take(weighs);
         }
         if !times.is_empty() {
             self.lose(times.into_iter());
@@ -169,7 +174,11 @@ impl Task {
             tokio::select! {
                 done = &mut doing => return done,
                 () = tokio::time::sleep(LOOK) => {
-                    self.stuck |= clock::uptime().since(began) >= HANGS;
+                    let time = clock::uptime().since(began);
+                    self.stuck |= time >= HANGS;
+                    if time >= SLOW {
+                        self.shared.throttle.ease();
+                    }
                     self.shed();
                 }
             }
@@ -179,6 +188,7 @@ impl Task {
     /// Waits, and lets go of waiting calls.
     pub(super) async fn pause(&mut self, time: Duration) {
         let began = clock::uptime();
+        self.shared.throttle.ease();
         loop {
             self.shed();
             let left = time.saturating_sub(clock::uptime().since(began));
