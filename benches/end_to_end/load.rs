@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use memchr::memmem;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -167,6 +167,20 @@ pub(crate) async fn run(
     let mut latencies_ns: Vec<u64> = done.into_iter().flatten().collect();
     latencies_ns.sort_unstable();
     Ok(Slice { calls: latencies_ns.len() as u64, seconds, own_cpu_seconds, latencies_ns })
+}
+
+/// Calls over so many connections until they are cut off; how many were answered.
+pub(crate) async fn until_cut(endpoint: &Endpoint, connections: usize) -> Result<u64> {
+    let opened = (0..connections).map(|number| Caller::open(endpoint, number as u64));
+    let callers = try_join_all(opened).await?;
+    let answered = join_all(callers.into_iter().map(|mut caller| async move {
+        let mut answered = 0;
+        while caller.call().await.is_ok() {
+            answered += 1;
+        }
+        answered
+    }));
+    Ok(answered.await.into_iter().sum())
 }
 
 /// One connection with a request whose id and text change from call to call.

@@ -14,11 +14,13 @@
     reason = "a benchmark reads clocks, prints its results, and ends at the first surprise"
 )]
 
+mod kills;
 mod load;
 mod process;
 mod report;
 mod targets;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -54,6 +56,9 @@ struct Options {
     /// Starts of the router per kind of data folder
     #[arg(long, default_value_t = 5)]
     starts: usize,
+    /// After that, end each router so many times with SIGKILL at full load, and see what it lost
+    #[arg(long, default_value_t = 0)]
+    kills: u32,
     /// Leave the router out
     #[arg(long)]
     no_router: bool,
@@ -142,10 +147,38 @@ async fn run(options: &Options) -> Result<Report> {
     for target in &targets {
         report.loaded(&target.name, target.memory());
     }
+    let upstream_process = targets.remove(0);
     for target in targets {
         target.stop();
     }
+    kill(options, &sandbox, upstream, &mut report).await?;
+    upstream_process.stop();
     Ok(report)
+}
+
+/// Each of our routers is killed at full load, with a new data folder each time.
+async fn kill(
+    options: &Options,
+    sandbox: &Sandbox,
+    upstream: SocketAddr,
+    report: &mut Report,
+) -> Result<()> {
+    let mut routers = vec![("router", "{}")];
+    for text in &options.audit {
+        routers.push(text.split_once('=').context("--audit is NAME=YAML")?);
+    }
+    for &connections in &options.connections {
+        for (name, audit) in &routers {
+            let mut kills = Vec::new();
+            for at in 0..options.kills {
+                let data = format!("{name}-{connections}-killed-{at}");
+                let router = sandbox.router(&data, upstream, audit).await?;
+                kills.push(kills::kill(router, &sandbox.data(&data), connections, at).await?);
+            }
+            report.killed(name, connections, &kills);
+        }
+    }
+    Ok(())
 }
 
 async fn others(options: &Options) -> Result<Vec<Target>> {

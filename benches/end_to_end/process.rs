@@ -51,6 +51,12 @@ impl Process {
         self.terminate();
     }
 
+    /// Ends it where it stands.
+    pub(crate) fn kill(mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+
     fn terminate(&mut self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         if let (Some(pid), Ok(None)) = (pid, self.child.try_wait()) {

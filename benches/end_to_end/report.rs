@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::kills::Kill;
 use crate::load::{Slice, TEXT_BYTES};
 use crate::process::Memory;
 use crate::targets::{Starts, median};
@@ -54,6 +55,17 @@ struct MemoryRow {
     loaded: Option<Memory>,
 }
 
+/// What was lost by one router that was killed again and again.
+#[derive(Debug)]
+struct KillsRow {
+    name: String,
+    connections: usize,
+    calls_per_second: f64,
+    /// Per kill, sorted.
+    lost: Vec<u64>,
+    newest_ms: Vec<f64>,
+}
+
 /// Everything one run found.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -63,11 +75,20 @@ pub(crate) struct Report {
     sync_ms: f64,
     rows: Vec<Row>,
     memory: Vec<MemoryRow>,
+    kills: Vec<KillsRow>,
 }
 
 impl Report {
     pub(crate) fn new(rounds: usize, seconds: f64, starts: Option<Starts>, sync_ms: f64) -> Self {
-        Self { rounds, seconds, starts, sync_ms, rows: Vec::new(), memory: Vec::new() }
+        Self {
+            rounds,
+            seconds,
+            starts,
+            sync_ms,
+            rows: Vec::new(),
+            memory: Vec::new(),
+            kills: Vec::new(),
+        }
     }
 
     pub(crate) fn push(&mut self, row: Row) {
@@ -82,6 +103,24 @@ impl Report {
         if let Some(row) = self.memory.iter_mut().find(|row| row.name == name) {
             row.loaded = loaded;
         }
+    }
+
+    pub(crate) fn killed(&mut self, name: &str, connections: usize, kills: &[Kill]) {
+        if kills.is_empty() {
+            return;
+        }
+        let mut calls: Vec<f64> = kills.iter().map(|kill| kill.calls_per_second).collect();
+        let mut lost: Vec<u64> = kills.iter().map(|kill| kill.lost).collect();
+        let mut newest_ms: Vec<f64> = kills.iter().map(|kill| kill.newest_ms).collect();
+        lost.sort_unstable();
+        newest_ms.sort_by(f64::total_cmp);
+        self.kills.push(KillsRow {
+            name: name.to_owned(),
+            connections,
+            calls_per_second: median(&mut calls),
+            lost,
+            newest_ms,
+        });
     }
 
     fn nginx(&self, connections: usize) -> Option<&Row> {
@@ -155,6 +194,18 @@ impl Report {
                 starts.fresh_ms, starts.existing_ms
             ));
         }
+        for row in &self.kills {
+            let list = |values: Vec<String>| values.join(" ");
+            line(format_args!(
+                "\n{} killed {} times at {:.0} calls/s of {} connections:\n  calls lost: {}\n  age of the newest call on record, ms: {}\n",
+                row.name,
+                row.lost.len(),
+                row.calls_per_second,
+                row.connections,
+                list(row.lost.iter().map(u64::to_string).collect()),
+                list(row.newest_ms.iter().map(|ms| format!("{ms:.0}")).collect()),
+            ));
+        }
         text
     }
 
@@ -194,6 +245,19 @@ impl Report {
                 })
             })
             .collect();
+        let kills: Vec<Value> = self
+            .kills
+            .iter()
+            .map(|row| {
+                json!({
+                    "target": row.name,
+                    "connections": row.connections,
+                    "calls_per_second": row.calls_per_second,
+                    "lost": row.lost,
+                    "newest_age_ms": row.newest_ms,
+                })
+            })
+            .collect();
         json!({
             "workload": {"era": "legacy", "method": "tools/call", "text_bytes": TEXT_BYTES},
             "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
@@ -202,6 +266,7 @@ impl Report {
             "disk_sync_ms": self.sync_ms,
             "calls": rows,
             "memory": memory,
+            "kills": kills,
             "exec_to_first_call_ms": self.starts.map(|starts| {
                 json!({"new_data_folder": starts.fresh_ms, "existing_data_folder": starts.existing_ms})
             }),

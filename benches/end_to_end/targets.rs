@@ -88,6 +88,13 @@ impl Target {
             process.stop();
         }
     }
+
+    /// Ends it with SIGKILL.
+    pub(crate) fn kill(self) {
+        if let Some(process) = self.process {
+            process.kill();
+        }
+    }
 }
 
 impl Sandbox {
@@ -153,6 +160,11 @@ impl Sandbox {
     ) -> Result<Target> {
         let (endpoint, process) = self.start_router(upstream, &format!("data-{name}"), audit)?;
         Target::started(name, endpoint, process).ready().await
+    }
+
+    /// The data folder of [`Self::router`].
+    pub(crate) fn data(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("data-{name}"))
     }
 
     fn start_router(
