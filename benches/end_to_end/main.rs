@@ -35,7 +35,7 @@ use crate::targets::{Sandbox, Target};
 #[derive(Debug, Parser)]
 #[command(name = "end_to_end")]
 struct Options {
-    /// A small run of about twenty seconds, to see that everything still works
+    /// A small run of about half a minute, to see that everything still works
     #[arg(long)]
     quick: bool,
     /// Print the results as JSON
@@ -95,6 +95,7 @@ fn main() -> ExitCode {
         options.rounds = 2;
         options.seconds = 0.5;
         options.starts = 2;
+        options.kills = options.kills.max(1);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
