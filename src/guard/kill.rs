@@ -60,24 +60,31 @@ fn listed(pid: i32) -> Vec<i32> {
 
 /// Kills all that descends from `pid`. Who is started meanwhile may be left: look again.
 pub fn kill_descendants(pid: i32) {
-    kill_trees(|lookup| lookup.children(pid));
+    kill_trees(|lookup| lookup.children(pid), |_| false);
 }
 
-/// Kills `roots`, which are asked for again and again, and all that descends from them.
-pub(super) fn kill_trees(roots: impl Fn(&Lookup) -> Vec<i32>) {
+/// Kills `roots`, which are asked for again and again, and all that descends from them. `reap` is asked of each
+/// root after each look, and says that it has ended and is gone: of whoever starts its successor and ends
+/// thousands would be in the way of the next look else.
+pub(super) fn kill_trees(roots: impl Fn(&Lookup) -> Vec<i32>, reap: impl Fn(i32) -> bool) {
     let mut stopped = BTreeSet::new();
     for _ in 0..LOOKS {
-        let known = stopped.len();
         let lookup = Lookup::now();
-        let mut next = roots(&lookup);
+        let roots = roots(&lookup);
+        let (mut next, mut found) = (roots.clone(), false);
         while let Some(pid) = next.pop() {
             // Before its children are looked for, so that no further ones can follow.
             if stopped.insert(pid) {
+                found = true;
                 signal(pid, Signal::STOP);
             }
             next.extend(lookup.children(pid));
         }
-        if stopped.len() == known {
+        for ended in roots.into_iter().filter(|pid| reap(*pid)) {
+            // The number is another's soon.
+            stopped.remove(&ended);
+        }
+        if !found {
             break;
         }
     }

@@ -42,10 +42,16 @@ impl Known {
     /// waits for them.
     fn reap(&self, table: &ProcessTable) {
         let strangers = table.all_children(own()).map(|child| child.pid);
-        for pid in strangers.filter(|pid| !self.guards.contains(pid)).filter_map(Pid::from_raw) {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        for pid in strangers.filter(|pid| !self.guards.contains(pid)) {
+            reap(pid);
         }
     }
+}
+
+/// Whether this child had ended; then it is gone.
+fn reap(pid: i32) -> bool {
+    let child = Pid::from_raw(pid);
+    child.is_some_and(|pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_))))
 }
 
 fn own() -> i32 {
@@ -111,7 +117,7 @@ pub fn end_orphans() -> bool {
     let is_orphan = |pid: &i32| !known.guards.contains(pid) && !spared.contains(pid);
     let none = !children.iter().any(|child| is_orphan(&child.pid));
     if !none {
-        kill_trees(|lookup| lookup.children(own()).into_iter().filter(is_orphan).collect());
+        kill_trees(|lookup| lookup.children(own()).into_iter().filter(is_orphan).collect(), reap);
     }
     known.reap(&table);
     none
