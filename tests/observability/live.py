@@ -34,6 +34,7 @@ SEEN = [
 # What does not happen here, or need not, so that these may be zero.
 QUIET = {
     "switchyard_audit_dropped_total", "switchyard_audit_dropped_entries_total", "switchyard_audit_pruned_total",
+    "switchyard_audit_throttled_total",
     "switchyard_audit_spool_bytes",
     "switchyard_audit_index_lag_seconds", "switchyard_audit_rejected_total", "switchyard_audit_spool_open",
     "switchyard_audit_queue_bytes", "switchyard_metrics_overflow_total",
