@@ -164,7 +164,10 @@ async fn kill(
     upstream: SocketAddr,
     report: &mut Report,
 ) -> Result<()> {
-    let mut routers = vec![("router", "{}")];
+    let mut routers = Vec::new();
+    if !options.no_router {
+        routers.push(("router", "{}"));
+    }
     for text in &options.audit {
         routers.push(text.split_once('=').context("--audit is NAME=YAML")?);
     }

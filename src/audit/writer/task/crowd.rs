@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(25);
 /// A commit that takes this long is not a slow one: the disk hangs. Before that callers wait for their place, as
 /// they do when calls come faster than the disk takes them; what is slow loses nothing.
 const HANGS: Duration = Duration::from_secs(1);
-/// Before that a commit may be so slow that keeping calls back has no use: it is not they that it waits for.
+/// A commit that takes this long waits for the disk, not for a processor: keeping calls back would not help it.
 const SLOW: Duration = Duration::from_millis(150);
 /// With a spool: how long another process' lock is waited for before rows go there.
 const BEFORE_SPOOL: Duration = Duration::from_secs(1);
