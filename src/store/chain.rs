@@ -86,6 +86,15 @@ impl<'a> Value<'a> {
         text.map_or(Self::Null, Self::text)
     }
 
+    pub(super) fn into_owned(self) -> Value<'static> {
+        match self {
+            Self::Null => Value::Null,
+            Self::Integer(number) => Value::Integer(number),
+            Self::Text(text) => Value::text(text.into_owned()),
+            Self::Blob(bytes) => Value::Blob(bytes.into_owned().into()),
+        }
+    }
+
     pub(super) fn maybe_blob(bytes: Option<&'a [u8]>) -> Self {
         bytes.map_or(Self::Null, |bytes| Self::Blob(bytes.into()))
     }

@@ -6,6 +6,7 @@
 
 mod chain;
 mod checkpoint;
+mod column;
 mod courtesy;
 mod entries;
 mod error;
@@ -120,7 +121,7 @@ impl Store {
     }
 
     /// Verifies an export that [`Self::export_ledger`] made, with the key of its ledger in a file and against
-    /// checkpoints. Holds one row at a time.
+    /// checkpoints. Holds some megabytes of it at a time.
     ///
     /// # Errors
     /// [`StoreError::BadExport`] when it is none or cannot be read, and [`StoreError::LedgerKey`]. What is

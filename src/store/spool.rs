@@ -4,6 +4,7 @@
 //! to its place in this file; the rows are the columns that the database would have got. The first
 //! line names the spool, so that the database can say how far which one was read.
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::chain::{Kind, LedgerKey, Value};
+use super::column::hex;
 
 /// The file in a folder.
 const FILE: &str = "ledger-spool.jsonl";
@@ -70,23 +72,14 @@ struct Line<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Row {
-    kind: String,
-    values: Vec<Cell>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    attempts: Vec<Vec<Cell>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    payload: Option<(Cell, Cell)>,
-}
-
-/// One column.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Cell {
-    Blob { hex: String },
-    Integer(i64),
-    Text(String),
-    Null(()),
+struct Row<'a> {
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    values: Cow<'a, [Value<'a>]>,
+    #[serde(borrow, default, skip_serializing_if = "<[_]>::is_empty")]
+    attempts: Cow<'a, [Vec<Value<'a>>]>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    payload: Option<Cow<'a, [Value<'a>; 2]>>,
 }
 
 /// What was read back.
@@ -353,110 +346,33 @@ fn parse<'a>(line: &'a str, key: &LedgerKey, name: &str, at: u64) -> Option<&'a 
     (line.mac == hex(&key.spooled(name, at, row.as_bytes()))).then_some(row)
 }
 
-fn row(link: &Link<'_>) -> Row {
-    let cells = |values: &[Value<'_>]| values.iter().map(cell).collect::<Vec<_>>();
+fn row<'a>(link: &'a Link<'a>) -> Row<'a> {
+    let kind = match link.kind {
+        Kind::Call => "call",
+        Kind::Entry => "entry",
+    };
     Row {
-        kind: match link.kind {
-            Kind::Call => "call",
-            Kind::Entry => "entry",
-        }
-        .to_owned(),
-        values: cells(link.values.get(1..).unwrap_or_default()),
-        attempts: link.attempts.iter().map(|attempt| cells(attempt)).collect(),
-        payload: link.payload.as_ref().map(|[arguments, result]| (cell(arguments), cell(result))),
+        kind: kind.into(),
+        values: link.values.get(1..).unwrap_or_default().into(),
+        attempts: link.attempts.as_slice().into(),
+        payload: link.payload.as_ref().map(Cow::Borrowed),
     }
 }
 
 fn link(row: &str) -> Option<Link<'static>> {
-    let row: Row = serde_json::from_str(row).ok()?;
-    let values = |cells: Vec<Cell>| cells.into_iter().map(value).collect::<Option<Vec<_>>>();
-    let mut all = vec![Value::Null];
-    all.extend(values(row.values)?);
+    let row: Row<'_> = serde_json::from_str(row).ok()?;
+    let owned = |values: Vec<Value<'_>>| values.into_iter().map(Value::into_owned).collect();
     Some(Link {
-        kind: match row.kind.as_str() {
+        kind: match row.kind.as_ref() {
             "call" => Kind::Call,
             "entry" => Kind::Entry,
             _ => return None,
         },
-        values: all,
-        attempts: row.attempts.into_iter().map(values).collect::<Option<_>>()?,
-        payload: match row.payload {
-            Some((arguments, result)) => Some([value(arguments)?, value(result)?]),
-            None => None,
-        },
+        values: [vec![Value::Null], owned(row.values.into_owned())].concat(),
+        attempts: row.attempts.into_owned().into_iter().map(owned).collect(),
+        payload: row.payload.map(|payload| payload.into_owned().map(Value::into_owned)),
     })
 }
-
-pub(super) fn cell(value: &Value<'_>) -> Cell {
-    match value {
-        Value::Null => Cell::Null(()),
-        Value::Integer(number) => Cell::Integer(*number),
-        Value::Text(text) => Cell::Text(text.clone().into_owned()),
-        Value::Blob(bytes) => Cell::Blob { hex: hex(bytes) },
-    }
-}
-
-pub(super) fn value(cell: Cell) -> Option<Value<'static>> {
-    Some(match cell {
-        Cell::Null(()) => Value::Null,
-        Cell::Integer(number) => Value::Integer(number),
-        Cell::Text(text) => Value::text(text),
-        Cell::Blob { hex } => Value::Blob(unhex(&hex)?.into()),
-    })
-}
-
-/// Verifying reads and writes hundreds of digits for each row.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
-    for byte in bytes {
-        for digit in [byte >> 4, byte & 15] {
-            text.push(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit }));
-        }
-    }
-    text
-}
-
-pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if !rest.is_empty() {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(pairs.len());
-    let mut seen = 0;
-    for &[high, low] in pairs {
-        let (high, low) = (digit(high), digit(low));
-        // Asked once, at the end: digits come in no order that a processor could foresee.
-        seen |= high | low;
-        bytes.push(high << 4 | low);
-    }
-    (seen < 16).then_some(bytes)
-}
-
-/// What a digit stands for; [`NO_DIGIT`] for what is none.
-fn digit(letter: u8) -> u8 {
-    match DIGITS.get(usize::from(letter)) {
-        Some(digit) => *digit,
-        None => NO_DIGIT,
-    }
-}
-
-const NO_DIGIT: u8 = 0xff;
-
-#[expect(clippy::indexing_slicing, reason = "at compile time")]
-static DIGITS: [u8; 256] = {
-    let mut table = [NO_DIGIT; 256];
-    let mut value = 0;
-    while value < 10 {
-        table[(b'0' + value) as usize] = value;
-        value += 1;
-    }
-    while value < 16 {
-        table[(b'a' + value - 10) as usize] = value;
-        table[(b'A' + value - 10) as usize] = value;
-        value += 1;
-    }
-    table
-};
 
 /// The place after the last line that is whole.
 fn last_line_end(file: &File) -> io::Result<u64> {
@@ -489,29 +405,9 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write as _;
     use std::os::unix::fs::MetadataExt as _;
 
-    use proptest::prelude::*;
-
     use super::*;
-
-    proptest! {
-        #[test]
-        fn digits_are_written_and_read_as_numbers_are(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let mut digits = String::new();
-            bytes.iter().for_each(|byte| write!(digits, "{byte:02x}").unwrap());
-            prop_assert_eq!(&hex(&bytes), &digits);
-            prop_assert_eq!(unhex(&digits.to_uppercase()), Some(bytes.clone()));
-            prop_assert_eq!(unhex(&digits), Some(bytes));
-        }
-
-        #[test]
-        fn what_is_no_digit_is_not_read(text in "[0-9a-fA-F]{0,6}[\\x00-\\x7fé]{0,2}") {
-            let whole = text.len() % 2 == 0 && text.chars().all(|letter| letter.is_ascii_hexdigit());
-            prop_assert_eq!(unhex(&text).is_some(), whole, "{}", text);
-        }
-    }
 
     fn key() -> LedgerKey {
         LedgerKey::new(&[7; 32])

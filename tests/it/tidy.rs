@@ -94,6 +94,8 @@ const PURE: &[&str] = &[
     "audit/export",
     "audit/writer/backlog",
     "audit/writer/pace",
+    "store/chain",
+    "store/column",
     "store/sqlite/index/fts",
     "store/sqlite/index/postings",
     "store/sqlite/index/rollup",

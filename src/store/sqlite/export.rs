@@ -11,12 +11,13 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
 use super::SqliteStore;
-use super::verify::{FIRST, Records, State, base, hash_at, hex, read_rows, stored_hash, values};
+use super::verify::{FIRST, Records, State, base, hash_at, read_rows, stored_hash, values};
 use crate::model::Timestamp;
 use crate::store::StoreError;
 use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, ENTRY_COLUMNS, Hash, Kind, PAYLOAD_DIGEST, Value,
 };
+use crate::store::column::hex;
 use crate::store::export::{Head, Payload, Row, Writer};
 
 /// Rows read at once, and bytes of payloads unless a single row has more.

@@ -11,7 +11,6 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
 use super::attempts::attempt_values;
-use super::verify::hex;
 use super::{SqliteStore, begin, hash_of, places};
 use crate::clock;
 use crate::error::ErrorCode;
@@ -20,6 +19,7 @@ use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, Kind, LedgerKey, Value,
     canonical_call, canonical_entry,
 };
+use crate::store::column::hex;
 use crate::store::courtesy::Courtesy;
 use crate::store::spool::Link;
 use crate::store::{

@@ -10,16 +10,21 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
-use serde::de::{self, Visitor};
+use serde::de::{SeqAccess, Visitor};
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
 use crate::store::StoreError;
 use crate::store::chain::{ATTEMPT_COLUMNS, CALL_COLUMNS, Hash, Value};
-use crate::store::spool::unhex;
+use crate::store::column::unhex;
 
 /// Columns of a call that are no texts and no numbers: JSON knows nothing else.
 const BLOBS: [&str; 5] =
     ["id", "definition_hash", "arguments_digest", "result_digest", "payload_digest"];
+
+/// What is selected of a call: its columns, `seq`, the hash, and the payload's `seq` and two texts.
+const OF_A_CALL: usize = CALL_COLUMNS.len() + 5;
+/// The same of an attempt: its columns and `seq`.
+const OF_AN_ATTEMPT: usize = ATTEMPT_COLUMNS.len() + 1;
 
 /// Whether there is a blob where none belongs comes with the rows: JSON's functions take one for what
 /// it would be in JSON's binary form.
@@ -32,7 +37,7 @@ static CALLS: LazyLock<String> = LazyLock::new(|| {
     let plain = plain.map(|name| format!("c.{name}"));
     let plain = plain.chain(["p.arguments", "p.result"].map(str::to_owned));
     format!(
-        "select json_group_array(json_array(c.seq, {}, {}, p.seq, p.arguments, p.result) order by c.seq),
+        "select json_group_array(json_array({}, c.seq, {}, p.seq, p.arguments, p.result)),
             coalesce(max({}), 0)
          from calls c left join payloads p on p.seq = c.seq where c.seq > ? and c.seq <= ?",
         columns.join(", "),
@@ -43,7 +48,7 @@ static CALLS: LazyLock<String> = LazyLock::new(|| {
 
 static ATTEMPTS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "select json_group_array(json_array(seq, {}) order by seq, n), coalesce(max({}), 0)
+        "select json_group_array(json_array({}, seq)), coalesce(max({}), 0)
          from attempts where seq > ? and seq <= ?",
         ATTEMPT_COLUMNS.join(", "),
         any_blob(ATTEMPT_COLUMNS.iter().map(|&name| name.to_owned())),
@@ -107,42 +112,54 @@ impl Packed {
 
     /// The rows, by their numbers; `None` when one is not what it should be.
     pub(super) fn rows(&self) -> Option<(Vec<Call<'_>>, Vec<Attempt<'_>>)> {
-        let calls: Vec<Vec<Item<'_>>> = serde_json::from_str(&self.calls).ok()?;
-        let attempts: Vec<Vec<Item<'_>>> = serde_json::from_str(&self.attempts).ok()?;
-        Some((
-            calls.into_iter().map(call).collect::<Option<_>>()?,
-            attempts.into_iter().map(attempt_of).collect::<Option<_>>()?,
-        ))
+        let calls: Vec<Columns<'_, OF_A_CALL>> = serde_json::from_str(&self.calls).ok()?;
+        let attempts: Vec<Columns<'_, OF_AN_ATTEMPT>> =
+            serde_json::from_str(&self.attempts).ok()?;
+        let mut calls: Vec<_> = calls.into_iter().map(call).collect::<Option<_>>()?;
+        let mut attempts: Vec<_> = attempts.into_iter().map(attempt_of).collect::<Option<_>>()?;
+        // They come in this order, which the database does not promise; to have it sort costs a copy.
+        calls.sort_by_key(|call| call.seq);
+        attempts.sort_by_key(|(seq, values)| (*seq, number(values.as_deref().unwrap_or_default())));
+        Some((calls, attempts))
     }
 }
 
-fn call(items: Vec<Item<'_>>) -> Option<Call<'_>> {
-    let mut items = items.into_iter().map(|item| item.0);
-    let mut next = || items.next();
-    let Some(Value::Integer(seq)) = next() else { return None };
-    let mut values = Vec::with_capacity(CALL_COLUMNS.len());
-    for name in CALL_COLUMNS {
-        let value = next()?;
-        values.push(if BLOBS.contains(&name) { blob_of(value)? } else { value });
+fn call(Columns(mut columns): Columns<'_, OF_A_CALL>) -> Option<Call<'_>> {
+    if columns.len() != OF_A_CALL {
+        return None;
     }
-    let stored = match blob_of(next()?)? {
-        Value::Blob(hash) => Some(hash.as_ref().try_into().ok()?),
-        _ => None,
-    };
-    let has_payload = next()? != Value::Null;
-    let mut text = || match next()? {
+    let mut text = || match columns.pop()? {
         Value::Null => Some(None),
         Value::Text(text) => Some(Some(text)),
         Value::Integer(_) | Value::Blob(_) => None,
     };
-    let payload = Some([text()?, text()?]);
-    Some(Call { seq, values: Some(values), stored, has_payload, payload })
+    let (result, arguments) = (text()?, text()?);
+    let has_payload = columns.pop()? != Value::Null;
+    let stored = match blob_of(columns.pop()?)? {
+        Value::Blob(hash) => Some(hash.as_ref().try_into().ok()?),
+        _ => None,
+    };
+    let Value::Integer(seq) = columns.pop()? else { return None };
+    for (value, name) in columns.iter_mut().zip(CALL_COLUMNS) {
+        if BLOBS.contains(&name) {
+            *value = blob_of(std::mem::replace(value, Value::Null))?;
+        }
+    }
+    let payload = Some([arguments, result]);
+    Some(Call { seq, values: Some(columns), stored, has_payload, payload })
 }
 
-fn attempt_of(items: Vec<Item<'_>>) -> Option<Attempt<'_>> {
-    let mut items = items.into_iter().map(|item| item.0);
-    let Some(Value::Integer(seq)) = items.next() else { return None };
-    Some((seq, Some(items.collect())))
+fn attempt_of(Columns(mut columns): Columns<'_, OF_AN_ATTEMPT>) -> Option<Attempt<'_>> {
+    let Value::Integer(seq) = columns.pop()? else { return None };
+    Some((seq, Some(columns)))
+}
+
+/// Which of its call's attempts one is.
+fn number(attempt: &[Value<'_>]) -> Option<i64> {
+    match attempt.first() {
+        Some(Value::Integer(number)) => Some(*number),
+        _ => None,
+    }
 }
 
 fn blob_of(value: Value<'_>) -> Option<Value<'_>> {
@@ -153,40 +170,29 @@ fn blob_of(value: Value<'_>) -> Option<Value<'_>> {
     }
 }
 
-/// A column as JSON has it, not copied where it is written plainly.
-struct Item<'a>(Value<'a>);
+/// The columns of a row, `N` of them.
+struct Columns<'a, const N: usize>(Vec<Value<'a>>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Item<'a> {
+impl<'de: 'a, 'a, const N: usize> Deserialize<'de> for Columns<'a, N> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Column;
-        impl<'de> Visitor<'de> for Column {
-            type Value = Item<'de>;
+        struct Row<const N: usize>;
+        impl<'de, const N: usize> Visitor<'de> for Row<N> {
+            type Value = Columns<'de, N>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer, a text or null")
+                write!(f, "{N} columns")
             }
 
-            fn visit_unit<E: de::Error>(self) -> Result<Item<'de>, E> {
-                Ok(Item(Value::Null))
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Item<'de>, E> {
-                Ok(Item(Value::Integer(number)))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Item<'de>, E> {
-                i64::try_from(number).map(|number| Item(Value::Integer(number))).map_err(E::custom)
-            }
-
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Item<'de>, E> {
-                Ok(Item(Value::text(text)))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Item<'de>, E> {
-                Ok(Item(Value::text(text.to_owned())))
+            fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<Self::Value, A::Error> {
+                // JSON does not say how many follow.
+                let mut columns = Vec::with_capacity(N);
+                while let Some(value) = row.next_element()? {
+                    columns.push(value);
+                }
+                Ok(Columns(columns))
             }
         }
-        deserializer.deserialize_any(Column)
+        deserializer.deserialize_seq(Row)
     }
 }
 

@@ -11,9 +11,11 @@ mod tables;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::BufRead;
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread;
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{ConnectOptions as _, Row, SqliteConnection, TypeInfo as _, ValueRef as _};
@@ -27,6 +29,7 @@ use crate::store::chain::{
     ATTEMPT_COLUMNS, CALL_COLUMNS, Canonical, ENTRY_COLUMNS, Hash, LedgerKey, PAYLOAD_DIGEST,
     Value, canonical_call, canonical_entry,
 };
+use crate::store::column::hex;
 use crate::store::export::{self, PRUNED};
 use crate::store::{Checkpoint, Fault, StoreError, Verified};
 
@@ -37,8 +40,8 @@ pub(super) const EXPIRED: &str = "audit.expired";
 
 /// Rows of a window.
 const WINDOW: i64 = 512;
-/// Windows that are read at once.
-const READERS: usize = 2;
+/// Windows that are read at once, at most: more would wait for the disk.
+const READERS: usize = 8;
 /// Column of a call's `seq` in what is selected; the others follow.
 pub(super) const FIRST: usize = 1;
 
@@ -126,9 +129,12 @@ pub(in crate::store) async fn verify(
         next: AtomicI64::new(state.base),
     });
     let mut windows = tokio::task::JoinSet::new();
-    for _ in 0..READERS {
+    // What is done with rows costs as much as to read them: no two readers share a thread for it.
+    let runtime = tokio::runtime::Handle::current();
+    for _ in 0..thread::available_parallelism().map_or(1, NonZero::get).min(READERS) {
         let (means, mut reader) = (Arc::clone(&means), open(&path).await?);
-        windows.spawn(async move { means.windows(&mut reader).await });
+        let runtime = runtime.clone();
+        windows.spawn_blocking(move || runtime.block_on(means.windows(&mut reader)));
     }
     let mut bare = Vec::new();
     while let Some(part) = windows.join_next().await {
@@ -562,8 +568,4 @@ async fn compare(
         verified.found(seq, Fault::Truncated);
     }
     Ok(())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

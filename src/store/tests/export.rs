@@ -129,6 +129,43 @@ async fn lines_that_were_removed_moved_or_added_are_found() {
         // What comes after the end.
         let longer = text.clone() + lines[5];
         assert_eq!(found(&longer, folder.path()).0, 10);
+        for more in ["\n", "x", "x\n"] {
+            let longer = text.clone() + more;
+            assert_eq!(found(&longer, folder.path()), (10, 60, Fault::Changed), "{more:?}");
+        }
+    }
+}
+
+/// Lines are looked at in batches, and those by several threads: where they meet, nothing is lost.
+#[tokio::test]
+async fn faults_are_found_in_each_of_many_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    fill(&store, 0..130, 40).await;
+    store.close().await.unwrap();
+    drop(store);
+    let text = exported(folder.path(), None, None, false).await;
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let rows = lines.len() - 2;
+    assert!(rows > 5_000, "{rows}");
+    let seq = |line: usize| i64::try_from(line).unwrap();
+    let whole = good(&text, folder.path());
+    assert_eq!((whole.rows, whole.head), (rows as u64, seq(rows)));
+    for line in [1, 2_047, 2_048, 4_096, rows - 1] {
+        let changed = lines[line].replacen("\"outcome\":\"ok\"", "\"outcome\":\"timeout\"", 1);
+        let mut other = lines.clone();
+        other[line] = &changed;
+        if changed != lines[line] {
+            assert_eq!(found(&other.concat(), folder.path()), (10, seq(line), Fault::Changed));
+        }
+        let mut swapped = lines.clone();
+        swapped.swap(line, line + 1);
+        assert_eq!(found(&swapped.concat(), folder.path()), (10, seq(line), Fault::Changed));
+        let mut shorter = lines.clone();
+        shorter.remove(line);
+        assert_eq!(found(&shorter.concat(), folder.path()), (11, seq(line), Fault::Missing));
+        let cut = lines[..=line].concat();
+        assert_eq!(found(&cut, folder.path()), (12, seq(line) + 1, Fault::Truncated));
     }
 }
 
