@@ -171,7 +171,7 @@ impl Writer {
     }
 }
 
-/// Nothing of it can fail: it is written to memory.
+/// The line of a row. What is written to memory cannot fail.
 fn encode(row: &Row<'_>) -> String {
     let mut line = Vec::with_capacity(1_024);
     let _ = write!(line, r#"{{"seq":{},"prev":"#, row.seq);

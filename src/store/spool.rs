@@ -361,17 +361,22 @@ fn row<'a>(link: &'a Link<'a>) -> Row<'a> {
 
 fn link(row: &str) -> Option<Link<'static>> {
     let row: Row<'_> = serde_json::from_str(row).ok()?;
-    let owned = |values: Vec<Value<'_>>| values.into_iter().map(Value::into_owned).collect();
+    let mut values = vec![Value::Null];
+    values.extend(owned(row.values.into_owned()));
     Some(Link {
         kind: match row.kind.as_ref() {
             "call" => Kind::Call,
             "entry" => Kind::Entry,
             _ => return None,
         },
-        values: [vec![Value::Null], owned(row.values.into_owned())].concat(),
+        values,
         attempts: row.attempts.into_owned().into_iter().map(owned).collect(),
         payload: row.payload.map(|payload| payload.into_owned().map(Value::into_owned)),
     })
+}
+
+fn owned(values: Vec<Value<'_>>) -> Vec<Value<'static>> {
+    values.into_iter().map(Value::into_owned).collect()
 }
 
 /// The place after the last line that is whole.
