@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -109,6 +109,15 @@ async fn listen() -> (TcpListener, std::net::SocketAddr) {
     (listener, address)
 }
 
+/// Where connections are refused until something listens there; the system gives the port to nobody.
+fn held() -> (TcpSocket, std::net::SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
 #[tokio::test]
 async fn callers_at_once_share_one_connect_and_none_ends_it_by_leaving() {
     let (listener, address) = listen().await;
@@ -132,8 +141,7 @@ async fn callers_at_once_share_one_connect_and_none_ends_it_by_leaving() {
 
 #[tokio::test]
 async fn a_server_that_returns_is_found_by_the_next_call_after_the_wait() {
-    let (listener, address) = listen().await;
-    drop(listener);
+    let (_held, address) = held();
     let (pool, error) = refused_pool(address).await;
     assert_eq!(error.failure(), Failure::NotSent);
     assert!(error.to_string().contains("refused"), "{error}");
@@ -150,8 +158,7 @@ async fn a_server_that_returns_is_found_by_the_next_call_after_the_wait() {
 
 #[tokio::test]
 async fn a_reset_forgets_the_wait() {
-    let (listener, address) = listen().await;
-    drop(listener);
+    let (_held, address) = held();
     let (pool, _) = refused_pool(address).await;
     let listener = TcpListener::bind(address).await.unwrap();
     serve(listener, Duration::ZERO, &TaskTracker::new());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use switchyard::cli::demo_upstream::Options;
 
-use crate::support::{Finished, Router, free_port, refusing, switchyard, upstream, yaml};
+use crate::support::{Finished, Router, refusing, switchyard, upstream, yaml};
 
 /// `serve` with this configuration, which must not start.
 async fn serve(yaml: &str, more: &[&str]) -> Finished {
@@ -132,7 +132,7 @@ async fn a_router_that_is_not_there() {
         let ended = switchyard(folder.path(), arguments).await.expect(3);
         says(&ended, &["switchyard serve"]);
     }
-    let url = format!("http://127.0.0.1:{}", free_port());
+    let url = format!("http://{}", refusing().await);
     let ended = switchyard(folder.path(), &["--url", &url, "servers"]).await.expect(3);
     says(&ended, &[&url]);
 }

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use switchyard::cli::demo_upstream::{Eras, Options};
 
 use crate::support::{
-    Role, SUBSCRIPTION, Speaker, Stage, Stream, TestApp, on_stage, upstream, upstream_at, yaml,
+    Role, SUBSCRIPTION, Speaker, Stage, Stream, TestApp, hold, on_stage, upstream, upstream_at,
+    yaml,
 };
 
 const ROLES: [Role; 3] = [Role::Legacy, Role::Modern, Role::Stdio];
@@ -206,6 +207,7 @@ async fn a_server_that_was_restarted_with_other_tools_is_called_and_its_list_tol
         };
         assert_eq!(echo(&old).send().await.json()["result"]["content"][0]["text"], "hi");
         before.stop().await;
+        hold(address).unwrap();
         let after =
             upstream_at(address, Options { eras, extra_tools: 1, ..Options::default() }).await;
         for client in [&old, &new] {

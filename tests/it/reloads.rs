@@ -1,15 +1,12 @@
 //! A file that is read again while calls are under way: what runs at servers goes on.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 use switchyard::cli::demo_upstream::Options;
 
-use crate::support::{
-    PROGRAM, Router, SOON, TestApp, alive, eventually, free_port, upstream, yaml,
-};
+use crate::support::{PROGRAM, Router, SOON, TestApp, alive, eventually, refusing, upstream, yaml};
 
 /// A number that nobody else has on the command line, to find a child by.
 fn mark(test: u64) -> String {
@@ -128,7 +125,7 @@ async fn a_hang_up_signal_during_the_start_is_a_reload_once_the_router_is_up() {
     let options = SqliteConnectOptions::new().filename(data.join("state.db"));
     let mut other = SqliteConnection::connect_with(&options).await.unwrap();
     sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let address = refusing().await;
     let starting = tokio::spawn(Router::start_again(folder, address));
     eventually(SOON, "the port is bound", || async {
         tokio::net::TcpStream::connect(address).await.ok().map(drop)

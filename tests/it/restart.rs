@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use switchyard::cli::demo_upstream::{Options, Upstream};
 
 use crate::support::{
-    Http, Legacy, Router, SOON, alive, eventually, fastest, legacy_body, stdio, switchyard,
+    Http, Legacy, Router, SOON, alive, eventually, fastest, hold, legacy_body, stdio, switchyard,
     upstream, upstream_at, yaml,
 };
 
@@ -68,6 +68,7 @@ async fn after_a_kill_under_load_everything_is_there_at_once() {
         task.await.unwrap();
     }
     up.stop().await;
+    hold(address).unwrap();
 
     // The bound is for an idle machine; with tests beside this one the best of some starts counts.
     let mut starts = 0;

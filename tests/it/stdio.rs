@@ -15,8 +15,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Notify;
 
 use crate::support::{
-    Fault, LEGACY, MODERN, Rig, Router, SOON, command, eventually, fastest, free_port,
-    modern_params, upstream, yaml,
+    Fault, LEGACY, MODERN, Rig, Router, SOON, command, eventually, fastest, modern_params,
+    refusing, upstream, yaml,
 };
 
 /// Longer than any answer here takes, the wait for a router included.
@@ -393,7 +393,7 @@ async fn a_call_that_may_have_run_is_not_repeated() {
 #[tokio::test]
 async fn without_a_router_requests_are_told_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let address = refusing().await.to_string();
     let mut client = Client::start(folder.path(), &["--url", &format!("http://{address}")]);
     let began = Instant::now();
     let answer = client.initialize().await;

@@ -185,12 +185,13 @@ async fn an_unauthorised_server_is_not_classified() {
 
 #[tokio::test]
 async fn a_refused_connection_ends_the_search_at_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://u:p@{}/x?key=s3cret", listener.local_addr().unwrap());
+    // Bound, so that nobody else gets the port, and not listening.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://u:p@{}/x?key=s3cret", socket.local_addr().unwrap());
     let error = open(&url, &options()).await.unwrap_err();
     assert!(matches!(error, TransportError::Address { .. }));
     assert!(!error.to_string().contains("u:p") && !error.to_string().contains("s3cret"));
-    drop(listener);
     let error = open(&url.replace("u:p@", ""), &options()).await.unwrap_err();
     assert!(matches!(error, TransportError::Connect { .. }), "{error:?}");
     assert_eq!(error.failure(), Failure::NotSent);

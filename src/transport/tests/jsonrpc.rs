@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio_util::task::TaskTracker;
 
 use super::support::{
@@ -190,9 +190,10 @@ async fn what_has_no_list_of_tools_is_no_such_server() {
         let error = open(upstream.url.trim_end_matches("/mcp")).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // Bound, so that nobody else gets the port, and not listening.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
     let error = open(&url).await.unwrap_err();
     assert!(matches!(error, TransportError::Connect { .. }), "{error:?}");
 }

@@ -8,6 +8,7 @@ mod figures;
 mod http;
 mod mcp;
 mod paged;
+mod ports;
 mod process;
 mod rig;
 mod speaker;
@@ -25,12 +26,13 @@ pub use figures::{breaker_state, figure, full, total, transitions};
 pub use http::{Answer, Call, Http, Lines};
 pub use mcp::{LEGACY, Legacy, MODERN, legacy_body, modern, modern_at, modern_params};
 pub use paged::{Paged, Pages};
-pub use process::{Finished, Router, alive, command, free_port, switchyard};
+pub use ports::{hold, refusing};
+pub use process::{Finished, Router, alive, command, switchyard};
 pub use rig::{Fault, GIGABYTE, Rig};
 pub use speaker::{Speaker, on_stage, play, progress_of};
 pub use stage::{Role, SUBSCRIPTION, Seen, Stage};
 pub use stream::{Stream, Wire, messages};
-pub use upstream::{garbage, hanging, refusing, stdio, upstream, upstream_at, yaml};
+pub use upstream::{garbage, hanging, stdio, upstream, upstream_at, yaml};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_switchyard");

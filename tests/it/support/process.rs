@@ -10,15 +10,10 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use super::{Http, PROGRAM};
+use super::{Http, PROGRAM, hold};
 
 /// No command takes longer.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// How a command ended.
 #[derive(Debug)]
@@ -247,6 +242,7 @@ impl Router {
     /// Ends it as no program can prevent, and gives its folder back.
     pub async fn kill(mut self) -> TempDir {
         self.child.kill().await.unwrap();
+        self.keep_address();
         self.folder
     }
 
@@ -259,7 +255,15 @@ impl Router {
     /// Waits for its end; its exit code and folder.
     pub async fn ended(mut self) -> (i32, TempDir) {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends");
+        self.keep_address();
         (ended.unwrap().code().unwrap_or(-1), self.folder)
+    }
+
+    /// For one that starts there again.
+    fn keep_address(&self) {
+        if let Err(error) = hold(self.address) {
+            eprintln!("{} is not held: {error}", self.address);
+        }
     }
 }
 

@@ -36,11 +36,6 @@ pub fn yaml(servers: &[(&str, &Upstream)]) -> String {
     format!("mcp_servers:\n{lines}")
 }
 
-/// An address where nothing listens.
-pub async fn refusing() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 /// An address where connections are taken and nothing is ever said.
 pub async fn hanging() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
