@@ -3,6 +3,7 @@ mod breakers;
 mod chain;
 mod expire;
 mod export;
+mod hits;
 mod index;
 mod kills;
 mod scan;

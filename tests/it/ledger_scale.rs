@@ -381,6 +381,7 @@ async fn ledger_scale() {
         format!("{} {rare}", frequent[0]),
         format!("\"{} {}\"", frequent[0], frequent[1]),
         format!("{}*", &rare[..3]),
+        "co*".to_owned(),
         "\"could not reach it\"".to_owned(),
         "content".to_owned(),
         "nowhereatall".to_owned(),

@@ -8,6 +8,7 @@
 
 mod follow;
 mod fts;
+mod hits;
 mod postings;
 mod recount;
 mod refresh;

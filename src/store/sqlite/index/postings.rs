@@ -83,6 +83,11 @@ impl Places {
         self.0.iter().all(|word| *word == 0)
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// All, the lowest first.
     pub(super) fn ascending(&self) -> impl DoubleEndedIterator<Item = u16> + '_ {
         const FIRSTS: [u16; WORDS] = firsts();

@@ -8,12 +8,12 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqlitePool};
+use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool};
 
 use super::fts::TextQuery;
-use super::postings::{CHUNK, Places, chunk_of, decode_times, place_of, seq_of};
+use super::hits::Hits;
+use super::postings::{Places, chunk_of, decode_times, place_of, seq_of};
 use super::scan::{Looked, PATIENCE, Range};
-use super::text::text_table;
 use super::{Dimension, PART, damaged};
 use crate::clock;
 use crate::model::{Outcome, TraceId};
@@ -24,11 +24,6 @@ use crate::store::{AuditFilter, CallRow, Cursor, Page, StoreError};
 /// Chunks of the first look; each further one takes twice as many.
 const FIRST_LOOK: i64 = 32;
 const LARGEST_LOOK: i64 = 1024;
-/// Up to so many candidates each is asked for on its own.
-const FEW: usize = 64;
-/// More hits of a text in a part are not read before it is known which are wanted.
-const MANY_HITS: i64 = 16_384;
-
 /// Parts whose text is looked through at the same time: as many as there are connections.
 const PARTS_AT_ONCE: usize = READERS as usize;
 
@@ -361,18 +356,17 @@ impl SqliteStore {
         below: i64,
         need: usize,
     ) -> Result<Vec<i64>, StoreError> {
-        let ask =
-            Ask { readers, table: text_table(part, generation), expression: text.expression() };
+        let hits = Hits { ledger: &self.audit.readers, readers, part, generation, text };
         let (low, high) = (part * PART, below.min((part + 1) * PART));
         if wanted.is_everything() {
             let limit = i64::try_from(need).unwrap_or(i64::MAX);
-            return ask.hits(low, high, limit).await;
+            return hits.newest(low, high, limit).await;
         }
         let candidates = self.candidates_of_part(readers, wanted, low, high).await?;
         if candidates.is_empty() {
             return Ok(Vec::new());
         }
-        ask.among(&candidates, text, low, high, need).await
+        hits.among(&candidates, low, high, need).await
     }
 
     /// What is wanted of the numbers from `low` to before `high`, but for chunks without any.
@@ -414,98 +408,6 @@ async fn generation_of(readers: &SqlitePool, part: i64) -> Result<Option<i64>, S
 pub(in crate::store::sqlite) fn has_text(text: &TextQuery, row: &SqliteRow) -> bool {
     let column = |name| row.try_get(name).unwrap_or_default();
     text.matches(column("error"), column("arguments"), column("result"))
-}
-
-/// A text in the table of one part.
-struct Ask<'a> {
-    readers: &'a SqlitePool,
-    table: String,
-    expression: String,
-}
-
-impl Ask<'_> {
-    /// The newest `limit` calls from `low` to before `high` that have the text, newest first.
-    async fn hits(&self, low: i64, high: i64, limit: i64) -> Result<Vec<i64>, StoreError> {
-        // One value for all: the driver's price is by the row.
-        let sql = format!(
-            "select group_concat(rowid) from (select rowid from {table} where {table} match ?
-                 and rowid >= ? and rowid < ? order by rowid desc limit ?)",
-            table = self.table
-        );
-        let list: Option<String> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .bind(&self.expression)
-            .bind(low)
-            .bind(high)
-            .bind(limit)
-            .fetch_one(self.readers)
-            .await?;
-        Ok(numbers(list.as_deref()))
-    }
-
-    /// Those of a few that have the text, newest first.
-    async fn of_few(&self, seqs: &[i64]) -> Result<Vec<i64>, StoreError> {
-        let list: Vec<String> = seqs.iter().map(i64::to_string).collect();
-        let sql = format!(
-            "select group_concat(rowid) from {table} where {table} match ? and rowid in ({})",
-            list.join(", "),
-            table = self.table
-        );
-        let list: Option<String> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .persistent(false)
-            .bind(&self.expression)
-            .fetch_one(self.readers)
-            .await?;
-        let mut found = numbers(list.as_deref());
-        found.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(found)
-    }
-
-    /// The newest `need` of the candidates that have the text.
-    async fn among(
-        &self,
-        candidates: &BTreeMap<i64, Places>,
-        text: &TextQuery,
-        low: i64,
-        high: i64,
-        need: usize,
-    ) -> Result<Vec<i64>, StoreError> {
-        let wanted = |seq: &i64| {
-            candidates.get(&chunk_of(*seq)).is_some_and(|places| places.has(place_of(*seq)))
-        };
-        // A prefix costs the same for few hits and for all.
-        let limit = if text.has_prefix() { i64::MAX } else { MANY_HITS };
-        let hits = self.hits(low, high, limit).await?;
-        let complete = i64::try_from(hits.len()).is_ok_and(|hits| hits < limit);
-        let mut found: Vec<i64> = hits.iter().copied().filter(wanted).take(need).collect();
-        if complete || found.len() >= need {
-            return Ok(found);
-        }
-        // A text that very many have: from here on by what else is wanted, chunk for chunk.
-        let rest = hits.last().copied().unwrap_or(high);
-        for (chunk, places) in candidates.range(..=chunk_of(rest)).rev() {
-            let mut places = places.clone();
-            if *chunk == chunk_of(rest) {
-                places.before(place_of(rest));
-            }
-            let seqs: Vec<i64> =
-                places.ascending().rev().map(|place| seq_of(*chunk, place)).collect();
-            let more = if seqs.len() <= FEW {
-                self.of_few(&seqs).await?
-            } else {
-                self.hits(seq_of(*chunk, 0), rest.min(seq_of(*chunk + 1, 0)), CHUNK).await?
-            };
-            let missing = need - found.len();
-            found.extend(more.into_iter().filter(wanted).take(missing));
-            if found.len() >= need {
-                break;
-            }
-        }
-        Ok(found)
-    }
-}
-
-fn numbers(list: Option<&str>) -> Vec<i64> {
-    list.iter().flat_map(|list| list.split(',')).filter_map(|seq| seq.parse().ok()).collect()
 }
 
 pub(in crate::store::sqlite) fn parse_text(text: &str) -> Result<TextQuery, StoreError> {
