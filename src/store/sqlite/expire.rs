@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Row, raw_sql};
 use super::backup::REPLACED;
 use super::ledger::append;
 use super::log::Log;
-use super::upkeep::{ROW_BYTES, STEP_BYTES};
+use super::upkeep::{ROW_BYTES, STEP_BYTES, read_payloads};
 use super::verify::EXPIRED;
 use super::{SqliteStore, begin};
 use crate::clock;
@@ -99,6 +99,9 @@ impl SqliteStore {
             detail: json!({ "rows": [[after.saturating_add(1), last]], "through": last, "before": before })
                 .to_string(),
         };
+        let mut reader = self.audit.own.acquire().await?;
+        read_payloads(&mut reader, last).await?;
+        drop(reader);
         let mut writer = self.audit.writer().await?;
         let began = clock::uptime();
         let mut transaction = begin(&mut writer).await?;

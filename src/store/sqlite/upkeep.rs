@@ -38,8 +38,9 @@ const STEP_RANGES: usize = 1_000;
 /// Bytes of a step: what a row costs without payload, and the bounds of a step.
 pub(super) const ROW_BYTES: u64 = 1_024;
 pub(super) const STEP_BYTES: [u64; 3] = [64 << 10, 256 << 10, 2 << 20];
-/// Pages given back in a step.
-const STEP_PAGES: [u64; 3] = [16, 64, 1_024];
+/// Pages given back in a step. Each may have to be read from the disk, as may those that point to it: a
+/// millisecond for each was seen, and nothing tells beforehand.
+const STEP_PAGES: [u64; 3] = [8, 32, 32];
 /// Fewer rows than this are not pruned for their size: it is not they who take the space.
 const FEWEST: i64 = 1_000;
 
@@ -143,13 +144,7 @@ impl SqliteStore {
             return Ok(None);
         };
         let last = hashed_row(&mut reader, last, through).await?;
-        let rows: i64 = sqlx::query_scalar(
-            "select (select count(*) from calls where seq <= ?1)
-                  + (select count(*) from entries where seq <= ?1)",
-        )
-        .bind(last)
-        .fetch_one(&mut *reader)
-        .await?;
+        let rows = read_ahead(&mut reader, last).await?;
         drop(reader);
         // One text: each statement of its own waits for two changes of threads.
         let script = format!(
@@ -301,6 +296,14 @@ impl SqliteStore {
             subject: "ledger".to_owned(),
             detail: json!({ "rows": rows, key: value }).to_string(),
         };
+        // As for [`read_ahead`].
+        sqlx::query(
+            "select max(length(arguments)), max(length(result)) from payloads
+             where seq in (select value from json_each(?))",
+        )
+        .bind(format!("{numbers:?}"))
+        .fetch_one(&self.audit.own)
+        .await?;
         let mut writer = self.audit.writer().await?;
         let began = clock::uptime();
         // What is deleted is overwritten, also where a whole page becomes free.
@@ -465,6 +468,38 @@ async fn step_end(
         }
     }
     Ok(Some(last))
+}
+
+/// Counts the rows up to `last`, and reads all that goes with them. What is old is seldom in memory, and
+/// whoever removes it straight from the disk keeps others from writing meanwhile.
+async fn read_ahead(reader: &mut SqliteConnection, last: i64) -> Result<i64, StoreError> {
+    let rows = sqlx::query_scalar(
+        // The last column of a row, and so all of its pages; and of calls what finds them by their id.
+        "select (select count(*) from calls where seq <= ?1)
+              + (select count(*) from entries where seq <= ?1),
+            (select max(c.breaker) from calls c
+                where c.seq <= ?1 and exists (select 1 from calls i where i.id = c.id)),
+            (select max(hash) from entries where seq <= ?1),
+            (select max(http_status) from attempts where seq <= ?1)",
+    )
+    .bind(last)
+    .fetch_one(&mut *reader)
+    .await?;
+    read_payloads(reader, last).await?;
+    Ok(rows)
+}
+
+/// The same for the payloads alone.
+pub(super) async fn read_payloads(
+    reader: &mut SqliteConnection,
+    last: i64,
+) -> Result<(), StoreError> {
+    // A length in characters is had by reading them.
+    sqlx::query("select max(length(arguments)), max(length(result)) from payloads where seq <= ?")
+        .bind(last)
+        .fetch_one(reader)
+        .await?;
+    Ok(())
 }
 
 /// The row `last`, whose hash becomes the beginning of the chain; or the next one that has a hash, where
