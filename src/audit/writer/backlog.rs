@@ -20,6 +20,9 @@ const LEAST: usize = 512;
 const LARGEST: usize = BATCH;
 /// What a call without payloads takes, before any was seen.
 const USUAL: Duration = Duration::from_micros(40);
+/// Commits of less say how quick the writer is at least, not how slow: most of what they take is the same
+/// for one call and for many.
+const TELLING: usize = 128;
 /// So many bytes of arguments and result are about as much work as all the rest of a call.
 const UNIT: usize = 1024;
 
@@ -44,8 +47,11 @@ impl Default for Backlog {
 impl Backlog {
     /// Calls of that weight were written in `took`, but for the sync.
     pub(super) fn wrote(&mut self, weight: usize, took: Duration) {
-        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        let Some(each) = took.checked_div(weight) else { return };
+        let units = u32::try_from(weight).unwrap_or(u32::MAX);
+        let Some(each) = took.checked_div(units) else { return };
+        if weight < TELLING && each > self.each {
+            return;
+        }
         // What is slow is believed at once, what is quick after a few times.
         self.each = each.max(self.each.saturating_mul(3) / 4 + each / 4);
     }
@@ -82,7 +88,10 @@ mod tests {
         assert_eq!(backlog.limit(), 1_000, "slow at once");
         backlog.wrote(1000, micros(20_000));
         assert!((1_001..2_000).contains(&backlog.limit()), "quick by and by");
-        backlog.wrote(1, Duration::MAX);
+        let limit = backlog.limit();
+        backlog.wrote(TELLING - 1, micros(500_000));
+        assert_eq!(backlog.limit(), limit, "a few calls after a rest say little");
+        backlog.wrote(TELLING, Duration::MAX);
         assert_eq!(backlog.limit(), LEAST);
         for _ in 0..200 {
             backlog.wrote(1000, Duration::ZERO);
@@ -101,7 +110,7 @@ mod tests {
                 let limit = backlog.limit();
                 prop_assert!((LEAST..=LARGEST).contains(&limit));
                 let each = micros(took).as_nanos() / weight as u128;
-                prop_assert!(limit == LEAST || limit as u128 * each <= MOST.as_nanos());
+                prop_assert!(weight < TELLING || limit == LEAST || limit as u128 * each <= MOST.as_nanos());
             }
         }
     }
