@@ -28,7 +28,7 @@ fn said(number: u64) -> CallRow {
     let words = words(number);
     CallRow {
         caller: caller(number).into(),
-        error: (number % 3 == 0).then(|| words.to_owned()),
+        error: number.is_multiple_of(3).then(|| words.to_owned()),
         arguments: (number % 3 == 1).then(|| format!("{{\"q\":\"{words}\"}}")),
         result: (number % 3 == 2).then(|| words.to_owned()),
         ..call(number)
