@@ -403,37 +403,54 @@ async fn a_ledger_from_before_the_chain_begins_one() {
     assert_eq!((found.base, found.head, found.rows, found.unchained), (60, 65, 5, 57));
 }
 
-/// What stands outside the chain proves nothing, and is found itself.
+/// What stands outside the chain proves nothing, and is found itself, where it stands.
 #[tokio::test]
 async fn audit_tamper_outside_the_chain() {
-    for sql in [
+    for (sql, first) in [
         // A forged word that rows were removed in order.
-        "insert into entries select -1, at_ms, 'audit.pruned', actor, subject,
-             json_object('through', 9, 'hash', lower(hex((select hash from calls where seq = 9)))), hash
-             from entries where seq = 21;
-         update ledger set base_seq = 9, base_hash = (select hash from calls where seq = 9);
-         delete from calls where seq < 10; delete from payloads where seq < 10;
-         delete from attempts where seq < 10",
+        (
+            "insert into entries select -1, at_ms, 'audit.pruned', actor, subject, json_object(
+                 'through', 9, 'hash', lower(hex((select hash from calls where seq = 9)))), hash
+                 from entries where seq = 21;
+             update ledger set base_seq = 9, base_hash = (select hash from calls where seq = 9);
+             delete from calls where seq < 10; delete from payloads where seq < 10;
+             delete from attempts where seq < 10",
+            -1,
+        ),
         // The same of payloads.
-        "insert into entries select 0, at_ms, 'audit.erased', actor, subject, '{\"rows\":[[1,60]]}', hash
-             from entries where seq = 21; delete from payloads",
-        "insert into entries select 0, at_ms, kind, actor, subject, detail, hash from entries where seq = 21",
-        "insert into calls select -5, x'0193e0a4000070008000000000000000', started_at_ms, caller, session,
-             client_name, client_version, entrance, protocol_version, tool, upstream_tool, server,
-             definition_hash, outcome, error_code, error, failure, http_status, attempts, queue_us,
-             upstream_us, total_us, request_bytes, response_bytes, view, arguments_digest,
-             result_digest, payload_digest, hash, trace_id, remote_address, arguments_level,
-             results_level, breaker from calls where seq = 30",
-        "insert into attempts values (9999, 1, 0, 0, 'ok', null, null, null, 0)",
-        "insert into attempts values (21, 1, 0, 0, 'ok', null, null, null, 0)",
-        "insert into attempts values (60, 9, 0, 0, 'ok', null, null, null, 0)",
-        "insert into payloads values (21, 'x', null)",
-        "insert into payloads values (-5, 'x', null)",
+        (
+            "insert into entries select 0, at_ms, 'audit.erased', actor, subject, '{\"rows\":[[1,60]]}', hash
+                 from entries where seq = 21; delete from payloads",
+            0,
+        ),
+        (
+            "insert into entries select 0, at_ms, kind, actor, subject, detail, hash
+                 from entries where seq = 21",
+            0,
+        ),
+        (
+            "insert into calls select -5, x'0193e0a4000070008000000000000000', started_at_ms, caller, session,
+                 client_name, client_version, entrance, protocol_version, tool, upstream_tool, server,
+                 definition_hash, outcome, error_code, error, failure, http_status, attempts, queue_us,
+                 upstream_us, total_us, request_bytes, response_bytes, view, arguments_digest,
+                 result_digest, payload_digest, hash, trace_id, remote_address, arguments_level,
+                 results_level, breaker from calls where seq = 30",
+            -5,
+        ),
+        ("insert into attempts values (9999, 1, 0, 0, 'ok', null, null, null, 0)", 9999),
+        ("insert into attempts values (21, 1, 0, 0, 'ok', null, null, null, 0)", 21),
+        ("insert into attempts values (60, 9, 0, 0, 'ok', null, null, null, 0)", 60),
+        ("insert into payloads values (21, 'x', null)", 21),
+        ("insert into payloads values (-5, 'x', null)", -5),
+        // What was taken from a call is found at that call first.
+        ("update attempts set seq = 9999 where seq = 35 and n = 2", 35),
+        ("update payloads set seq = 9999 where seq = 35", 35),
     ] {
         let folder = written().await;
         tamper(&folder, sql).await;
         let found = verified(&folder).await;
-        assert!(!found.is_good(), "{sql}: {found:?}");
+        let at = found.findings.first().map(|finding| finding.seq);
+        assert_eq!(at, Some(first), "{sql}: {found:?}");
     }
     // Without the row that says where the chain begins and ends nothing is written any more.
     let folder = written().await;

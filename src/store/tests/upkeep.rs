@@ -220,12 +220,12 @@ async fn nobody_can_prune_more_than_the_ledger_says() {
         columns.join(", ")
     );
     for (sql, expected) in [
-        (forged, (105, Fault::Changed)),
+        (forged, (5, Fault::Changed)),
         (
             "insert into attempts values (5, 1, 0, 0, 'ok', null, null, null, 0)".to_owned(),
-            (105, Fault::Changed),
+            (5, Fault::Changed),
         ),
-        ("insert into payloads values (5, 'x', null)".to_owned(), (105, Fault::Changed)),
+        ("insert into payloads values (5, 'x', null)".to_owned(), (5, Fault::Changed)),
         (cut(120, hash), (121, Fault::Beginning)),
         (cut(104, "base_hash"), (105, Fault::Missing)),
         (cut(105, "zeroblob(32)"), (106, Fault::Beginning)),

@@ -72,24 +72,27 @@ pub(super) async fn ends(
         .into_iter()
         .flatten()
         .any(|state| state.base_hash != key.genesis(&state.chain, state.base));
-    let outside: i64 = sqlx::query_scalar(
+    let (before, beyond): (Option<i64>, Option<i64>) = sqlx::query_as(
         "with chain(base, bare) as
-            (select base_seq, iif(?2, base_seq, 0) from ledger where id = 1)
-         select (select count(*) from entries, chain where seq <= base)
-              + (select count(*) from calls, chain
-                    where seq <= bare or (seq <= base and hash is not null))
-              + (select count(*) from attempts, chain where seq <= bare)
-              + (select count(*) from payloads, chain where seq <= bare)
-              + (select count(*) from attempts where seq > ?1)
-              + (select count(*) from payloads where seq > ?1)",
+            (select base_seq, iif(?2, base_seq, 0) from ledger where id = 1),
+         outside(seq) as
+            (select seq from entries, chain where seq <= base
+             union all select seq from calls, chain
+                where seq <= bare or (seq <= base and hash is not null)
+             union all select seq from attempts, chain where seq <= bare
+             union all select seq from payloads, chain where seq <= bare),
+         beyond(seq) as
+            (select seq from attempts where seq > ?1
+             union all select seq from payloads where seq > ?1)
+         select (select min(seq) from outside), (select min(seq) from beyond)",
     )
     // What is left of a tail that was cut is found with it.
     .bind(last.max(state.head))
     .bind(pruned)
     .fetch_one(&mut *sight)
     .await?;
-    if outside > 0 {
-        verified.found(base, Fault::Changed);
+    for seq in [before, beyond].into_iter().flatten() {
+        verified.found(seq, Fault::Changed);
     }
     if last > state.head {
         // Unless a router wrote them meanwhile.
